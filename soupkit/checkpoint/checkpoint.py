@@ -1,0 +1,152 @@
+"""`Checkpoint`: the tensors of a safetensors checkpoint as a lazy, read-only mapping."""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from soupkit.checkpoint.dtypes import NUMPY_DTYPES, Array, safetensors_name
+from soupkit.checkpoint.header import Slot, TensorSpec
+from soupkit.checkpoint.layout import Layout, companions, read_config, read_layout
+from soupkit.errors import CheckpointError
+
+
+class Checkpoint(Mapping[str, Array]):
+    """The tensors of one checkpoint, read when asked for.
+
+    Opening reads headers only; `checkpoint[name]` reads one tensor; `read_into` reads a part of one into a buffer.
+    bfloat16 and fp8 arrive as ml_dtypes arrays. Memory: the headers, and what the caller holds.
+    Raises CheckpointError for a damaged file, ReferenceError for a directory without weights.
+    """
+
+    def __init__(self, path: Path, *, reference: str | None = None) -> None:
+        layout: Layout = read_layout(path)
+        self.path = path
+        self.reference = reference or str(path)
+        self.directory = layout.directory
+        self.files = layout.files
+        self.metadata = layout.metadata
+        self.specs = _with_aliases(layout)
+        self.slots = {name: Slot(spec.dtype, spec.shape) for name, spec in self.specs.items()}
+        self.config_name, self.config = read_config(layout.directory)
+        self._descriptors: dict[Path, int] = {}
+        self._lock = threading.Lock()
+        weakref.finalize(self, _close_all, self._descriptors)
+
+    def __getitem__(self, name: str) -> Array:
+        spec = self.specs[name]
+        array = np.empty(spec.shape, NUMPY_DTYPES[spec.dtype])
+        self.read_into(name, 0, array.reshape(-1))
+        return array
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.specs)
+
+    def __len__(self) -> int:
+        return len(self.specs)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.specs
+
+    def __repr__(self) -> str:
+        return f"Checkpoint({self.reference!r})"
+
+    def read_into(self, name: str, start: int, out: Array) -> None:
+        """Fill `out` (contiguous, of the tensor's dtype) with the elements of `name` from number `start` on."""
+        spec = self.specs[name]
+        view = memoryview(out.view(np.uint8)) if out.size else memoryview(b"")
+        descriptor = self._descriptors.get(spec.file) or self._open(spec.file)
+        position = spec.start + start * out.itemsize
+        done = os.preadv(descriptor, [view], position)
+        while done < len(view):
+            more = os.preadv(descriptor, [view[done:]], position + done)
+            if more == 0:
+                raise CheckpointError(f"{spec.file}: ended while tensor {name!r} was read; did something change it?")
+            done += more
+
+    @property
+    def companions(self) -> list[Path]:
+        """Configuration and tokenizer files beside the weights; none for a bare file without a configuration."""
+        return companions(self.directory) if self.config_name or self.path.is_dir() else []
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(spec.num_bytes for spec in self.specs.values())
+
+    def _open(self, file: Path) -> int:
+        with self._lock:
+            if file not in self._descriptors:
+                _allow_many_files()
+                self._descriptors[file] = os.open(file, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+            return self._descriptors[file]
+
+
+def _with_aliases(layout: Layout) -> Mapping[str, TensorSpec]:
+    """safetensors' save_model drops tied tensors and notes {dropped: kept} in the metadata: show both again."""
+    specs = dict(layout.specs)
+    for dropped, kept in layout.metadata.items():
+        if dropped not in specs and kept in layout.specs:
+            specs[dropped] = layout.specs[kept]
+    return specs
+
+
+def tied_names(source: Mapping[str, Any]) -> dict[str, str]:
+    """{name: the name it shares its bytes with} for the tied tensors of a checkpoint."""
+    first: dict[tuple[Path, int], str] = {}
+    ties: dict[str, str] = {}
+    for name, spec in getattr(source, "specs", {}).items():
+        if spec.num_elements and first.setdefault((spec.file, spec.start), name) != name:
+            ties[name] = first[(spec.file, spec.start)]
+    return ties
+
+
+def _close_all(descriptors: dict[Path, int]) -> None:
+    for descriptor in descriptors.values():
+        os.close(descriptor)
+    descriptors.clear()
+
+
+_limit_raised = False
+
+
+def _allow_many_files() -> None:
+    """Many ingredients times many shards pass the usual soft limit of 1,024 open files; the hard limit is higher."""
+    global _limit_raised
+    if not _limit_raised:
+        _limit_raised = True
+        try:
+            import resource
+
+            soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 65_536)), hard))
+        except (ImportError, ValueError, OSError):
+            pass
+
+
+def read_chunk(source: Mapping[str, Array], name: str, start: int, out: Array) -> None:
+    """Fill `out` from any mapping of arrays: chunked where the source can, else by way of the whole tensor."""
+    read_into = getattr(source, "read_into", None)
+    if read_into is not None:
+        read_into(name, start, out)
+    else:
+        out[:] = np.asarray(source[name]).reshape(-1)[start : start + out.size]
+
+
+def slots_of(source: Mapping[str, Array]) -> Mapping[str, Slot]:
+    """The dtype and shape of every tensor of any mapping of arrays, without reading weights where it can be avoided."""
+    slots: Mapping[str, Slot] | None = getattr(source, "slots", None)
+    if slots is not None:
+        return slots
+    return {name: Slot(safetensors_name(np.asarray(source[name]).dtype), np.shape(source[name])) for name in source}
+
+
+def name_of(source: Mapping[str, Array], position: int) -> str:
+    """What to call an ingredient in a message."""
+    return getattr(source, "reference", f"ingredient {position}")

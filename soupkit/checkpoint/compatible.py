@@ -1,0 +1,115 @@
+"""Can these checkpoints be merged with each other? Decided from headers alone, before any work."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from soupkit.checkpoint.checkpoint import Checkpoint, name_of, slots_of, tied_names
+from soupkit.checkpoint.dtypes import FLOATING, Array, widest
+from soupkit.checkpoint.header import Slot
+from soupkit.errors import CompatibilityError
+
+Ingredient = Mapping[str, Array]
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """What the ingredients have in common.
+
+    slots: every tensor with its shape and the narrowest dtype that holds all ingredients' values.
+    ties: {dropped name: kept name} for tensors tied in every ingredient; slots leaves the dropped ones out.
+    mixed: names of tensors whose floating dtype differs between ingredients.
+    """
+
+    slots: Mapping[str, Slot]
+    ties: Mapping[str, str]
+    mixed: tuple[str, ...]
+
+
+def check_compatible(ingredients: Sequence[Ingredient]) -> Agreement:
+    """Compare every ingredient with the first. Raises CompatibilityError naming checkpoint, tensor and fix."""
+    if not ingredients:
+        raise CompatibilityError("nothing to merge: no checkpoint given")
+    names = [name_of(ingredient, position) for position, ingredient in enumerate(ingredients)]
+    _check_distinct(ingredients, names)
+    _check_architecture(ingredients, names)
+    slots = [slots_of(ingredient) for ingredient in ingredients]
+    for position in range(1, len(slots)):
+        _check_keys(slots[0], slots[position], names[0], names[position])
+        _check_tensors(slots[0], slots[position], names[0], names[position])
+    ties = _common_ties(ingredients)
+    dtypes = {name: {each[name].dtype for each in slots} for name in slots[0] if name not in ties}
+    agreed = {name: Slot(widest(kinds), slots[0][name].shape) for name, kinds in dtypes.items()}
+    return Agreement(agreed, ties, tuple(name for name, kinds in dtypes.items() if len(kinds) > 1))
+
+
+def _check_distinct(ingredients: Sequence[Ingredient], names: Sequence[str]) -> None:
+    seen: dict[object, str] = {}
+    for ingredient, name in zip(ingredients, names, strict=True):
+        identity: object = id(ingredient)
+        if isinstance(ingredient, Checkpoint):
+            identity = tuple(file.resolve() for file in ingredient.files)
+        if identity in seen:
+            raise CompatibilityError(
+                f"{name}: the same checkpoint as {seen[identity]}",
+                hint="name it once; to give it more weight use `soupkit merge weighted`",
+            )
+        seen[identity] = name
+
+
+def _check_architecture(ingredients: Sequence[Ingredient], names: Sequence[str]) -> None:
+    """Weights of two architectures can agree in every shape and still mean different things."""
+    seen: tuple[str, str] | None = None
+    for ingredient, name in zip(ingredients, names, strict=True):
+        kind = architecture(ingredient)
+        if kind and seen and kind != seen[0]:
+            raise CompatibilityError(
+                f"{name}: is a {kind}, but {seen[1]} is a {seen[0]}",
+                hint="merge checkpoints of one architecture; if they are the same model, make their config.json agree",
+            )
+        seen = seen or ((kind, name) if kind else None)
+
+
+def architecture(ingredient: Ingredient) -> str:
+    """What a checkpoint's configuration says it is; empty when it says nothing."""
+    config = getattr(ingredient, "config", {})
+    if "model_cfg" in config:
+        model = config["model_cfg"]
+        vision = model.get("vision_cfg", {}) if isinstance(model, dict) else {}
+        return f"open_clip model with image tower {vision}" if isinstance(vision, dict) else "open_clip model"
+    classes = config.get("architectures") or []
+    if isinstance(classes, list) and classes:
+        return str(classes[0])
+    return str(config.get("architecture") or config.get("model_type") or "").partition(".")[0]
+
+
+def _check_keys(first: Mapping[str, Slot], other: Mapping[str, Slot], first_name: str, other_name: str) -> None:
+    missing, extra = sorted(first.keys() - other.keys()), sorted(other.keys() - first.keys())
+    if not missing and not extra:
+        return
+    parts = [f"lacks {len(missing)} tensors of {first_name} (for example {missing[0]!r})"] if missing else []
+    parts += [f"has {len(extra)} that {first_name} lacks (for example {extra[0]!r})"] if extra else []
+    shared = len(first.keys() & other.keys())
+    hint = "they are different architectures" if shared < len(first) / 2 else "leave it out, or save both the same way"
+    raise CompatibilityError(f"{other_name}: {' and '.join(parts)}; {shared} of {len(first)} agree", hint=hint)
+
+
+def _check_tensors(first: Mapping[str, Slot], other: Mapping[str, Slot], first_name: str, other_name: str) -> None:
+    for name, slot in first.items():
+        if other[name].shape != slot.shape:
+            raise CompatibilityError(
+                f"{other_name}: tensor {name!r} has shape {list(other[name].shape)}, {first_name} has {list(slot.shape)}",
+                hint="merge checkpoints of one architecture with one head (the same classes or vocabulary)",
+            )
+        kinds = {slot.dtype, other[name].dtype}
+        if len(kinds) > 1 and not kinds <= set(FLOATING):
+            raise CompatibilityError(
+                f"{other_name}: tensor {name!r} is {other[name].dtype}, {first_name} has {slot.dtype}",
+                hint="floating dtypes may be mixed, others must agree; convert one of them",
+            )
+
+
+def _common_ties(ingredients: Sequence[Ingredient]) -> dict[str, str]:
+    ties = [tied_names(ingredient) for ingredient in ingredients]
+    return {name: kept for name, kept in ties[0].items() if all(each.get(name) == kept for each in ties[1:])}

@@ -1,0 +1,180 @@
+"""The header of a safetensors file, read and written with nothing taken on trust.
+
+A file is: 8 bytes little-endian N, N bytes of JSON {name: {dtype, shape, data_offsets}, "__metadata__": {str: str}},
+then the data, which the offsets cover without gaps or overlaps.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+from soupkit.checkpoint.dtypes import NUMPY_DTYPES
+from soupkit.errors import CheckpointError
+
+MAX_HEADER_BYTES = 100_000_000
+"""The limit of the safetensors library itself."""
+
+
+class TensorSpec(NamedTuple):
+    """What a header says of a tensor; `start` counts bytes from the beginning of `file`."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    file: Path
+    start: int
+
+    @property
+    def num_elements(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def num_bytes(self) -> int:
+        return self.num_elements * NUMPY_DTYPES[self.dtype].itemsize
+
+
+@dataclass(frozen=True)
+class Header:
+    """Tensors of one file, in the order of their data, and its metadata."""
+
+    specs: Mapping[str, TensorSpec]
+    metadata: Mapping[str, str]
+
+
+def read_header(path: Path) -> Header:
+    """Read and check the header of one file. Raises CheckpointError naming the file and what is wrong with it."""
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            return parse_header(_header_bytes(file.read(8), size, path, file), path, size)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def _header_bytes(prefix: bytes, size: int, path: Path, file: Any) -> bytes:
+    if len(prefix) < 8:
+        _damaged(path, f"is {size} bytes long, too short for a safetensors file")
+    (length,) = struct.unpack("<Q", prefix)
+    if length > MAX_HEADER_BYTES:
+        _damaged(path, f"declares a header of {length} bytes, the format allows {MAX_HEADER_BYTES}")
+    if 8 + length > size:
+        _damaged(path, f"declares a header of {length} bytes in a file of {size}")
+    raw: bytes = file.read(length)
+    return raw
+
+
+def parse_header(raw: bytes, path: Path, file_size: int) -> Header:
+    """Check a header's JSON against the size of its file. Raises CheckpointError."""
+    try:
+        entries = json.loads(raw.decode("utf-8"), object_pairs_hook=_without_duplicates)
+    except (ValueError, RecursionError) as error:
+        _damaged(path, f"has a header that is not valid: {error}")
+    if not isinstance(entries, dict):
+        _damaged(path, "has a header that is not a JSON object")
+    metadata = _metadata(entries.pop("__metadata__", {}), path)
+    data_start = 8 + len(raw)
+    spans = [(_span(name, entry, path), name, entry) for name, entry in entries.items()]
+    spans.sort(key=lambda item: (item[0], item[1]))
+    _check_coverage(spans, path, file_size - data_start)
+    specs = {
+        name: TensorSpec(entry["dtype"], tuple(entry["shape"]), path, data_start + start)
+        for (start, _), name, entry in spans
+    }
+    return Header(specs, metadata)
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    entries = dict(pairs)
+    if len(entries) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} stands twice")
+    return entries
+
+
+def _metadata(value: Any, path: Path) -> dict[str, str]:
+    if not isinstance(value, dict) or not all(isinstance(item, str) for item in value.values()):
+        _damaged(path, "has a __metadata__ that is not a map from text to text")
+    return dict(value)
+
+
+def _span(name: str, entry: Any, path: Path) -> tuple[int, int]:
+    """The (start, stop) of a tensor after its own entry has been checked."""
+    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+        _damaged(path, f"tensor {name!r}: expected exactly dtype, shape and data_offsets")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in NUMPY_DTYPES:
+        _damaged(path, f"tensor {name!r}: dtype {dtype!r} is not one of {', '.join(NUMPY_DTYPES)}")
+    if not isinstance(shape, list) or not all(_is_count(size) for size in shape):
+        _damaged(path, f"tensor {name!r}: shape {shape!r} is not a list of sizes")
+    if not isinstance(offsets, list) or len(offsets) != 2 or not all(_is_count(offset) for offset in offsets):
+        _damaged(path, f"tensor {name!r}: data_offsets {offsets!r} are not two positions")
+    start, stop = offsets
+    expected = math.prod(shape) * NUMPY_DTYPES[dtype].itemsize
+    if stop - start != expected:
+        _damaged(path, f"tensor {name!r}: {dtype} {shape} takes {expected} bytes, its offsets span {stop - start}")
+    return start, stop
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**63
+
+
+def _check_coverage(spans: list[tuple[tuple[int, int], str, Any]], path: Path, data_size: int) -> None:
+    """The offsets must cover the data exactly: no gap, no overlap, nothing missing at the end."""
+    position = 0
+    for (start, stop), name, _ in spans:
+        if start < position:
+            _damaged(path, f"tensor {name!r} overlaps the one before it (starts at {start}, expected {position})")
+        if start > position:
+            _damaged(path, f"{start - position} bytes before tensor {name!r} belong to no tensor")
+        position = stop
+    if position > data_size:
+        _damaged(path, f"is truncated: the header promises {position} bytes of data, the file holds {data_size}")
+    if position < data_size:
+        _damaged(path, f"has {data_size - position} bytes after the last tensor")
+
+
+def _damaged(path: Path, what: str) -> NoReturn:
+    raise CheckpointError(f"{path}: {what}", hint="download or save the file again; it is damaged or not safetensors")
+
+
+class Slot(NamedTuple):
+    """A tensor to be written: its safetensors dtype and its shape."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def num_elements(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def num_bytes(self) -> int:
+        return self.num_elements * NUMPY_DTYPES[self.dtype].itemsize
+
+
+def canonical_order(slots: Mapping[str, Slot]) -> list[str]:
+    """Wider dtypes first (which aligns every tensor), then by name: what safetensors itself writes."""
+    return sorted(slots, key=lambda name: (-NUMPY_DTYPES[slots[name].dtype].itemsize, slots[name].dtype, name))
+
+
+def header_bytes(slots: Mapping[str, Slot], order: list[str], metadata: Mapping[str, str]) -> tuple[bytes, dict[str, int]]:
+    """The prefix and header of a file, and where in the file each tensor starts."""
+    entries: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
+    position, starts = 0, {}
+    for name in order:
+        slot = slots[name]
+        starts[name] = position
+        stop = position + slot.num_bytes
+        entries[name] = {"dtype": slot.dtype, "shape": list(slot.shape), "data_offsets": [position, stop]}
+        position = stop
+    raw = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    raw += b" " * (-len(raw) % 8)
+    prefix = struct.pack("<Q", len(raw)) + raw
+    return prefix, {name: start + len(prefix) for name, start in starts.items()}

@@ -1,0 +1,151 @@
+"""Which files of a directory hold its weights, and which configure them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from soupkit.checkpoint.header import TensorSpec, read_header
+from soupkit.errors import CheckpointError, ReferenceError
+
+INDEX_SUFFIX = ".safetensors.index.json"
+CONFIG_NAMES = ("open_clip_config.json", "config.json")
+COMPANION_SUFFIXES = (".json", ".txt", ".model", ".tiktoken", ".jinja", ".yaml", ".yml", ".py", ".bpe", ".vocab")
+NOT_COMPANIONS = ("soupkit.json", "trainer_state.json", "training_args.json", "scores.json", "adapter_config.json")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The files that hold the weights, what their headers say, and the index file if there is one."""
+
+    directory: Path
+    files: tuple[Path, ...]
+    specs: Mapping[str, TensorSpec]
+    metadata: Mapping[str, str]
+
+
+def read_layout(path: Path) -> Layout:
+    """Find the weights of a directory or file and read every header. Raises ReferenceError, CheckpointError."""
+    if path.is_file():
+        return _read_index(path) if path.name.endswith(INDEX_SUFFIX) else _read_files(path.parent, (path,))
+    weights = find_weights(path)
+    return _read_index(weights) if weights.name.endswith(INDEX_SUFFIX) else _read_files(path, (weights,))
+
+
+def find_weights(directory: Path) -> Path:
+    """The weight file or shard index of a directory. Raises ReferenceError when there is none or no telling which."""
+    if (directory / "adapter_config.json").exists():
+        raise ReferenceError(
+            f"{directory}: is a LoRA adapter, not a checkpoint",
+            hint="merge the adapter into its base model first (peft: merge_and_unload) and save that",
+        )
+    preferred = ["model.safetensors", "open_clip_model.safetensors"]
+    if (directory / CONFIG_NAMES[0]).exists():
+        preferred.reverse()
+    indexes = sorted(directory.glob(f"*{INDEX_SUFFIX}"))
+    singles = [directory / name for name in preferred if (directory / name).is_file()]
+    if indexes and singles and f"{singles[0].stem}{INDEX_SUFFIX}" in {index.name for index in indexes}:
+        raise ReferenceError(
+            f"{directory}: holds both {singles[0].name} and shards of the same name",
+            hint=f"remove the stale one, or refer to the file you mean: {singles[0]}",
+        )
+    found = singles[:1] or indexes or sorted(directory.glob("*.safetensors"))
+    if len(found) == 1:
+        return found[0]
+    names = ", ".join(path.name for path in found[:5])
+    if found:
+        raise ReferenceError(
+            f"{directory}: holds {len(found)} candidates for its weights ({names})",
+            hint=f"refer to one file, for example {found[0]}, or to all of them as checkpoints: '{directory}/*.safetensors'",
+        )
+    raise ReferenceError(f"{directory}: holds no .safetensors file", hint=_convert_hint(directory))
+
+
+def _convert_hint(directory: Path) -> str:
+    pickles = [path.name for path in sorted(directory.iterdir()) if path.suffix in (".pt", ".pth", ".bin", ".ckpt")]
+    if pickles:
+        return f"soupkit reads safetensors only; save {pickles[0]} with safetensors.torch.save_file first"
+    return "a checkpoint directory holds model.safetensors, open_clip_model.safetensors, or shards and their index"
+
+
+def _read_files(directory: Path, files: tuple[Path, ...]) -> Layout:
+    headers = [read_header(file) for file in files]
+    specs: dict[str, TensorSpec] = {}
+    metadata: dict[str, str] = {}
+    for header in headers:
+        for name, spec in header.specs.items():
+            if name in specs:
+                raise CheckpointError(
+                    f"{spec.file}: tensor {name!r} stands in {specs[name].file.name} too",
+                    hint="remove the stale shard",
+                )
+            specs[name] = spec
+        metadata.update(header.metadata)
+    return Layout(directory, files, specs, metadata)
+
+
+def _read_index(index: Path) -> Layout:
+    """Read a sharded checkpoint; the index and the headers must tell the same."""
+    weight_map = _weight_map(index)
+    names = sorted(set(weight_map.values()))
+    missing = [name for name in names if not (index.parent / name).is_file()]
+    if missing:
+        raise CheckpointError(
+            f"{index}: names {len(missing)} of {len(names)} shards that are not there, for example {missing[0]}",
+            hint="download the missing shards",
+        )
+    layout = _read_files(index.parent, tuple(index.parent / name for name in names))
+    for name in sorted(weight_map.keys() | layout.specs.keys()):
+        held = layout.specs[name].file.name if name in layout.specs else "no shard"
+        if held != weight_map.get(name, "no shard"):
+            raise CheckpointError(
+                f"{index}: puts tensor {name!r} in {weight_map.get(name, 'no shard')}, but {held} holds it",
+                hint="the index and the shards are not of one checkpoint; download or save them again",
+            )
+    return layout
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    try:
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    except (ValueError, KeyError, TypeError, RecursionError, OSError) as error:
+        raise CheckpointError(f"{index}: is not a shard index with a weight_map: {error!r}") from error
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{index}: its weight_map is not a map from tensor to file")
+    for name, file in weight_map.items():
+        if not isinstance(file, str) or file in ("", ".", "..") or "/" in file or "\\" in file or "\0" in file:
+            raise CheckpointError(
+                f"{index}: puts tensor {name!r} in {file!r}, which is not the name of a file beside the index",
+                hint="a shard index may only name files in its own directory",
+            )
+    return weight_map
+
+
+def read_config(directory: Path) -> tuple[str | None, dict[str, Any]]:
+    """The name and content of a model's configuration file; (None, {}) when there is none."""
+    for name in CONFIG_NAMES:
+        if (directory / name).is_file():
+            try:
+                config = json.loads((directory / name).read_text(encoding="utf-8"))
+            except (ValueError, RecursionError) as error:
+                raise CheckpointError(f"{directory / name}: is not valid JSON: {error}") from error
+            if not isinstance(config, dict):
+                raise CheckpointError(f"{directory / name}: is not a JSON object")
+            return name, config
+    return None, {}
+
+
+def companions(directory: Path) -> list[Path]:
+    """The small files that travel with weights: configuration, tokenizer, templates, modelling code, licence."""
+    return [
+        path
+        for path in sorted(directory.iterdir())
+        if path.is_file()
+        and not path.name.startswith(".")
+        and not path.name.endswith(INDEX_SUFFIX)
+        and path.name not in NOT_COMPANIONS
+        and (path.suffix in COMPANION_SUFFIXES or path.name.startswith(("LICENSE", "NOTICE")))
+    ]

@@ -1,0 +1,167 @@
+"""Writing tensors: files are planned, created at their final size, and filled at their final offsets."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from soupkit.checkpoint.checkpoint import slots_of
+from soupkit.checkpoint.dtypes import NUMPY_DTYPES, Array
+from soupkit.checkpoint.header import Slot, canonical_order, header_bytes
+from soupkit.checkpoint.layout import INDEX_SUFFIX, read_layout
+from soupkit.errors import CheckpointError, RecipeError
+
+DEFAULT_SHARD_BYTES = 50_000_000_000
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+@dataclass(frozen=True)
+class PlannedFile:
+    """One file to write: its name and its tensors in order."""
+
+    name: str
+    order: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All files of a checkpoint to write. num_bytes counts the tensors' data."""
+
+    slots: Mapping[str, Slot]
+    metadata: Mapping[str, str]
+    files: tuple[PlannedFile, ...]
+    index_name: str | None
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(slot.num_bytes for slot in self.slots.values())
+
+
+def parse_bytes(text: str) -> int:
+    """'5GB' → 5·10⁹, '8GiB' → 8·2³⁰. Raises RecipeError."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
+    if not match or match[2].upper() not in _UNITS or float(match[1]) <= 0:
+        raise RecipeError(f"{text!r} is not a size", hint="write 500MB, 5GB or 8GiB")
+    return int(float(match[1]) * _UNITS[match[2].upper()])
+
+
+def plan_files(
+    slots: Mapping[str, Slot],
+    *,
+    file_name: str = "model.safetensors",
+    max_shard_bytes: int = DEFAULT_SHARD_BYTES,
+    metadata: Mapping[str, str] | None = None,
+) -> Plan:
+    """Decide shards: canonical order, a new file when the next tensor would pass the limit (a larger one stands alone)."""
+    groups: list[list[str]] = [[]]
+    size = 0
+    for name in canonical_order(slots):
+        if groups[-1] and size + slots[name].num_bytes > max_shard_bytes:
+            groups.append([])
+            size = 0
+        groups[-1].append(name)
+        size += slots[name].num_bytes
+    stem = file_name.removesuffix(".safetensors")
+    names = [f"{stem}-{i + 1:05d}-of-{len(groups):05d}.safetensors" for i in range(len(groups))]
+    if len(groups) == 1:
+        names = [file_name]
+    files = tuple(PlannedFile(name, tuple(group)) for name, group in zip(names, groups, strict=True))
+    index_name = f"{stem}{INDEX_SUFFIX}" if len(groups) > 1 else None
+    return Plan(slots, {"format": "pt", **(metadata or {})}, files, index_name)
+
+
+class TensorFiles:
+    """The files of a plan, open for writing at final offsets from any thread: a sink of the merge engine.
+
+    Context manager. Creation reserves the disk, so a full disk is found before the work. On a clean exit the files are
+    closed, read back, and their headers must be the declared set (CheckpointError otherwise).
+    """
+
+    def __init__(self, directory: Path, plan: Plan) -> None:
+        self._directory = directory
+        self._plan = plan
+        self._places: dict[str, tuple[int, int, int]] = {}
+        self._descriptors: list[int] = []
+
+    def __enter__(self) -> TensorFiles:
+        for file in self._plan.files:
+            prefix, starts = header_bytes(self._plan.slots, list(file.order), self._plan.metadata)
+            descriptor = os.open(self._directory / file.name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+            self._descriptors.append(descriptor)
+            data = sum(self._plan.slots[name].num_bytes for name in file.order)
+            _reserve(descriptor, len(prefix) + data)
+            _write_all(descriptor, prefix, 0)
+            for name, start in starts.items():
+                self._places[name] = (descriptor, start, NUMPY_DTYPES[self._plan.slots[name].dtype].itemsize)
+        return self
+
+    def write(self, name: str, start: int, values: Array) -> None:
+        """Write the elements of tensor `name` from number `start` on."""
+        descriptor, position, itemsize = self._places[name]
+        _write_all(descriptor, memoryview(values.view(np.uint8)), position + start * itemsize)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for descriptor in self._descriptors:
+            os.close(descriptor)
+        if error is None:
+            if self._plan.index_name:
+                self._write_index(self._plan.index_name)
+            self._check()
+
+    def _write_index(self, index_name: str) -> None:
+        weight_map = {name: file.name for file in self._plan.files for name in file.order}
+        index: dict[str, Any] = {
+            "metadata": {"total_size": self._plan.num_bytes},
+            "weight_map": dict(sorted(weight_map.items())),
+        }
+        (self._directory / index_name).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+    def _check(self) -> None:
+        """Read the headers back: what was declared must be what is there."""
+        layout = read_layout(self._directory / (self._plan.index_name or self._plan.files[0].name))
+        written = {name: Slot(spec.dtype, spec.shape) for name, spec in layout.specs.items()}
+        if written != dict(self._plan.slots):
+            raise CheckpointError(f"{self._directory}: the written headers are not the declared tensors")
+
+
+def write_tensors(
+    directory: Path,
+    tensors: Mapping[str, Array],
+    *,
+    file_name: str = "model.safetensors",
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write arrays that are in memory as one checkpoint file into `directory` (an OutputDirectory's)."""
+    plan = plan_files(slots_of(tensors), file_name=file_name, metadata=metadata)
+    with TensorFiles(directory, plan) as files:
+        for name in plan.slots:
+            files.write(name, 0, np.ascontiguousarray(tensors[name]).reshape(-1))
+
+
+def _reserve(descriptor: int, num_bytes: int) -> None:
+    """Give the file its size and its disk now; file systems that cannot reserve only get the size."""
+    os.ftruncate(descriptor, num_bytes)
+    if hasattr(os, "posix_fallocate") and num_bytes:
+        try:
+            os.posix_fallocate(descriptor, 0, num_bytes)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+                raise
+
+
+def _write_all(descriptor: int, data: bytes | memoryview, position: int) -> None:
+    view = memoryview(data)
+    done = os.pwrite(descriptor, view, position)
+    while done < len(view):
+        done += os.pwrite(descriptor, view[done:], position + done)

@@ -1,0 +1,165 @@
+"""The command line, built from the table of commands.
+
+Exit codes: 0 done; 1 a SoupkitError; 2 usage (RecipeError and what typer refuses); 3 an expectation of a recipe not
+met; 130 interrupted. Anything else that escapes is a bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import inspect
+import io
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NoReturn
+
+import typer
+
+from soupkit import __version__
+from soupkit.cli import render
+from soupkit.cli.options import describe, escape, given, parameters
+from soupkit.commands import COMMANDS, Command
+from soupkit.errors import SoupkitError
+from soupkit.recipe.parse import parse_recipe
+from soupkit.world import world_of
+
+GROUPS = {"merge": "Turn many checkpoints into one."}
+ROOT_EXAMPLES = ("demo", "finetune-sweep", "merge greedy", "evaluate")
+SETTINGS = {"help_option_names": ["-h", "--help"]}
+# BadParameter → UsageError → the root of click's errors; typer carries click under changing names, but not this chain.
+CLICK_ERROR: type[Exception] = typer.BadParameter.__mro__[2]
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run one command line and exit."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a file name that is no UTF-8 must not end a job
+    sys.exit(run_command_line(sys.argv[1:] if arguments is None else arguments))
+
+
+def run_command_line(arguments: Sequence[str]) -> int:
+    """Run one command line and return its exit code."""
+    try:
+        return build_app()(args=list(arguments), prog_name="soupkit", standalone_mode=False) or 0
+    except CLICK_ERROR as error:
+        return _report_usage(error)
+    except (KeyboardInterrupt, typer.Abort):
+        render.write(sys.stderr, "interrupted")
+        return 130
+
+
+def build_app() -> typer.Typer:
+    """The typer application: one command per entry of COMMANDS, "merge uniform" as `uniform` in the group `merge`."""
+    app = _typer("Turn many model checkpoints into one better model.", _examples(ROOT_EXAMPLES))
+    app.callback(invoke_without_command=True)(_root)
+    groups: dict[str, typer.Typer] = {}
+    for name, command in COMMANDS.items():
+        group, _, leaf = name.rpartition(" ")
+        if group and group not in groups:
+            members = [other for other in COMMANDS if other.startswith(f"{group} ")]
+            groups[group] = _typer(GROUPS.get(group, f"Commands of {group}."), _examples(members))
+            app.add_typer(groups[group], name=group)
+        _add_command(groups.get(group, app), leaf, command)
+    return app
+
+
+def _typer(help: str, examples: Iterable[str]) -> typer.Typer:
+    # Rich marks bold and dim even under NO_COLOR, so help is plain text then.
+    return typer.Typer(
+        help=help,
+        epilog=_epilog(examples),
+        add_completion=False,
+        context_settings=SETTINGS,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None if "NO_COLOR" in os.environ else "rich",
+    )
+
+
+def _root(
+    context: typer.Context,
+    version: bool = typer.Option(False, "--version", help="print the version and exit"),
+) -> None:
+    if version:
+        render.write(sys.stdout, f"soupkit {__version__}")
+    elif context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+def _add_command(app: typer.Typer, name: str, command: Command) -> None:
+    kind = command.recipe_type()
+    description = describe(kind)
+    app.command(
+        name,
+        help=escape(f"{description.summary}\n\n{description.details}".strip()),
+        short_help=escape(description.summary),
+        epilog=_epilog(description.examples),
+        context_settings=SETTINGS,
+    )(_callback(kind, command))
+
+
+def _callback(kind: type[Any], command: Command) -> Callable[..., None]:
+    """The function behind one command, with the recipe's fields as its signature."""
+
+    def run(*, json: bool, quiet: bool, **values: Any) -> None:
+        code = _run_job(kind, command, given(values), json=json, quiet=quiet)
+        if code:
+            raise typer.Exit(code)
+
+    signature = inspect.Signature([*parameters(kind), *_common_parameters()])
+    run.__signature__ = signature  # type: ignore[attr-defined]
+    run.__annotations__ = {name: parameter.annotation for name, parameter in signature.parameters.items()}
+    return run
+
+
+def _common_parameters() -> list[inspect.Parameter]:
+    helps = {
+        "json": "print the result as one JSON object on stdout, and no tables",
+        "quiet": "no progress and no notes; warnings and errors stay",
+    }
+    return [
+        inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            annotation=bool,
+            default=typer.Option(False, f"--{name}", help=help, rich_help_panel="What is printed"),
+        )
+        for name, help in helps.items()
+    ]
+
+
+def _run_job(kind: type[Any], command: Command, values: dict[str, Any], *, json: bool, quiet: bool) -> int:
+    """Parse, run, print: the exit code. What is no SoupkitError and no interrupt passes through."""
+    try:
+        recipe = parse_recipe(kind, values)
+        with render.Renderer(quiet=quiet, tables=not json) as report:
+            result = command.load_job()(recipe, world_of(recipe), report)
+        if json:
+            render.write(sys.stdout, render.json_text(result))
+    except SoupkitError as error:
+        render.write(sys.stderr, render.error_text(error))
+        return error.exit_code
+    except KeyboardInterrupt:
+        render.write(sys.stderr, "interrupted")
+        return 130
+    return 0
+
+
+def _report_usage(error: Exception) -> int:
+    """What typer refuses, in the same form as every other error."""
+    context = getattr(error, "ctx", None)
+    path = context.command_path if context is not None else "soupkit"
+    message = getattr(error, "format_message", error.__str__)()
+    hint = f"{path} --help lists what there is"
+    render.write(sys.stderr, f"error: {message.strip()}\n\nhint: {hint}")
+    return int(getattr(error, "exit_code", 2))
+
+
+def _examples(names: Iterable[str]) -> list[str]:
+    found = (describe(COMMANDS[name].recipe_type()).examples for name in names if name in COMMANDS)
+    return [example for examples in found for example in examples]
+
+
+def _epilog(examples: Iterable[str]) -> str | None:
+    """Paragraphs, since typer joins the lines of one."""
+    return "\n\n".join(f"Example: {escape(example)}" for example in examples) or None

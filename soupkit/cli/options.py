@@ -1,0 +1,121 @@
+"""A recipe type as the command line shows it: its fields are the options, its docstring is the help.
+
+Typer sees strings only (and flags): `soupkit.recipe.parse` converts, so that YAML and the command line agree.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
+
+import typer
+
+from soupkit.recipe.parse import field_types
+
+WIDEST_METAVAR = 18  # typer folds wider ones at 80 columns
+_METAVARS = {bool: "", int: "INT", float: "FLOAT", str: "TEXT", Path: "PATH"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Description:
+    """What a recipe's docstring says: one line, the rest, and commands to copy."""
+
+    summary: str
+    details: str
+    examples: tuple[str, ...]
+
+
+def describe(kind: type[Any]) -> Description:
+    """Read the docstring of a recipe type: its first line, its paragraphs, its `Example:` lines."""
+    summary, _, rest = inspect.cleandoc(kind.__doc__ or "").partition("\n")
+    examples = tuple(re.findall(r"^Example: (.+)$", rest, flags=re.MULTILINE))
+    details = re.sub(r"^Example: .+$", "", rest, flags=re.MULTILINE).strip()
+    return Description(summary, details, examples)
+
+
+def parameters(kind: type[Any]) -> Iterator[inspect.Parameter]:
+    """The arguments and options of a recipe type, in the signature form that typer reads."""
+    hints = field_types(kind)
+    panels = _panels(kind)
+    order = [name for base in kind.__mro__ for name in inspect.get_annotations(base)]  # its own, then mixin by mixin
+    for field in sorted(dataclasses.fields(kind), key=lambda field: order.index(field.name)):
+        make = _argument if field.metadata["positional"] else _option
+        annotation, info = make(field, hints[field.name], panels[field.name])
+        yield inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=info)
+
+
+def given(values: dict[str, Any]) -> dict[str, Any]:
+    """The values that were given or have a default: typer passes None for the others."""
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def escape(text: str) -> str:
+    """Keep rich from reading `[key=value]` in a help text as markup."""
+    return re.sub(r"(?=\[[a-z#/@])", r"\\", text)
+
+
+def _panels(kind: type[Any]) -> dict[str, str | None]:
+    """Field → heading in --help, from the mixin that declares it ("Batch norm options"); None for its own."""
+    panels: dict[str, str | None] = {}
+    for base in reversed(kind.__mro__):
+        words = re.findall(r"[A-Z][a-z]*", base.__name__)
+        for name in inspect.get_annotations(base):
+            panels.setdefault(name, None if base is kind else " ".join(words).capitalize())
+    return panels
+
+
+def _argument(field: dataclasses.Field[Any], hint: Any, panel: str | None) -> tuple[Any, Any]:
+    metavar = field.name.removesuffix("s").upper() if get_origin(hint) is tuple else field.name.upper()
+    annotation = list[str] if get_origin(hint) is tuple else str
+    required = field.default is dataclasses.MISSING
+    default = ... if required else _text(field.default)
+    info = typer.Argument(default, metavar=metavar, help=escape(field.metadata["help"]), rich_help_panel=panel)
+    return annotation if required else annotation | None, info
+
+
+def _option(field: dataclasses.Field[Any], hint: Any, panel: str | None) -> tuple[Any, Any]:
+    name = field.name.replace("_", "-")
+    required = field.default is dataclasses.MISSING
+    metavar, text = _metavar(hint), field.metadata["help"]
+    if len(metavar) > WIDEST_METAVAR:
+        metavar, text = "CHOICE", f"{text} ({metavar.replace('|', ', ')})"
+    common: dict[str, Any] = {"help": escape(text), "rich_help_panel": panel}
+    if hint is bool:
+        default = ... if required else field.default
+        return bool, typer.Option(default, f"--{name}/--no-{name}", show_default=default is True, **common)
+    annotation = list[str] if repeats(hint) else str
+    default = ... if required else _text(field.default)
+    shown = bool(default) and default is not ...
+    info = typer.Option(default, f"--{name}", metavar=metavar, show_default=shown, **common)
+    return annotation if required else annotation | None, info
+
+
+def repeats(hint: Any) -> bool:
+    """Whether the option is given once per value (`--set a=1 --set b=2`); numbers take commas instead."""
+    return get_origin(hint) is tuple and get_args(hint)[0] in (str, Path)
+
+
+def _metavar(hint: Any) -> str:
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        return next(_metavar(argument) for argument in arguments if argument is not NoneType)
+    if origin is Literal:
+        return "|".join(map(str, arguments))
+    if origin is tuple:
+        inner = _METAVARS[arguments[0]]
+        return inner if repeats(hint) else f"{inner},…"
+    return _METAVARS[hint]
+
+
+def _text(default: Any) -> Any:
+    """A default as it would be typed; the recipe converts it back."""
+    if default is None or default == ():
+        return None
+    if isinstance(default, tuple):
+        return list(default) if isinstance(default[0], str) else ",".join(map(str, default))
+    return str(default)

@@ -1,0 +1,69 @@
+"""Everything that soupkit raises on purpose.
+
+    SoupkitError                 what went wrong, where, what was expected; `hint` says what to do next
+    ├── RecipeError              an option or a recipe file is wrong (exit code 2 on the command line)
+    ├── ReferenceError           a reference names nothing that can be read
+    ├── CheckpointError          a checkpoint is damaged or not what it claims to be
+    ├── CompatibilityError       checkpoints that cannot be merged with each other
+    ├── OutputError              an output cannot be written (exists, no space, no permission)
+    ├── TaskError                a model, a data set or a scorer cannot be used
+    └── ExpectationError         an `expect:` of a recipe was not met (exit code 3)
+
+Anything else that escapes is a bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+
+class SoupkitError(Exception):
+    """An error that the user can act on: a message and, where one exists, the next step."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message}\n\nhint: {self.hint}" if self.hint else self.message
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_rebuild, (type(self), self.message, self.hint))
+
+
+def _rebuild(kind: type[SoupkitError], message: str, hint: str | None) -> SoupkitError:
+    """Unpickle in the parent what a worker process raised."""
+    return kind(message, hint=hint)
+
+
+class RecipeError(SoupkitError):
+    """An option or a recipe file is wrong."""
+
+    exit_code = 2
+
+
+class ReferenceError(SoupkitError):
+    """A reference names nothing that can be read."""
+
+
+class CheckpointError(SoupkitError):
+    """A checkpoint is damaged or not what it claims to be."""
+
+
+class CompatibilityError(SoupkitError):
+    """Checkpoints that cannot be merged with each other."""
+
+
+class OutputError(SoupkitError):
+    """An output cannot be written."""
+
+
+class TaskError(SoupkitError):
+    """A model, a data set or a scorer cannot be used."""
+
+
+class ExpectationError(SoupkitError):
+    """An `expect:` condition of a recipe was not met."""
+
+    exit_code = 3

@@ -1,0 +1,88 @@
+"""`merge uniform` and `merge weighted`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from soupkit.checkpoint.checkpoint import Checkpoint
+from soupkit.checkpoint.reference import open_references
+from soupkit.errors import RecipeError
+from soupkit.events import Report, Told
+from soupkit.jobs.soup import open_ingredients, prepare, show_plan, write_soup
+from soupkit.manifest import Manifest
+from soupkit.merge.mixture import Mixture, uniform, weighted, with_batch_norm_of
+from soupkit.recipe.merge import MergeUniform, MergeWeighted
+from soupkit.world import World
+
+LOWER_IS_BETTER = ("nll", "ece", "loss", "error", "err")
+BATCH_NORM_STATISTICS = ("running_mean", "running_var")
+
+
+def merge_uniform(recipe: MergeUniform, world: World, report: Report) -> dict[str, Any]:
+    """Average all ingredients, or the best N of them."""
+    checkpoints = open_references(recipe.refs)
+    if recipe.top is not None:
+        checkpoints = best_of(checkpoints, recipe, report)
+    ingredients = prepare(checkpoints, recipe, report)
+    mixture = uniform(ingredients.names)
+    if recipe.bn == "keep":
+        mixture = keep_batch_norm(mixture, 0, ingredients.agreement.slots)
+    if recipe.dry_run:
+        return show_plan(ingredients, recipe, world, report)
+    replaced = None
+    if recipe.bn == "refresh":
+        from soupkit.jobs.batch_norm import refreshed_statistics
+
+        replaced = refreshed_statistics(ingredients, mixture, recipe, world, report)
+    return write_soup(ingredients, mixture, recipe, world, report, command="merge uniform", replaced=replaced)
+
+
+def merge_weighted(recipe: MergeWeighted, world: World, report: Report) -> dict[str, Any]:
+    """Combine the ingredients with the given coefficients."""
+    ingredients = open_ingredients(recipe, report)
+    mixture = weighted(ingredients.names, recipe.coefficients, normalize=recipe.normalize)
+    total = float(mixture.matrix.sum())
+    if abs(total - 1) > 1e-6:
+        report(Told(f"the coefficients sum to {total:g}, not to 1: the weights are scaled (--normalize divides)"))
+    if recipe.dry_run:
+        return show_plan(ingredients, recipe, world, report)
+    return write_soup(ingredients, mixture, recipe, world, report, command="merge weighted")
+
+
+def keep_batch_norm(mixture: Mixture, row: int, names: Sequence[str] | Any) -> Mixture:
+    """`--bn keep`: batch-norm statistics of one ingredient alone."""
+    statistics = [name for name in names if name.rpartition(".")[2] in BATCH_NORM_STATISTICS]
+    return with_batch_norm_of(mixture, row, statistics) if statistics else mixture
+
+
+def best_of(checkpoints: Sequence[Checkpoint], recipe: MergeUniform, report: Report) -> list[Checkpoint]:
+    """The `top` best checkpoints by a metric that their manifests record. Raises RecipeError where one records none."""
+    assert recipe.top is not None
+    if recipe.top > len(checkpoints):
+        raise RecipeError(f"top is {recipe.top}, but there are {len(checkpoints)} checkpoints", hint="lower --top")
+    if recipe.by.partition(".")[0] == "test":
+        raise RecipeError(
+            f"by is {recipe.by!r}: test data must not choose anything", hint="use --by held_out.top1, or another split"
+        )
+    values = [recorded_metric(checkpoint.directory, recipe.by) for checkpoint in checkpoints]
+    lower = recipe.direction == "min" or (recipe.direction == "auto" and recipe.by.rpartition(".")[2] in LOWER_IS_BETTER)
+    order = sorted(range(len(values)), key=lambda k: values[k] if lower else -values[k])[: recipe.top]
+    report(Told(f"best {recipe.top} by {recipe.by}: " + ", ".join(f"{checkpoints[k].reference} {values[k]:.4g}" for k in order)))
+    return [checkpoints[k] for k in sorted(order)]
+
+
+def recorded_metric(directory: Path, path: str) -> float:
+    """A metric out of a checkpoint's manifest: `held_out.top1`. Raises RecipeError when it is not there."""
+    manifest = Manifest.read_if_any(directory)
+    node: Any = manifest.metrics if manifest else {}
+    for key in path.split("."):
+        node = node.get(key) if isinstance(node, dict) else None
+    value = node.get("value") if isinstance(node, dict) else node
+    if not isinstance(value, int | float):
+        raise RecipeError(
+            f"{directory}: its soupkit.json records no metric {path!r}",
+            hint="score the checkpoints first, or leave --top out",
+        )
+    return float(value)

@@ -1,0 +1,210 @@
+"""`soupkit run`: the steps of a recipe file in order, without those whose output is complete and unchanged."""
+
+from __future__ import annotations
+
+import dataclasses
+import glob
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from soupkit.checkpoint.hashing import content_hash
+from soupkit.checkpoint.reference import open_checkpoint, open_references
+from soupkit.commands import COMMANDS
+from soupkit.errors import ExpectationError, SoupkitError
+from soupkit.events import Report, Table, Told
+from soupkit.manifest import Manifest
+from soupkit.recipe.parse import recipe_to_json
+from soupkit.recipe.run import Run
+from soupkit.recipe.steps import Step, load_steps
+from soupkit.world import World, world_of
+
+HOW_NOT_WHAT = ("overwrite", "dry_run")
+"""Options that say how to write, not what."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Whether a step runs, and why."""
+
+    runs: bool
+    why: str
+
+
+def run(recipe: Run, _world: World, report: Report) -> dict[str, Any]:
+    """Check every step of a recipe file, run them, check its expectations. Every step's own options choose its device.
+
+    Returns {"steps": {name: result}}; with dry_run {"steps": {name: {command, action, why}}}.
+    Raises RecipeError before the first step, ExpectationError after the last.
+    """
+    loaded = load_steps(recipe.file, recipe.set)
+    if loaded.description:
+        report(Told(loaded.description.strip()))
+    if recipe.dry_run:
+        return show_plan(loaded.steps, report, force=recipe.force)
+    return run_steps(loaded.steps, report, force=recipe.force)
+
+
+def run_steps(steps: Sequence[Step], report: Report, *, force: bool = False) -> dict[str, Any]:
+    """Run checked steps, skipping what is done, then check what they expect. Raises ExpectationError."""
+    results: dict[str, Any] = {}
+    rebuilt: list[Path] = []
+    for number, step in enumerate(steps, start=1):
+        decision = decide(step, rebuilt, force=force)
+        verb = "" if decision.runs else "skipped, "
+        report(Told(f"step {number}/{len(steps)} {step.name}: {step.command} ({verb}{decision.why})"))
+        if decision.runs:
+            results[step.name] = _run_step(step, report, force=force)
+            rebuilt += _out(step)
+        else:
+            results[step.name] = Manifest.read(step.recipe.out).to_json()
+    _check_expectations(steps, results, report)
+    return {"steps": results}
+
+
+def show_plan(steps: Sequence[Step], report: Report, *, force: bool = False) -> dict[str, Any]:
+    """Say which steps would run, and why; nothing runs."""
+    plan: dict[str, Any] = {}
+    rebuilt: list[Path] = []
+    for step in steps:
+        decision = decide(step, rebuilt, force=force)
+        rebuilt += _out(step) if decision.runs else []
+        plan[step.name] = {
+            "command": step.command,
+            "action": "run" if decision.runs else "skip",
+            "why": decision.why,
+        }
+    rows = tuple((name, *entry.values()) for name, entry in plan.items())
+    report(Table("plan: nothing was run", ("step", "command", "action", "why"), rows))
+    return {"steps": plan}
+
+
+def decide(step: Step, rebuilt: Iterable[Path], *, force: bool = False) -> Decision:
+    """Whether a step must run, given the outputs that this run has built already.
+
+    Cost: reads the weights of the inputs once, for their hashes, when all else is unchanged.
+    """
+    if force:
+        return Decision(True, "forced")
+    if not _out(step):
+        return Decision(True, "has no output to keep")
+    manifest = Manifest.read_if_any(step.recipe.out)
+    if manifest is None:
+        return Decision(True, "has no complete output yet")
+    reasons = (_changed(step, manifest), _upstream(step, manifest, rebuilt), _damaged(step, manifest))
+    why = next((reason for reason in reasons if reason), None) or _changed_inputs(step, manifest)
+    return Decision(True, why) if why else Decision(False, "complete and unchanged")
+
+
+def _run_step(step: Step, report: Report, *, force: bool) -> dict[str, Any]:
+    """Run one step. An earlier output of soupkit is replaced; anything else in its place is refused by the job."""
+    recipe = step.recipe
+    replaces = bool(_out(step)) and Manifest.read_if_any(recipe.out) is not None
+    if hasattr(recipe, "overwrite") and (force or replaces):
+        recipe = dataclasses.replace(recipe, overwrite=True)
+        if replaces:
+            report(Told(f"replacing {recipe.out}"))
+    try:
+        return COMMANDS[step.command].load_job()(recipe, world_of(recipe), report)
+    except SoupkitError as error:
+        raise type(error)(f"step {step.name}: {error.message}", hint=error.hint) from error
+
+
+def _out(step: Step) -> list[Path]:
+    out = getattr(step.recipe, "out", None)
+    return [out] if out else []
+
+
+def _changed(step: Step, manifest: Manifest) -> str | None:
+    """Which options differ from those that the output was made with."""
+    if manifest.command != step.command:
+        return f"its output is of {manifest.command}"
+    wanted = recipe_to_json(step.recipe)
+    changed = [
+        key
+        for key in sorted({*wanted, *manifest.recipe} - set(HOW_NOT_WHAT))
+        if key not in wanted or key not in manifest.recipe or wanted[key] != manifest.recipe[key]
+    ]
+    return f"{', '.join(changed)} changed" if changed else None
+
+
+def _upstream(step: Step, manifest: Manifest, rebuilt: Iterable[Path]) -> str | None:
+    """Whether an earlier step of this run built something that this one reads."""
+    recorded = [str(entry.get("reference", "")) for entry in manifest.inputs]
+    sources = [_fixed_part(text) for text in [*_texts(step.recipe), *recorded] if text]
+    for out in rebuilt:
+        built = _absolute(out)
+        if any(source.is_relative_to(built) or built.is_relative_to(source) for source in sources):
+            return f"{out} is new"
+    return None
+
+
+def _damaged(step: Step, manifest: Manifest) -> str | None:
+    """Whether a file that the manifest lists is gone or has another size (`soupkit verify` reads every byte)."""
+    for name, entry in manifest.outputs.get("files", {}).items():
+        path = step.recipe.out / name
+        if not path.is_file() or path.stat().st_size != entry.get("bytes"):
+            return f"{name} is missing or has another size"
+    return None
+
+
+def _changed_inputs(step: Step, manifest: Manifest) -> str | None:
+    """Which input has other weights than the output was made from, or is new among the references."""
+    try:
+        for entry in manifest.inputs:
+            if content_hash(open_checkpoint(entry["reference"])) != entry["content"]:
+                return f"{entry['reference']} changed"
+        return _new_input(step, manifest)
+    except SoupkitError as error:
+        return error.message
+
+
+def _new_input(step: Step, manifest: Manifest) -> str | None:
+    """Whether the references name a checkpoint that the output does not record.
+
+    With `top`, most are left out on purpose; then only those made after the output count.
+    """
+    recorded = {entry["reference"] for entry in manifest.inputs}
+    for checkpoint in open_references(step.recipe.refs) if hasattr(step.recipe, "refs") else []:
+        if checkpoint.reference not in recorded:
+            made = Manifest.read_if_any(checkpoint.directory) if getattr(step.recipe, "top", None) else None
+            if made is None or made.created > manifest.created:
+                return f"{checkpoint.reference} is new"
+    return None
+
+
+def _texts(recipe: Any) -> Iterator[str]:
+    """Every string, path and list of strings in a recipe, but its output: what may be a path that it reads."""
+    for field in dataclasses.fields(recipe):
+        value = getattr(recipe, field.name)
+        if field.name != "out":
+            yield from (str(item) for item in (value if isinstance(value, tuple) else [value]) if _is_text(item))
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str | Path)
+
+
+def _fixed_part(reference: str) -> Path:
+    """A path up to its first wildcard."""
+    parts = _absolute(Path(reference)).parts
+    fixed = next((number for number, part in enumerate(parts) if glob.has_magic(part)), len(parts))
+    return Path(*parts[:fixed])
+
+
+def _absolute(path: Path) -> Path:
+    return path.expanduser().resolve()
+
+
+def _check_expectations(steps: Sequence[Step], results: dict[str, Any], report: Report) -> None:
+    failures = []
+    for step in steps:
+        for condition in step.expect:
+            seen = condition.failure(results, own=step.name)
+            if seen is None:
+                report(Told(f"expected of {step.name}: {condition.text}: met"))
+            else:
+                failures.append(f"step {step.name}: expected {condition.text}, but {seen}")
+    if failures:
+        raise ExpectationError("\n".join(failures))

@@ -1,0 +1,230 @@
+"""From a mixture to an output directory: the one way in which soupkit writes a soup."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from soupkit.checkpoint.checkpoint import Checkpoint
+from soupkit.checkpoint.compatible import Agreement, check_compatible
+from soupkit.checkpoint.dtypes import FLOATING, LONG_NAMES, Array
+from soupkit.checkpoint.hashing import content_hash, file_sha256, file_xxh3
+from soupkit.checkpoint.header import Slot
+from soupkit.checkpoint.output import OutputDirectory, check_output
+from soupkit.checkpoint.reference import open_references
+from soupkit.checkpoint.tensors import Plan, TensorFiles, parse_bytes, plan_files
+from soupkit.events import Advanced, Finished, Report, Started, Table, Told, Warned, Wrote
+from soupkit.manifest import Manifest
+from soupkit.merge.mixture import Mixture
+from soupkit.merge.stream import CHUNK, Streamed, StreamOptions, stream
+from soupkit.recipe.parse import recipe_to_json
+from soupkit.report.card import model_card
+from soupkit.world import World
+
+
+@dataclass(frozen=True)
+class Ingredients:
+    """Opened checkpoints that agree with each other, and what will be written of them."""
+
+    checkpoints: Sequence[Checkpoint]
+    agreement: Agreement
+    plan: Plan
+
+    @property
+    def names(self) -> list[str]:
+        return [checkpoint.reference for checkpoint in self.checkpoints]
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a search adds to the manifest of its soup."""
+
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    trace: Sequence[Mapping[str, Any]] = ()
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+
+def open_ingredients(recipe: Any, report: Report, *, refs: Sequence[str] | None = None) -> Ingredients:
+    """Open what a merge recipe refers to and check everything that headers can tell, the output included."""
+    return prepare(open_references(recipe.refs if refs is None else refs), recipe, report)
+
+
+def prepare(checkpoints: Sequence[Checkpoint], recipe: Any, report: Report) -> Ingredients:
+    """Check opened checkpoints against each other and plan the files of their soup."""
+    agreement = check_compatible(checkpoints)
+    if agreement.mixed and recipe.dtype == "auto":
+        report(Told(f"{len(agreement.mixed)} tensors have mixed dtypes; the wider is written (--dtype chooses)"))
+    plan = plan_files(
+        _with_dtype(agreement.slots, recipe.dtype),
+        file_name=_file_name(checkpoints[0]),
+        max_shard_bytes=parse_bytes(recipe.max_shard_size),
+        metadata=_metadata(checkpoints[0], agreement),
+    )
+    inputs = [path for checkpoint in checkpoints for path in checkpoint.files]
+    check_output(recipe.out, overwrite=recipe.overwrite, num_bytes=plan.num_bytes, inputs=inputs)
+    return Ingredients(checkpoints, agreement, plan)
+
+
+def _with_dtype(slots: Mapping[str, Slot], dtype: str) -> dict[str, Slot]:
+    if dtype == "auto":
+        return dict(slots)
+    return {
+        name: slot._replace(dtype=LONG_NAMES[dtype]) if slot.dtype in FLOATING else slot for name, slot in slots.items()
+    }
+
+
+def _file_name(first: Checkpoint) -> str:
+    return "open_clip_model.safetensors" if first.files[0].name.startswith("open_clip") else "model.safetensors"
+
+
+def _metadata(first: Checkpoint, agreement: Agreement) -> dict[str, str]:
+    """Keep `format` and the ties; other metadata speaks of the ingredient, not of the soup."""
+    return {"format": first.metadata.get("format", "pt"), **agreement.ties}
+
+
+def stream_options(recipe: Any, world: World) -> StreamOptions:
+    """The engine's options out of a recipe with WeightOptions."""
+    return StreamOptions(recipe.integers, recipe.non_finite, recipe.accumulate, world.num_threads)
+
+
+def write_soup(
+    ingredients: Ingredients,
+    mixture: Mixture,
+    recipe: Any,
+    world: World,
+    report: Report,
+    *,
+    command: str,
+    record: Record = Record(),
+    replaced: Mapping[str, Array] | None = None,
+    out: Path | None = None,
+) -> dict[str, Any]:
+    """Write the soup as a checkpoint directory with its manifest and model card; returns the manifest.
+
+    replaced: tensors outside the span of the ingredients (refreshed batch-norm statistics), written as they are.
+    Raises OutputError, CheckpointError, CompatibilityError; then nothing is left behind.
+    """
+    out = out or recipe.out
+    files = [path for checkpoint in ingredients.checkpoints for path in checkpoint.files]
+    with OutputDirectory(
+        out, overwrite=recipe.overwrite, num_bytes=ingredients.plan.num_bytes, inputs=files
+    ) as directory:
+        _copy_companions(ingredients.checkpoints[0], directory)
+        streamed = _stream_into(directory, ingredients, mixture, recipe, world, report, replaced or {})
+        _warn(streamed, ingredients, report)
+        manifest = Manifest(
+            command=command,
+            recipe=recipe_to_json(recipe),
+            inputs=describe_inputs(ingredients.checkpoints, out, streamed.inputs, sha256=recipe.sha256),
+            outputs=_describe_outputs(directory, streamed.output, sha256=recipe.sha256),
+            metrics=dict(record.metrics),
+            mixture=mixture.to_json(),
+            trace=[dict(step) for step in record.trace],
+            notes=dict(record.notes),
+        )
+        manifest.write(directory)
+        (directory / "README.md").write_text(model_card(manifest, out, ingredients.checkpoints[0]), encoding="utf-8")
+    report(Wrote(out, ingredients.plan.num_bytes))
+    return manifest.to_json()
+
+
+def _stream_into(
+    directory: Path,
+    ingredients: Ingredients,
+    mixture: Mixture,
+    recipe: Any,
+    world: World,
+    report: Report,
+    replaced: Mapping[str, Array],
+) -> Streamed:
+    """Write the weights; only ingredients with a coefficient are read, the others' hashes are computed apart."""
+    plan, rows = ingredients.plan, mixture.used()
+    report(Started("merging", plan.num_bytes, "bytes"))
+    with TensorFiles(directory, plan) as files:
+        streamed = stream(
+            [ingredients.checkpoints[row] for row in rows],
+            mixture.select(rows),
+            files,
+            slots=plan.slots,
+            options=stream_options(recipe, world),
+            advance=lambda num_bytes: report(Advanced("merging", num_bytes)),
+        )
+        for name, values in replaced.items():
+            files.write(name, 0, values.reshape(-1))
+    report(Finished("merging"))
+    known = dict(zip(rows, streamed.inputs, strict=True))
+    streamed.inputs = [
+        known[row] if row in known else content_hash(checkpoint, threads=world.num_threads)
+        for row, checkpoint in enumerate(ingredients.checkpoints)
+    ]
+    if replaced:
+        streamed.output = content_hash(Checkpoint(directory), threads=world.num_threads)
+    return streamed
+
+
+def _warn(streamed: Streamed, ingredients: Ingredients, report: Report) -> None:
+    if streamed.differing_integers:
+        names = streamed.differing_integers
+        report(Told(f"{len(names)} integer tensors differ between ingredients, for example {names[0]} (see --integers)"))
+    seen: dict[str, str] = {}
+    for content, name in zip(streamed.inputs, ingredients.names, strict=True):
+        if content in seen:
+            report(Warned(f"{name} holds exactly the same weights as {seen[content]}: it counts twice"))
+        seen.setdefault(content, name)
+
+
+def describe_inputs(
+    checkpoints: Sequence[Checkpoint], out: Path, contents: Sequence[str], *, sha256: bool = False
+) -> list[dict[str, Any]]:
+    """The manifest's record of each ingredient; `path` is relative to the output, so that both may move together."""
+    described = []
+    for checkpoint, content in zip(checkpoints, contents, strict=True):
+        entry: dict[str, Any] = {
+            "reference": checkpoint.reference,
+            "path": os.path.relpath(checkpoint.path.resolve(), out.resolve()),
+            "content": content,
+        }
+        if sha256:
+            entry["sha256"] = {file.name: file_sha256(file) for file in checkpoint.files}
+        described.append(entry)
+    return described
+
+
+def _describe_outputs(directory: Path, content: str, *, sha256: bool) -> dict[str, Any]:
+    files: dict[str, Any] = {}
+    for path in sorted(directory.iterdir()):
+        files[path.name] = {"bytes": path.stat().st_size}
+        if path.suffix != ".safetensors":
+            files[path.name]["xxh3-128"] = file_xxh3(path)
+        elif sha256:
+            files[path.name]["sha256"] = file_sha256(path)
+    return {"content": content, "files": files}
+
+
+def _copy_companions(first: Checkpoint, directory: Path) -> None:
+    for path in first.companions:
+        shutil.copyfile(path, directory / path.name)
+
+
+def show_plan(ingredients: Ingredients, recipe: Any, world: World, report: Report) -> dict[str, Any]:
+    """What --dry-run prints: everything is checked by now and nothing is written."""
+    plan = ingredients.plan
+    to_read = sum(checkpoint.num_bytes for checkpoint in ingredients.checkpoints)
+    parent = next(path for path in (recipe.out.resolve(), *recipe.out.resolve().parents) if path.exists())
+    values = {
+        "ingredients": len(ingredients.checkpoints),
+        "tensors": len(plan.slots),
+        "parameters": sum(slot.num_elements for slot in plan.slots.values()),
+        "bytes_to_read": to_read,
+        "bytes_to_write": plan.num_bytes,
+        "files": [file.name for file in plan.files],
+        "free_disk": shutil.disk_usage(parent).free,
+        "buffer_bytes": world.num_threads * CHUNK * 32,
+    }
+    rows = tuple((key.replace("_", " "), ", ".join(value) if isinstance(value, list) else f"{value:,}") for key, value in values.items())
+    report(Table("plan: nothing was written", ("", ""), rows))
+    return {"plan": values}

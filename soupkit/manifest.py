@@ -1,0 +1,94 @@
+"""`soupkit.json`: what made an output, from what, and how good it was. It is enough to make the output again."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from soupkit import __version__
+from soupkit.errors import CheckpointError
+
+MANIFEST_NAME = "soupkit.json"
+FORMAT = 1
+_PACKAGES = ("numpy", "ml_dtypes", "torch", "timm", "open_clip_torch", "safetensors", "scikit-learn", "scipy")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """The record of one output.
+
+    command, recipe: what was asked, every option. inputs: {reference, path (relative to the output), content} of each
+    ingredient. outputs: {content, files}. metrics: {split: {metric: {value, standard_error, num_examples}}}.
+    mixture: the coefficients. trace: the steps of a search. notes: what a command adds (members, hyper-parameters, …).
+    """
+
+    command: str
+    recipe: dict[str, Any]
+    inputs: list[dict[str, Any]] = field(default_factory=list)
+    outputs: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+    mixture: dict[str, Any] | None = None
+    trace: list[dict[str, Any]] = field(default_factory=list)
+    notes: dict[str, Any] = field(default_factory=dict)
+    format: int = FORMAT
+    soupkit: str = __version__
+    versions: dict[str, str] = field(default_factory=lambda: installed_versions())
+    created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+
+    def to_json(self) -> dict[str, Any]:
+        """The manifest as JSON-able values."""
+        return dataclasses.asdict(self)
+
+    def write(self, directory: Path) -> None:
+        """Write it into `directory`, whole or not at all."""
+        temporary = directory / f".{MANIFEST_NAME}.{os.getpid()}"
+        temporary.write_text(json.dumps(self.to_json(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        temporary.replace(directory / MANIFEST_NAME)
+
+    @classmethod
+    def read(cls, directory: Path) -> Manifest:
+        """Read the manifest of an output. Raises CheckpointError when there is none or it is not one."""
+        path = directory / MANIFEST_NAME
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise CheckpointError(f"{path}: no such file", hint="only outputs of soupkit have a manifest") from None
+        except (OSError, ValueError, RecursionError) as error:
+            raise CheckpointError(f"{path}: cannot be read: {error}") from error
+        return _checked(values, path)
+
+    @classmethod
+    def read_if_any(cls, directory: Path) -> Manifest | None:
+        """Read the manifest of a directory, None when it has none."""
+        return cls.read(directory) if (directory / MANIFEST_NAME).is_file() else None
+
+
+def _checked(values: Any, path: Path) -> Manifest:
+    kinds = {"command": str, "recipe": dict, "inputs": list, "outputs": dict, "metrics": dict, "trace": list, "notes": dict}
+    if not isinstance(values, dict) or any(not isinstance(values.get(key), kind) for key, kind in kinds.items()):
+        raise CheckpointError(f"{path}: is not a manifest of soupkit")
+    if not isinstance(values.get("format"), int) or values["format"] > FORMAT:
+        raise CheckpointError(
+            f"{path}: has manifest format {values.get('format')!r}, this soupkit reads up to {FORMAT}",
+            hint="upgrade soupkit",
+        )
+    names = {entry.name for entry in dataclasses.fields(Manifest)}
+    return Manifest(**{key: value for key, value in values.items() if key in names})
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions of what shapes a result, for the record; looked up without importing any of it."""
+    versions = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions

@@ -1,0 +1,95 @@
+"""Options that mean the same in every command that has them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from soupkit.recipe.fields import option
+
+Metric = Literal["top1", "top5", "nll", "ece"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputOptions:
+    """Where a result goes."""
+
+    out: Path = option(help="directory to write; it exists whole or not at all")
+    overwrite: bool = option(False, help="replace an earlier output of soupkit in --out")
+    dry_run: bool = option(False, help="check everything, print the plan, write nothing")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightOptions:
+    """How weights are combined and written."""
+
+    dtype: Literal["auto", "float64", "float32", "float16", "bfloat16"] = option(
+        "auto", help="dtype of the written floating tensors; auto keeps what the ingredients agree on, else the wider"
+    )
+    max_shard_size: str = option("50GB", help="start a new shard when a file would grow beyond this")
+    integers: Literal["first", "max", "zero", "error"] = option(
+        "max", help="what becomes of integer and boolean tensors that differ (counters such as num_batches_tracked)"
+    )
+    non_finite: Literal["error", "keep"] = option("error", help="refuse a result with NaN or infinity, or keep it")
+    accumulate: Literal["float64", "float32"] = option("float64", help="precision of the sums")
+    sha256: bool = option(False, help="also record the SHA-256 of every weight file (slower than the merge itself)")
+    threads: int = option(0, help="worker threads; 0 takes every core")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """Which examples: train fits, held-out selects, test reports."""
+
+    data: str | None = option(
+        None,
+        help="digits, glyphs, a directory of images by class, or a name of timm's dataset factory "
+        "(torch/cifar10, wds/…, hfds/…, tfds/…)",
+    )
+    data_dir: Path | None = option(None, help="where timm's dataset factory keeps the data set")
+    download: bool = option(False, help="let the dataset factory download")
+    num_train: int | None = option(None, help="use only this many training examples")
+    num_held_out: int | None = option(None, help="held-out examples; default 10 % of the training split")
+    num_test: int | None = option(None, help="use only this many test examples")
+    split_seed: int = option(0, help="seed of the train / held-out / test split")
+    batch_size: int = option(128, help="examples per forward pass")
+    workers: int = option(0, help="processes that decode images")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """What the weights are weights of, and where it runs."""
+
+    model: str | None = option(
+        None,
+        help="timm:NAME[,key=value] or open_clip:NAME, when the checkpoint directory does not say (config.json, "
+        "open_clip_config.json)",
+    )
+    device: str = option("auto", help="auto, cpu, cuda or cuda:i")
+    templates: tuple[str, ...] = option(
+        ("a photo of a {}.",), help="prompt templates of the zero-shot head of a CLIP model"
+    )
+    class_names: tuple[str, ...] = option((), help="class names for the zero-shot head; default: those of the data set")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchNormOptions:
+    """Batch-norm statistics lie outside the span of the weights."""
+
+    bn: Literal["average", "refresh", "keep"] = option(
+        "average",
+        help="batch-norm statistics of a soup: their average, re-estimated on training data, or the first ingredient's",
+    )
+    bn_batches: int = option(20, help="training batches for --bn refresh")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreOptions:
+    """What is called better."""
+
+    metric: str = option("top1", help="top1, top5, nll or ece; with --score-command, a key of its JSON")
+    direction: Literal["auto", "max", "min"] = option("auto", help="which way is better; auto knows soupkit's metrics")
+    score_command: str | None = option(
+        None, help="external scorer, run without a shell: '{checkpoint}' is replaced, the last line is the score"
+    )
+    score_timeout: float = option(3600.0, help="seconds that the external scorer may take")

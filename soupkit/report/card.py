@@ -1,0 +1,58 @@
+"""The model card (README.md) of a soup: ready for the Hugging Face Hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from soupkit.checkpoint.checkpoint import Checkpoint
+from soupkit.manifest import Manifest
+from soupkit.merge.mixture import Mixture
+
+MAX_ROWS = 100
+
+
+def model_card(manifest: Manifest, out: Path, first: Checkpoint) -> str:
+    """Markdown with Hub metadata: what the soup is, of what, how good, and the command that makes it again."""
+    parts = [
+        f"---\nlibrary_name: {_library(first)}\ntags:\n- model-soup\n- merge\n- soupkit\n---",
+        f"# {out.name}",
+        f"Made with `soupkit {manifest.command}` (soupkit {manifest.soupkit}) from {len(manifest.inputs)} checkpoints.",
+        _ingredients(manifest),
+        _metrics(manifest.metrics),
+        "`soupkit.json` holds the whole record: `soupkit verify` checks the weights against it, "
+        "`soupkit reproduce` makes them again.",
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _library(first: Checkpoint) -> str:
+    if first.config_name == "open_clip_config.json":
+        return "open_clip"
+    return "timm" if "pretrained_cfg" in first.config else "transformers" if first.config else "safetensors"
+
+
+def _ingredients(manifest: Manifest) -> str:
+    if manifest.mixture is None:
+        return ""
+    matrix = Mixture.from_json(manifest.mixture).matrix
+    lines = ["## Ingredients", "", "| checkpoint | coefficient | content |", "|---|---|---|"]
+    rows = list(zip(manifest.inputs, matrix, strict=True))
+    for entry, row in rows[:MAX_ROWS]:
+        coefficient = f"{row[0]:.4g}" if (row == row[0]).all() else f"{row.min():.3g} … {row.max():.3g} over blocks"
+        lines.append(f"| {Path(entry['reference']).name} | {coefficient} | `{entry['content']}` |")
+    if len(rows) > MAX_ROWS:
+        lines.append(f"\n{len(rows) - MAX_ROWS} more in soupkit.json.")
+    return "\n".join(lines)
+
+
+def _metrics(metrics: dict[str, Any]) -> str:
+    if not metrics:
+        return ""
+    lines = ["## Scores", "", "| split | metric | value | standard error | examples |", "|---|---|---|---|---|"]
+    for split, scores in metrics.items():
+        for metric, score in scores.items():
+            error = score.get("standard_error")
+            shown = "" if error is None else f"{error:.4f}"
+            lines.append(f"| {split} | {metric} | {score['value']:.4f} | {shown} | {score.get('num_examples') or ''} |")
+    return "\n".join(lines)

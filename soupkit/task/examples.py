@@ -1,0 +1,94 @@
+"""A split as a model sees it: batches of normalised images, decoded once where memory allows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property
+
+import numpy as np
+import torch
+
+from soupkit.errors import TaskError
+from soupkit.task.data import Part
+from soupkit.task.images import ImageSettings, eval_transform, normalize
+
+Batch = tuple[torch.Tensor, torch.Tensor]
+DEFAULT_LIMIT = 1 << 30
+
+
+class Examples:
+    """The examples of a split under the deterministic transform of evaluation.
+
+    Pixels are kept as bytes after resizing, when all of them fit into `max_bytes`; otherwise they are decoded in each
+    pass, by `workers` processes (0: in this one).
+    """
+
+    def __init__(
+        self, part: Part, settings: ImageSettings, *, workers: int = 0, max_bytes: int = DEFAULT_LIMIT
+    ) -> None:
+        self.part = part
+        self.settings = settings
+        self.workers = workers
+        self._transform = eval_transform(settings)
+        self._known = np.zeros(len(part), bool)
+        shape = (len(part), *settings.input_size)
+        self._pixels = torch.empty(shape, dtype=torch.uint8) if np.prod(shape) <= max_bytes else None
+
+    def __len__(self) -> int:
+        return len(self.part)
+
+    @cached_property
+    def targets(self) -> np.ndarray:
+        """The classes, int64[N]; decodes every image where the data set tells no other way."""
+        known = self.part.targets
+        if known is None:
+            known = np.array([self.part[i][1] for i in range(len(self))], np.int64)
+        if len(known) and known.min() < 0:
+            raise TaskError(f"example {int(known.argmin())} has no label")
+        return known
+
+    def batches(self, *, batch_size: int, indices: np.ndarray | None = None) -> Iterator[Batch]:
+        """Images float32[b, C, H, W] and classes int64[b], in the order of `indices` (all, in order, when None)."""
+        wanted = np.arange(len(self)) if indices is None else indices
+        return self.chunks([wanted[i : i + batch_size] for i in range(0, len(wanted), batch_size)])
+
+    def chunks(self, chunks: Sequence[np.ndarray]) -> Iterator[Batch]:
+        """The same for batches of any sizes: one per array of indices. Work stops when the caller stops asking."""
+        for indices, pixels in zip(chunks, self._decoded(chunks), strict=True):
+            yield normalize(pixels, self.settings), torch.from_numpy(self.targets[indices])
+
+    def _decoded(self, chunks: Sequence[np.ndarray]) -> Iterable[torch.Tensor]:
+        todo = [chunk for chunk in chunks if self._pixels is None or not self._known[chunk].all()]
+        if not self.workers or not todo:
+            return (self._remembered(chunk, self._decode) for chunk in chunks)
+        loader = iter(
+            torch.utils.data.DataLoader(
+                _Decoding(self.part, self._transform),
+                batch_sampler=todo,
+                num_workers=self.workers,
+                collate_fn=torch.stack,
+            )
+        )
+        return (self._remembered(chunk, lambda _: next(loader)) for chunk in chunks)
+
+    def _remembered(self, chunk: np.ndarray, decode: Callable[[np.ndarray], torch.Tensor]) -> torch.Tensor:
+        """Pixels uint8[b, C, H, W] from memory, or decoded and then kept."""
+        if self._pixels is None:
+            return decode(chunk)
+        if not self._known[chunk].all():
+            self._pixels[torch.from_numpy(chunk)] = decode(chunk)
+            self._known[chunk] = True
+        return self._pixels[torch.from_numpy(chunk)]
+
+    def _decode(self, chunk: np.ndarray) -> torch.Tensor:
+        return torch.stack([self._transform(self.part[int(index)][0]) for index in chunk])
+
+
+class _Decoding(torch.utils.data.Dataset[torch.Tensor]):
+    """What a worker process does for one index."""
+
+    def __init__(self, part: Part, transform: Callable[..., torch.Tensor]) -> None:
+        self.part, self.transform = part, transform
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return self.transform(self.part[int(index)][0])

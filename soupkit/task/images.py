@@ -1,0 +1,78 @@
+"""How images are shown to a model: its settings, and the transforms made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import timm.data
+import torch
+from PIL import Image
+
+Transform = Callable[[Image.Image], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class ImageSettings:
+    """A model's own preprocessing, as its pretrained configuration states it.
+
+    input_size: (channels, height, width); mean, std: per channel, for values in 0..1; crop_pct: the share of each side
+    that the crop in the middle keeps; crop_mode: "center" (short side fitted, the rest cropped), "squash" (both sides
+    fitted) or "border" (long side fitted, the rest padded).
+    """
+
+    input_size: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str = "bicubic"
+    crop_pct: float = 0.875
+    crop_mode: str = "center"
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it, JSON-able."""
+        return asdict(self)
+
+
+def for_characters(settings: ImageSettings) -> ImageSettings:
+    """The same, but the whole image is shown.
+
+    A crop in the middle drops what surrounds the object of a photograph; characters are cut out already, and a
+    missing edge is a missing stroke.
+    """
+    return replace(settings, crop_pct=1.0, crop_mode="squash")
+
+
+def eval_transform(settings: ImageSettings) -> Transform:
+    """PIL image → uint8[C, H, W], deterministic; `normalize` makes the model's input of it.
+
+    Bytes, because a cache of them holds four times as many images.
+    """
+    transform = timm.data.create_transform(
+        settings.input_size,
+        is_training=False,
+        interpolation=settings.interpolation,
+        mean=settings.mean,
+        std=settings.std,
+        crop_pct=settings.crop_pct,
+        crop_mode=settings.crop_mode,
+        normalize=False,
+    )
+    mode = image_mode(settings)
+
+    def apply(image: Image.Image) -> torch.Tensor:
+        pixels: torch.Tensor = transform(image.convert(mode))
+        return pixels
+
+    return apply
+
+
+def image_mode(settings: ImageSettings) -> str:
+    """The PIL mode with as many channels as the model takes."""
+    return {1: "L", 3: "RGB", 4: "RGBA"}[settings.input_size[0]]
+
+
+def normalize(pixels: torch.Tensor, settings: ImageSettings) -> torch.Tensor:
+    """uint8[…, C, H, W] → float32, (pixels / 255 − mean) / std: what ToTensor and Normalize compute."""
+    mean, std = (torch.tensor(x, device=pixels.device).view(-1, 1, 1) for x in (settings.mean, settings.std))
+    return pixels.float().div_(255).sub_(mean).div_(std)

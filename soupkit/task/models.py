@@ -1,0 +1,318 @@
+"""What a checkpoint is the weights of: a timm or open_clip model, described, built, filled and written down again."""
+
+from __future__ import annotations
+
+import ast
+import json
+import logging
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, Literal
+
+import open_clip
+import timm
+import timm.data
+import torch
+from timm.models import get_pretrained_cfg
+from timm.models._hub import save_config_for_hf  # timm has no other public way to write a config.json without weights
+
+from soupkit.errors import TaskError
+from soupkit.task.images import ImageSettings
+from soupkit.task.weights import arrays, load_weights
+
+if TYPE_CHECKING:
+    from soupkit.checkpoint.checkpoint import Checkpoint
+
+__all__ = [
+    "ModelSpec",
+    "arrays",
+    "build",
+    "build_tokenizer",
+    "describe",
+    "image_settings",
+    "load_weights",
+    "parse_model",
+    "write_config",
+]
+
+TIMM_CONFIG = "config.json"
+OPEN_CLIP_CONFIG = "open_clip_config.json"
+_FORM = "timm:NAME[,key=value] or open_clip:NAME[,key=value]"
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A model by name and options, or by the configuration that lies beside its weights.
+
+    kwargs: options of the model; `img_size` is understood for every model. config: config.json or
+    open_clip_config.json as it was read, {} when there is none. directory: where tokenizer files may lie.
+    """
+
+    library: Literal["timm", "open_clip"]
+    name: str
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
+    directory: Path | None = field(default=None, compare=False)
+
+    def to_json(self) -> dict[str, Any]:
+        """What identifies the architecture, JSON-able."""
+        return {"library": self.library, "name": self.name, "kwargs": dict(self.kwargs), "config": dict(self.config)}
+
+
+def parse_model(text: str) -> ModelSpec:
+    """Read `timm:resnet18,num_classes=10,img_size=32` or `open_clip:ViT-B-32`. Raises TaskError."""
+    library, _, rest = text.partition(":")
+    name, *options = re.split(r",(?![^(\[]*[)\]])", rest)
+    if library not in ("timm", "open_clip") or not name:
+        raise TaskError(f"model {text!r} is not {_FORM}", hint="for example --model timm:resnet18,num_classes=10")
+    kwargs = {}
+    for option in options:
+        key, equals, value = option.partition("=")
+        if not equals or not key.strip().isidentifier():
+            raise TaskError(f"model {text!r}: {option!r} is not key=value")
+        kwargs[key.strip()] = _literal(value.strip())
+    return ModelSpec("timm" if library == "timm" else "open_clip", name.strip(), kwargs)
+
+
+def describe(checkpoint: Checkpoint | None, model: str | None) -> ModelSpec:
+    """What `checkpoint` is: `model` where it is given, else the configuration beside the weights. Raises TaskError."""
+    if model is not None:
+        return parse_model(model)
+    if checkpoint is None:
+        raise TaskError("no model is named", hint=f"give --model {_FORM}")
+    config, directory = checkpoint.config, checkpoint.directory
+    if "model_cfg" in config:
+        return ModelSpec("open_clip", directory.name, {}, config, directory)
+    if "architecture" in config:
+        return ModelSpec("timm", config["architecture"], {}, config, directory)
+    if "model_type" in config:
+        raise TaskError(
+            f"{checkpoint.reference}: a transformers model ({config['model_type']}) is merged but not run by soupkit",
+            hint="score it with a program of your own: --score-command 'python eval.py {checkpoint}'",
+        )
+    raise TaskError(
+        f"{checkpoint.reference} does not say what model it is: no {TIMM_CONFIG} of timm, no {OPEN_CLIP_CONFIG}",
+        hint=f"give --model {_FORM}",
+    )
+
+
+def build(spec: ModelSpec, *, num_classes: int | None = None) -> torch.nn.Module:
+    """The model with random weights from torch's global generator, in eval mode, on the CPU; nothing is downloaded.
+
+    num_classes: of a timm model's head; None takes the configuration's. Raises TaskError with the library's own words.
+    """
+    try:
+        model = _build_timm(spec, num_classes) if spec.library == "timm" else _build_open_clip(spec)
+    except TaskError:
+        raise
+    except Exception as error:  # factories raise whatever their models raise
+        raise TaskError(
+            f"{spec.library} cannot build {spec.name}: {_first_line(error)}", hint=_nearest(spec)
+        ) from error
+    model.eval()
+    return model
+
+
+def build_tokenizer(spec: ModelSpec) -> Any:
+    """open_clip's tokenizer of `spec`: texts → int64[N, context]. Raises TaskError."""
+    try:
+        if spec.directory is not None:
+            return open_clip.get_tokenizer(f"local-dir:{spec.directory}")
+        with _as_directory(OPEN_CLIP_CONFIG, _open_clip_config(spec)) as directory:
+            return open_clip.get_tokenizer(f"local-dir:{directory}" if spec.config else spec.name)
+    except Exception as error:
+        raise TaskError(
+            f"the tokenizer of {spec.name} cannot be loaded: {_first_line(error)}",
+            hint="keep the tokenizer's files beside the weights",
+        ) from error
+
+
+def image_settings(model: torch.nn.Module, spec: ModelSpec) -> ImageSettings:
+    """How images are shown to `model`: its own pretrained configuration, for its own number of channels."""
+    return _open_clip_settings(model) if spec.library == "open_clip" else _timm_settings(model)
+
+
+def write_config(
+    spec: ModelSpec,
+    model: torch.nn.Module,
+    directory: Path,
+    *,
+    class_names: Sequence[str] = (),
+    settings: ImageSettings | None = None,
+) -> None:
+    """Write config.json or open_clip_config.json, so that timm or open_clip load `directory` by `local-dir:`.
+
+    settings: how images were shown to it, where that is not the model's own configuration.
+    """
+    if spec.library == "open_clip":
+        config = _open_clip_config(spec) | {"preprocess_cfg": _preprocess(model, settings)}
+    else:
+        config = _timm_config(spec, model, class_names, settings or _timm_settings(model))
+    path = directory / (OPEN_CLIP_CONFIG if spec.library == "open_clip" else TIMM_CONFIG)
+    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _build_timm(spec: ModelSpec, num_classes: int | None) -> torch.nn.Module:
+    kwargs = dict(spec.kwargs)
+    size = kwargs.pop("img_size", None)
+    overlay = {}
+    if size is not None or "in_chans" in kwargs:
+        # The configuration's input_size makes timm pass img_size to the models that fix it, and only to those.
+        channels, *sides = _input_size(spec)
+        sides = sides if size is None else [size, size] if isinstance(size, int) else list(size)
+        overlay["input_size"] = (kwargs.get("in_chans", channels), *sides)
+        if "img_size" in spec.config.get("model_args", {}):
+            kwargs["img_size"] = tuple(sides)
+    if num_classes is not None:
+        kwargs["num_classes"] = num_classes
+    if not spec.config:
+        return _module(timm.create_model(spec.name, pretrained_cfg_overlay=overlay, **kwargs))
+    with _as_directory(TIMM_CONFIG, spec.config) as directory:
+        return _module(timm.create_model(f"local-dir:{directory}", pretrained_cfg_overlay=overlay, **kwargs))
+
+
+def _build_open_clip(spec: ModelSpec) -> torch.nn.Module:
+    with _as_directory(OPEN_CLIP_CONFIG, _open_clip_config(spec)) as directory, _quiet():
+        return _module(
+            open_clip.create_model(
+                f"local-dir:{directory}", load_weights=False, pretrained_image=False, pretrained_text=False
+            )
+        )
+
+
+def _module(model: Any) -> torch.nn.Module:
+    assert isinstance(model, torch.nn.Module)
+    return model
+
+
+def _input_size(spec: ModelSpec) -> tuple[int, int, int]:
+    pretrained = spec.config.get("pretrained_cfg", spec.config)
+    if "input_size" in pretrained:
+        return tuple(pretrained["input_size"])
+    registered = get_pretrained_cfg(spec.name)
+    return tuple(registered.input_size) if registered is not None else (3, 224, 224)
+
+
+def _open_clip_config(spec: ModelSpec) -> dict[str, Any]:
+    """open_clip_config.json of `spec`, with its options applied."""
+    config = deepcopy(dict(spec.config))
+    if not config:
+        architecture = open_clip.get_model_config(spec.name)
+        if architecture is None:
+            raise TaskError(f"open_clip has no model {spec.name!r}", hint=_nearest(spec))
+        config = {"model_cfg": architecture, "preprocess_cfg": {}}
+    for key, value in spec.kwargs.items():
+        part, inner = {"img_size": ("vision_cfg", "image_size"), "context_length": ("text_cfg", key)}.get(
+            key, ("", key)
+        )
+        (config["model_cfg"][part] if part else config["model_cfg"])[inner] = value
+    return config
+
+
+def _timm_settings(model: torch.nn.Module) -> ImageSettings:
+    found = timm.data.resolve_model_data_config(model)
+    channels = getattr(model, "in_chans", None) or found["input_size"][0]
+    return ImageSettings(
+        input_size=(channels, *found["input_size"][1:]),
+        mean=_per_channel(found["mean"], channels),
+        std=_per_channel(found["std"], channels),
+        interpolation=found["interpolation"],
+        crop_pct=found["crop_pct"],
+        crop_mode=found["crop_mode"],
+    )
+
+
+def _open_clip_settings(model: torch.nn.Module) -> ImageSettings:
+    """open_clip's preprocess_cfg in timm's words; "border" pads with the mean colour, open_clip with black."""
+    found: dict[str, Any] = model.visual.preprocess_cfg  # type: ignore[union-attr, assignment]
+    size = found["size"]
+    height, width = (size, size) if isinstance(size, int) else size
+    modes = {"shortest": "center", "longest": "border", "squash": "squash"}
+    return ImageSettings(
+        input_size=(3, height, width),
+        mean=tuple(found["mean"]),
+        std=tuple(found["std"]),
+        interpolation=found["interpolation"],
+        crop_pct=1.0,
+        crop_mode=modes[found["resize_mode"]],
+    )
+
+
+def _per_channel(values: Sequence[float], channels: int) -> tuple[float, ...]:
+    return tuple(values) if len(values) == channels else (sum(values) / len(values),) * channels
+
+
+def _timm_config(
+    spec: ModelSpec, model: torch.nn.Module, class_names: Sequence[str], settings: ImageSettings
+) -> dict[str, Any]:
+    model_args = dict(spec.config.get("model_args", {})) | {k: v for k, v in spec.kwargs.items() if k != "img_size"}
+    model_args.pop("img_size", None)  # timm records the one in force
+    model_args.pop("num_classes", None)
+    options = {"label_names": list(class_names)} if class_names else {}
+    with TemporaryDirectory() as folder:
+        path = Path(folder, TIMM_CONFIG)
+        save_config_for_hf(model, str(path), options, model_args)
+        config: dict[str, Any] = json.loads(path.read_text())
+    pretrained = config["pretrained_cfg"]
+    pretrained.update(settings.to_json())
+    if "img_size" in spec.kwargs or "test_input_size" not in spec.config.get("pretrained_cfg", spec.config):
+        for key in ("test_input_size", "test_crop_pct"):  # they speak of the weights in timm's registry
+            pretrained.pop(key, None)
+    return config
+
+
+def _preprocess(model: torch.nn.Module, settings: ImageSettings | None) -> dict[str, Any]:
+    found = dict(model.visual.preprocess_cfg)  # type: ignore[union-attr, arg-type]
+    if settings is not None:
+        modes = {"center": "shortest", "border": "longest", "squash": "squash"}
+        found |= {"mean": settings.mean, "std": settings.std, "interpolation": settings.interpolation}
+        found["resize_mode"] = modes[settings.crop_mode]
+    return found
+
+
+@contextmanager
+def _as_directory(name: str, config: Mapping[str, Any]) -> Iterator[str]:
+    """A directory with nothing but `config`, which is what the libraries' factories take."""
+    with TemporaryDirectory(prefix="soupkit-") as directory:
+        Path(directory, name).write_text(json.dumps(config), encoding="utf-8")
+        yield directory
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep open_clip from warning on the root logger that random weights are random, and from configuring logging."""
+    root = logging.getLogger()
+    level, handlers = root.level, root.handlers[:]
+    root.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        root.setLevel(level)
+        root.handlers[:] = handlers
+
+
+def _literal(text: str) -> Any:
+    words = {"true": True, "false": False, "none": None}
+    if text.lower() in words:
+        return words[text.lower()]
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def _nearest(spec: ModelSpec) -> str | None:
+    import difflib
+
+    known = timm.list_models() if spec.library == "timm" else open_clip.list_models()
+    near = [] if spec.name in known else difflib.get_close_matches(spec.name, known, n=3)
+    return f"did you mean {', '.join(f'{spec.library}:{name}' for name in near)}?" if near else None
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"

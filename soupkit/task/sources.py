@@ -1,0 +1,275 @@
+"""Where labelled images come from: embedded sets, folders, and whatever timm's data set factory opens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import timm.data
+import torch
+from PIL import Image, UnidentifiedImageError
+
+from soupkit.errors import TaskError
+from soupkit.task.glyphs import render_glyphs
+
+Role = Literal["train", "held_out", "test"]
+Example = tuple[Image.Image, int]
+EMBEDDED = ("digits", "glyphs")
+FACTORIES = ("torch", "hfds", "hfids", "tfds", "wds")
+FOLDERS: dict[Role, tuple[str, ...]] = {
+    "train": ("train", "training"),
+    "held_out": ("val", "valid", "validation", "eval", "evaluation"),
+    "test": ("test", "testing"),
+}
+
+
+class LabelledImages(Protocol):
+    """A map-style data set of (PIL image, class). `targets` is int64[N], None where only decoding tells."""
+
+    @property
+    def targets(self) -> np.ndarray | None: ...
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int) -> Example: ...
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set as it is kept, before soupkit splits it.
+
+    pools: what it keeps apart itself, "train" always; a missing "held_out" or "test" is drawn from "train".
+    origin: the data set's own word for each pool. num_test: default size of a test split that has to be drawn.
+    """
+
+    pools: Mapping[Role, LabelledImages]
+    class_names: tuple[str, ...]
+    origin: Mapping[Role, str]
+    characters: bool = False
+    num_test: int = 0
+
+
+class ArrayImages:
+    """Grey images uint8[N, H, W] in memory."""
+
+    def __init__(self, images: np.ndarray, targets: np.ndarray) -> None:
+        self.images, self.targets = images, targets
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Example:
+        return Image.fromarray(self.images[index]), int(self.targets[index])
+
+
+class Glyphs:
+    """Rendered digits, drawn when the first is asked for and then kept by the process."""
+
+    def __init__(self, num: int, stream: int) -> None:
+        self.num, self.stream = num, stream
+
+    @property
+    def targets(self) -> np.ndarray:
+        return _glyphs(self.num, self.stream).targets
+
+    def __len__(self) -> int:
+        return self.num
+
+    def __getitem__(self, index: int) -> Example:
+        return _glyphs(self.num, self.stream)[index]
+
+
+class FileImages:
+    """Image files. A file that cannot be decoded raises TaskError: a skipped one would change what a score means."""
+
+    def __init__(self, root: Path, samples: Sequence[tuple[str, int]]) -> None:
+        self.root = root
+        self.paths = [path for path, _ in samples]
+        self.targets = np.array([target for _, target in samples], np.int64)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Example:
+        path = self.paths[index]
+        try:
+            with Image.open(path) as image:
+                image.load()
+        except (OSError, UnidentifiedImageError) as error:
+            raise TaskError(f"{path} cannot be decoded: {error}", hint="replace or delete the file") from error
+        return image, int(self.targets[index])
+
+    def names(self) -> Iterator[str]:
+        """Paths below the root, which identify the examples."""
+        return (Path(path).relative_to(self.root).as_posix() for path in self.paths)
+
+
+class FactoryImages:
+    """A data set of timm's factory; one that only streams is read into memory."""
+
+    def __init__(self, dataset: Any, *, limit: int | None = None) -> None:
+        streams = isinstance(dataset, torch.utils.data.IterableDataset)
+        self.dataset = list(islice(dataset, limit)) if streams else dataset
+        self.targets = self._known_targets(streams)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Example:
+        image, target = self.dataset[index][:2]
+        return image, int(target)
+
+    def _known_targets(self, streams: bool) -> np.ndarray | None:
+        if streams:
+            return np.array([target for _, target, *_ in self.dataset], np.int64)
+        reader = getattr(self.dataset, "reader", None)
+        if hasattr(reader, "samples"):
+            return np.array([target for _, target in reader.samples], np.int64)
+        targets = getattr(self.dataset, "targets", None)
+        return None if targets is None else np.asarray(targets, np.int64)
+
+
+def open_source(data: str, *, data_dir: Path | None, download: bool, sizes: Mapping[Role, int | None]) -> Source:
+    """Find the data set named `data`. Reads names and labels, no image. Raises TaskError with a hint.
+
+    sizes: what will be asked of it; glyphs are drawn on demand, and streams are read no further.
+    """
+    if data == "digits":
+        return _digits()
+    if data == "glyphs":
+        return _drawn_glyphs(sizes)
+    library, slash, _ = data.partition("/")
+    if slash and library.lower() in FACTORIES and not Path(data).is_dir():
+        return _from_factory(data, data_dir, download, sizes)
+    if Path(data).is_dir():
+        return _from_folder(Path(data))
+    raise TaskError(
+        f"there is no data set {data!r}: it is not a directory, nor one of {', '.join(EMBEDDED)}",
+        hint=f"sets of timm's factory have a prefix: torch/{data.rpartition('/')[2]}, hfds/…, tfds/…, wds/…",
+    )
+
+
+@cache
+def _digits() -> Source:
+    """scikit-learn's 1,797 handwritten digits (UCI, Alpaydin and Kaynak 1998): 8 × 8 counts of 0..16, here 0..255."""
+    from sklearn.datasets import load_digits
+
+    found = load_digits()
+    images = np.round(found.images * (255 / 16)).astype(np.uint8)
+    pool = ArrayImages(images, found.target.astype(np.int64))
+    return Source({"train": pool}, _DIGITS, {"train": "digits"}, characters=True, num_test=797)
+
+
+@cache
+def _glyphs(num: int, stream: int) -> ArrayImages:
+    return ArrayImages(*render_glyphs(num, stream=stream))
+
+
+def _drawn_glyphs(sizes: Mapping[Role, int | None]) -> Source:
+    defaults: dict[Role, int] = {"train": 8000, "held_out": 1000, "test": 1000}
+    pools: dict[Role, LabelledImages] = {}
+    for stream, (role, default) in enumerate(defaults.items()):
+        asked = sizes.get(role)
+        pools[role] = Glyphs(default if asked is None else asked, stream)
+    return Source(pools, _DIGITS, {role: f"glyphs, stream {i}" for i, role in enumerate(pools)}, characters=True)
+
+
+_DIGITS = tuple("0123456789")
+
+
+def _from_folder(root: Path) -> Source:
+    """DIR/train with DIR/val and DIR/test, either of which may be missing, or DIR/<class> alone.
+
+    With a single evaluation folder, that is the test split whatever it is called, and held-out comes from train: as
+    ImageNet is used by Wortsman et al. 2022.
+    """
+    found = {role: next((root / n for n in names if (root / n).is_dir()), None) for role, names in FOLDERS.items()}
+    if found["train"] is None:
+        found = {"train": root, "held_out": None, "test": None}
+    elif found["test"] is None:
+        found["test"], found["held_out"] = found["held_out"], None
+    pools: dict[Role, LabelledImages] = {}
+    class_names: tuple[str, ...] = ()
+    for role, folder in found.items():
+        if folder is not None:
+            pools[role], class_names = _list_folder(folder, class_names)
+    origin = {role: folder.name for role, folder in found.items() if folder is not None}
+    return Source(pools, class_names, origin, num_test=round(0.2 * len(pools["train"])))
+
+
+def _list_folder(folder: Path, class_names: tuple[str, ...]) -> tuple[FileImages, tuple[str, ...]]:
+    """The images below `folder` and their classes, in timm's order, or numbered as in `class_names`."""
+    try:
+        reader = timm.data.create_dataset("", root=str(folder), search_split=False).reader
+    except RuntimeError as error:
+        raise TaskError(f"{folder} holds no images", hint="expected DIR/<class>/<image> or DIR/train/…") from error
+    names = tuple(sorted(reader.class_to_idx, key=reader.class_to_idx.__getitem__))
+    unknown = sorted(set(names) - set(class_names or names))
+    if unknown:
+        raise TaskError(
+            f"{folder} has the class {unknown[0]!r}, which the training folder lacks",
+            hint="every folder needs the class folders of the first",
+        )
+    numbers = {name: number for number, name in enumerate(class_names or names)}
+    return FileImages(folder, [(path, numbers[names[t]]) for path, t in reader.samples]), class_names or names
+
+
+def _from_factory(data: str, data_dir: Path | None, download: bool, sizes: Mapping[Role, int | None]) -> Source:
+    """What timm's factory keeps under "train", "validation" and "test"; torchvision's sets have but one for evaluation."""
+    library, _, name = data.lower().partition("/")
+    asked = (sizes.get("train"), sizes.get("held_out"))
+    limit = None if None in asked else sum(size or 0 for size in asked)
+    train = _create(data, "train", data_dir, download)
+    pools: dict[Role, LabelledImages] = {"train": FactoryImages(train, limit=limit)}
+    origin: dict[Role, str] = {"train": "train"}
+    if library == "torch":
+        evaluation = {"validation": _create(data, "validation", data_dir, download)}
+    else:
+        evaluation = _those_that_exist(data, data_dir, download)
+    for role, split in zip(("test", "held_out"), reversed(evaluation), strict=False):
+        pools[role] = FactoryImages(evaluation[split], limit=sizes.get(role))
+        origin[role] = split
+    return Source(
+        pools,
+        _class_names(train, pools["train"]),
+        origin,
+        characters="mnist" in name and "fashion" not in name,
+        num_test=round(0.2 * len(pools["train"])),
+    )
+
+
+def _those_that_exist(data: str, data_dir: Path | None, download: bool) -> dict[str, Any]:
+    found = {}
+    for split in ("validation", "test"):
+        with suppress(TaskError):
+            found[split] = _create(data, split, data_dir, download)
+    return found
+
+
+def _create(data: str, split: str, data_dir: Path | None, download: bool) -> Any:
+    root = None if data_dir is None else str(data_dir)
+    if root is None and data.lower().startswith(("torch/", "wds/")):
+        raise TaskError(f"{data} needs a place on disk", hint="give --data-dir")
+    try:
+        return timm.data.create_dataset(data, root=root, split=split, download=download)
+    except Exception as error:  # five libraries raise here whatever they like
+        lines = str(error).splitlines() or [type(error).__name__]
+        missing = isinstance(error, ImportError | NameError)
+        hint = f"install what {data.partition('/')[0]}/ needs" if missing else "check --data-dir, or give --download"
+        raise TaskError(f"timm cannot open {data}, split {split!r}: {lines[0]}", hint=hint) from error
+
+
+def _class_names(dataset: Any, images: LabelledImages) -> tuple[str, ...]:
+    if hasattr(dataset, "classes"):
+        return tuple(str(name) for name in dataset.classes)
+    numbers = getattr(getattr(dataset, "reader", None), "class_to_idx", None)
+    if numbers:
+        return tuple(sorted(numbers, key=numbers.__getitem__))
+    targets = images.targets
+    if targets is None:
+        raise TaskError("the data set does not say what its classes are", hint="give --class-names")
+    return tuple(str(number) for number in range(int(targets.max()) + 1))
