@@ -22,6 +22,7 @@ from soupkit.manifest import MANIFEST_NAME
 
 SPARE_BYTES = 16 << 20
 """Free disk to leave beyond what is written."""
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class OutputDirectory:
@@ -38,31 +39,20 @@ class OutputDirectory:
         self.out = Path(os.path.abspath(out))
         self.overwrite = overwrite
         check_output(self.out, overwrite=overwrite, num_bytes=num_bytes, inputs=inputs)
-        self._directory: Path | None = None
-        self._lock = -1
 
     def __enter__(self) -> Path:
-        with _as_output_error(self.out):
-            self.out.parent.mkdir(parents=True, exist_ok=True)
-            remove_litter(self.out)
-            self._directory = Path(tempfile.mkdtemp(prefix=f"{_prefix(self.out)}{os.getpid()}-", dir=self.out.parent))
-            self._directory.chmod(0o777 & ~_umask())
-            self._lock = os.open(self._directory, os.O_RDONLY)
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        self._stack = contextlib.ExitStack()
+        self._directory = self._stack.enter_context(temporary_sibling(self.out))
         return self._directory
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        assert self._directory is not None
-        try:
+        with self._stack:
             if error is None:
                 with _as_output_error(self.out):
                     self._publish(self._directory)
-        finally:
-            shutil.rmtree(self._directory, ignore_errors=True)
-            os.close(self._lock)
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if isinstance(error, OSError) and error.errno in _NO_SPACE:
             raise _no_space(self.out, error) from error
 
     def _publish(self, directory: Path) -> None:
@@ -74,6 +64,23 @@ class OutputDirectory:
         else:
             directory.rename(self.out)
         _sync(self.out.parent)
+
+
+@contextlib.contextmanager
+def temporary_sibling(out: Path) -> Iterator[Path]:
+    """A locked temporary directory beside `out`, removed at the end; what dead runs left there is removed first."""
+    with _as_output_error(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        remove_litter(out)
+        directory = Path(tempfile.mkdtemp(prefix=f"{_prefix(out)}{os.getpid()}-", dir=out.parent))
+        directory.chmod(0o777 & ~_umask())
+        lock = os.open(directory, os.O_RDONLY)
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    try:
+        yield directory
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+        os.close(lock)
 
 
 def check_output(out: Path, *, overwrite: bool = False, num_bytes: int = 0, inputs: Iterable[Path] = ()) -> None:
@@ -160,7 +167,7 @@ def _as_output_error(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno in _NO_SPACE:
             raise _no_space(out, error) from error
         raise OutputError(f"{out}: cannot be written: {error.strerror}", hint="choose another --out") from error
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,6 @@ class Ingredients:
 class Record:
     """What a search adds to the manifest of its soup."""
 
-    metrics: Mapping[str, Any] = field(default_factory=dict)
     trace: Sequence[Mapping[str, Any]] = ()
     notes: Mapping[str, Any] = field(default_factory=dict)
 
@@ -101,11 +100,13 @@ def write_soup(
     command: str,
     record: Record = Record(),
     replaced: Mapping[str, Array] | None = None,
+    measure: Callable[[Checkpoint], Mapping[str, Any]] | None = None,
     out: Path | None = None,
 ) -> dict[str, Any]:
     """Write the soup as a checkpoint directory with its manifest and model card; returns the manifest.
 
     replaced: tensors outside the span of the ingredients (refreshed batch-norm statistics), written as they are.
+    measure: scores the written checkpoint before it is published; its metrics go into the manifest.
     Raises OutputError, CheckpointError, CompatibilityError; then nothing is left behind.
     """
     out = out or recipe.out
@@ -116,12 +117,13 @@ def write_soup(
         _copy_companions(ingredients.checkpoints[0], directory)
         streamed = _stream_into(directory, ingredients, mixture, recipe, world, report, replaced or {})
         _warn(streamed, ingredients, report)
+        metrics = measure(Checkpoint(directory, reference=str(out))) if measure else {}
         manifest = Manifest(
             command=command,
             recipe=recipe_to_json(recipe),
             inputs=describe_inputs(ingredients.checkpoints, out, streamed.inputs, sha256=recipe.sha256),
-            outputs=_describe_outputs(directory, streamed.output, sha256=recipe.sha256),
-            metrics=dict(record.metrics),
+            outputs=describe_outputs(directory, streamed.output, sha256=recipe.sha256),
+            metrics=dict(metrics),
             mixture=mixture.to_json(),
             trace=[dict(step) for step in record.trace],
             notes=dict(record.notes),
@@ -194,7 +196,8 @@ def describe_inputs(
     return described
 
 
-def _describe_outputs(directory: Path, content: str, *, sha256: bool) -> dict[str, Any]:
+def describe_outputs(directory: Path, content: str, *, sha256: bool = False) -> dict[str, Any]:
+    """The manifest's record of what was written: the content hash of the weights, and every file."""
     files: dict[str, Any] = {}
     for path in sorted(directory.iterdir()):
         files[path.name] = {"bytes": path.stat().st_size}

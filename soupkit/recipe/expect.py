@@ -18,7 +18,7 @@ OPERATORS: dict[str, Callable[[float, float], bool]] = {
     "==": operator.eq,
     "!=": operator.ne,
 }
-PATH = re.compile(r"(?:(?P<step>[A-Za-z0-9_-]+):)?(?P<keys>[A-Za-z_][^\s:]*)")
+PATH = re.compile(r"(?:(?P<step>[A-Za-z0-9_-]+):)?(?P<keys>[A-Za-z_][\w./@-]*)")
 FORM = "expected PATH OPERATOR NUMBER, or PATH OPERATOR PATH with + NUMBER or - NUMBER after it"
 
 

@@ -51,7 +51,7 @@ class Finetune(OutputOptions, TrainOptions, DataOptions, ModelOptions):
     label_smoothing: float = option(0.0, help="label smoothing")
     random_erasing: float = option(0.0, help="probability of random erasing")
     rand_augment: int = option(0, help="RandAugment operations per image, N; 0 is off")
-    rand_augment_magnitude: int = option(9, help="RandAugment magnitude M")
+    rand_augment_magnitude: int = option(9, help="RandAugment magnitude M, 0 to 9")
     layer_decay: float | None = option(None, help="factor on the learning rate per layer, from the head down")
     seed: int = option(0, help="seed of initialisation, data order and augmentation")
     threads: int = option(0, help="threads of torch on the CPU; 0 takes every core")
@@ -72,7 +72,7 @@ class Finetune(OutputOptions, TrainOptions, DataOptions, ModelOptions):
         _require(0 <= self.random_erasing <= 1, "random_erasing", self.random_erasing, "a probability")
         _require(self.rand_augment >= 0, "rand_augment", self.rand_augment, "0 or more")
         magnitude = self.rand_augment_magnitude
-        _require(0 <= magnitude <= 10, "rand_augment_magnitude", magnitude, "0 to 10")
+        _require(0 <= magnitude <= 9, "rand_augment_magnitude", magnitude, "0 to 9")
         _require(
             self.layer_decay is None or 0 < self.layer_decay <= 1, "layer_decay", self.layer_decay, "above 0, up to 1"
         )
@@ -102,7 +102,7 @@ class FinetuneSweep(OutputOptions, TrainOptions, DataOptions, ModelOptions):
     label_smoothing: str = option("choice(0,0.1)", help="label smoothing")
     random_erasing: str = option("0", help="probability of random erasing")
     rand_augment: str = option("0", help="RandAugment operations per image, N; 0 is off")
-    rand_augment_magnitude: str = option("9", help="RandAugment magnitude M")
+    rand_augment_magnitude: str = option("9", help="RandAugment magnitude M, 0 to 9")
     layer_decay: str = option("none", help="factor on the learning rate per layer; none is off")
     run_seed: str = option("none", help="seed of each run; none: seed + run number")
 

@@ -173,11 +173,11 @@ def _describe(options: DataRecipe, source: Source, parts: Mapping[Role, Part]) -
 
 def _digest(part: Part) -> str:
     """Which examples, in which order: files by their paths, others by their numbers in a pool of that size."""
-    state = xxhash.xxh3_128(str(len(part.pool)))
+    state = xxhash.xxh3_128(str(len(part.pool)).encode())
     if isinstance(part.pool, FileImages):
         names = list(part.pool.names())
         for index in part.indices:
-            state.update(names[index] + "\n")
+            state.update(f"{names[index]}\n".encode())
     else:
         state.update(part.indices.astype("<i8").tobytes())
     return f"xxh3-128:{state.hexdigest()}"

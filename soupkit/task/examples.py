@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -10,7 +10,7 @@ import torch
 
 from soupkit.errors import TaskError
 from soupkit.task.data import Part
-from soupkit.task.images import ImageSettings, eval_transform, normalize
+from soupkit.task.images import ImageSettings, Transform, eval_transform, normalize
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 DEFAULT_LIMIT = 1 << 30
@@ -57,38 +57,38 @@ class Examples:
         for indices, pixels in zip(chunks, self._decoded(chunks), strict=True):
             yield normalize(pixels, self.settings), torch.from_numpy(self.targets[indices])
 
-    def _decoded(self, chunks: Sequence[np.ndarray]) -> Iterable[torch.Tensor]:
-        todo = [chunk for chunk in chunks if self._pixels is None or not self._known[chunk].all()]
-        if not self.workers or not todo:
-            return (self._remembered(chunk, self._decode) for chunk in chunks)
-        loader = iter(
-            torch.utils.data.DataLoader(
-                _Decoding(self.part, self._transform),
-                batch_sampler=todo,
-                num_workers=self.workers,
-                collate_fn=torch.stack,
-            )
+    def _decoded(self, chunks: Sequence[np.ndarray]) -> Iterator[torch.Tensor]:
+        """Pixels uint8[b, C, H, W] of each chunk, from memory or decoded and then kept."""
+        kept = [self._pixels is not None and bool(self._known[chunk].all()) for chunk in chunks]
+        decoded = iter(self._decode([chunk.tolist() for chunk, known in zip(chunks, kept, strict=True) if not known]))
+        for chunk, known in zip(chunks, kept, strict=True):
+            if known and self._pixels is not None:
+                yield self._pixels[torch.from_numpy(chunk)]
+                continue
+            pixels = next(decoded)
+            if self._pixels is not None:
+                self._pixels[torch.from_numpy(chunk)] = pixels
+                self._known[chunk] = True
+            yield pixels
+
+    def _decode(self, chunks: list[list[int]]) -> Iterable[torch.Tensor]:
+        images = _Decoding(self.part, self._transform)
+        if not self.workers or not chunks:
+            return (torch.stack([images[index] for index in chunk]) for chunk in chunks)
+        return torch.utils.data.DataLoader(
+            images,
+            batch_sampler=chunks,
+            num_workers=self.workers,
+            collate_fn=torch.stack,
+            generator=torch.Generator(),  # otherwise scoring would draw from the generator of a training loop
         )
-        return (self._remembered(chunk, lambda _: next(loader)) for chunk in chunks)
-
-    def _remembered(self, chunk: np.ndarray, decode: Callable[[np.ndarray], torch.Tensor]) -> torch.Tensor:
-        """Pixels uint8[b, C, H, W] from memory, or decoded and then kept."""
-        if self._pixels is None:
-            return decode(chunk)
-        if not self._known[chunk].all():
-            self._pixels[torch.from_numpy(chunk)] = decode(chunk)
-            self._known[chunk] = True
-        return self._pixels[torch.from_numpy(chunk)]
-
-    def _decode(self, chunk: np.ndarray) -> torch.Tensor:
-        return torch.stack([self._transform(self.part[int(index)][0]) for index in chunk])
 
 
 class _Decoding(torch.utils.data.Dataset[torch.Tensor]):
-    """What a worker process does for one index."""
+    """Pixels by index; worker processes get a copy of it."""
 
-    def __init__(self, part: Part, transform: Callable[..., torch.Tensor]) -> None:
+    def __init__(self, part: Part, transform: Transform) -> None:
         self.part, self.transform = part, transform
 
     def __getitem__(self, index: int) -> torch.Tensor:
-        return self.transform(self.part[int(index)][0])
+        return self.transform(self.part[index][0])

@@ -58,13 +58,18 @@ def eval_transform(settings: ImageSettings) -> Transform:
         crop_mode=settings.crop_mode,
         normalize=False,
     )
-    mode = image_mode(settings)
+    return _Converted(image_mode(settings), transform)
 
-    def apply(image: Image.Image) -> torch.Tensor:
-        pixels: torch.Tensor = transform(image.convert(mode))
-        return pixels
 
-    return apply
+@dataclass(frozen=True)
+class _Converted:
+    """A transform after the conversion to the model's channels; a class, because worker processes are sent a copy."""
+
+    mode: str
+    transform: Transform
+
+    def __call__(self, image: Image.Image) -> torch.Tensor:
+        return self.transform(image.convert(self.mode))
 
 
 def image_mode(settings: ImageSettings) -> str:

@@ -16,7 +16,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 from soupkit.errors import TaskError
-from soupkit.task.glyphs import render_glyphs
+from soupkit.task.glyphs import glyph_classes, render_glyphs
 
 Role = Literal["train", "held_out", "test"]
 Example = tuple[Image.Image, int]
@@ -30,10 +30,12 @@ FOLDERS: dict[Role, tuple[str, ...]] = {
 
 
 class LabelledImages(Protocol):
-    """A map-style data set of (PIL image, class). `targets` is int64[N], None where only decoding tells."""
+    """A map-style data set of (PIL image, class)."""
 
     @property
-    def targets(self) -> np.ndarray | None: ...
+    def targets(self) -> np.ndarray | None:
+        """int64[N], None where only decoding tells."""
+
     def __len__(self) -> int: ...
     def __getitem__(self, index: int) -> Example: ...
 
@@ -71,16 +73,13 @@ class Glyphs:
 
     def __init__(self, num: int, stream: int) -> None:
         self.num, self.stream = num, stream
-
-    @property
-    def targets(self) -> np.ndarray:
-        return _glyphs(self.num, self.stream).targets
+        self.targets = glyph_classes(num, stream=stream)
 
     def __len__(self) -> int:
         return self.num
 
     def __getitem__(self, index: int) -> Example:
-        return _glyphs(self.num, self.stream)[index]
+        return Image.fromarray(_rendered(self.num, self.stream)[index]), int(self.targets[index])
 
 
 class FileImages:
@@ -127,7 +126,7 @@ class FactoryImages:
         if streams:
             return np.array([target for _, target, *_ in self.dataset], np.int64)
         reader = getattr(self.dataset, "reader", None)
-        if hasattr(reader, "samples"):
+        if reader is not None and hasattr(reader, "samples"):
             return np.array([target for _, target in reader.samples], np.int64)
         targets = getattr(self.dataset, "targets", None)
         return None if targets is None else np.asarray(targets, np.int64)
@@ -165,8 +164,8 @@ def _digits() -> Source:
 
 
 @cache
-def _glyphs(num: int, stream: int) -> ArrayImages:
-    return ArrayImages(*render_glyphs(num, stream=stream))
+def _rendered(num: int, stream: int) -> np.ndarray:
+    return render_glyphs(num, stream=stream)
 
 
 def _drawn_glyphs(sizes: Mapping[Role, int | None]) -> Source:
@@ -219,7 +218,7 @@ def _list_folder(folder: Path, class_names: tuple[str, ...]) -> tuple[FileImages
 
 
 def _from_factory(data: str, data_dir: Path | None, download: bool, sizes: Mapping[Role, int | None]) -> Source:
-    """What timm's factory keeps under "train", "validation" and "test"; torchvision's sets have but one for evaluation."""
+    """What timm's factory keeps as "train", "validation" and "test"; torchvision's sets have one for evaluation."""
     library, _, name = data.lower().partition("/")
     asked = (sizes.get("train"), sizes.get("held_out"))
     limit = None if None in asked else sum(size or 0 for size in asked)
@@ -230,7 +229,8 @@ def _from_factory(data: str, data_dir: Path | None, download: bool, sizes: Mappi
         evaluation = {"validation": _create(data, "validation", data_dir, download)}
     else:
         evaluation = _those_that_exist(data, data_dir, download)
-    for role, split in zip(("test", "held_out"), reversed(evaluation), strict=False):
+    roles: tuple[Role, ...] = ("test", "held_out")
+    for role, split in zip(roles, reversed(evaluation), strict=False):
         pools[role] = FactoryImages(evaluation[split], limit=sizes.get(role))
         origin[role] = split
     return Source(
@@ -258,7 +258,7 @@ def _create(data: str, split: str, data_dir: Path | None, download: bool) -> Any
         return timm.data.create_dataset(data, root=root, split=split, download=download)
     except Exception as error:  # five libraries raise here whatever they like
         lines = str(error).splitlines() or [type(error).__name__]
-        missing = isinstance(error, ImportError | NameError)
+        missing = isinstance(error, ImportError) or "install" in lines[0]
         hint = f"install what {data.partition('/')[0]}/ needs" if missing else "check --data-dir, or give --download"
         raise TaskError(f"timm cannot open {data}, split {split!r}: {lines[0]}", hint=hint) from error
 

@@ -59,7 +59,8 @@ def train_transform(settings: ImageSettings, recipe: Finetune, *, characters: bo
     Characters are not mirrored unless the recipe says so.
     """
     hflip = recipe.hflip if recipe.hflip is not None else 0.0 if characters else 0.5
-    augment = f"rand-m{recipe.rand_augment_magnitude}-n{recipe.rand_augment}-mstd0.5-inc1"
+    # mmax9: at 10, posterising would leave no bit, which Pillow 12 refuses
+    augment = f"rand-m{recipe.rand_augment_magnitude}-n{recipe.rand_augment}-mstd0.5-mmax9-inc1"
     transform = timm.data.create_transform(
         settings.input_size,
         is_training=True,

@@ -37,6 +37,8 @@ DRAWN = (
     "layer_decay",
     "run_seed",
 )
+HYPER_PARAMETERS = (*DRAWN[:-1], "seed")
+"""The same under the names of `soupkit finetune`."""
 FORMS = "a number, log(a,b), uniform(a,b), int(a,b) or choice(a,b,…)"
 
 
@@ -55,12 +57,12 @@ class Draw:
         if self.kind == "int":
             return int(low) + int(u * (int(high) - int(low) + 1))
         if self.kind == "uniform":
-            return low + u * (high - low)
+            return min(low + u * (high - low), high)
         return min(max(math.exp(math.log(low) + u * (math.log(high) - math.log(low))), low), high)
 
 
 def parse_draw(text: str, name: str) -> Draw:
-    """Read the option `name`. Raises RecipeError: not a number or a known range, empty or reversed range, NaN, infinity."""
+    """Read the option `name`. Raises RecipeError for what is no number or range, and for an empty or infinite range."""
     call = re.fullmatch(r"\s*(\w+)\s*\((.*)\)\s*", text, re.DOTALL)
     if call is None:
         return Draw("constant", (_value(text, name, text),))
@@ -77,8 +79,9 @@ def parse_draw(text: str, name: str) -> Draw:
 def draw_settings(recipe: FinetuneSweep) -> list[Settings]:
     """The hyper-parameters of every run of a sweep, under the names that `soupkit finetune` gives them.
 
-    random: numpy's PCG64 seeded by (seed, run). sobol: scrambled Sobol points (Owen 1998; scipy.stats.qmc), one coordinate
-    per option that varies. grid: the Cartesian product of the points, the last option fastest, cut off at num_runs.
+    random: numpy's PCG64 seeded by (seed, run). sobol: scrambled Sobol points (Owen 1998; scipy.stats.qmc), a
+    coordinate per option that varies. grid: the Cartesian product of the points, the last option fastest, cut off at
+    num_runs.
     Raises RecipeError for a malformed option, and for a range where a grid needs points.
     """
     draws = {name: parse_draw(str(getattr(recipe, name)), name) for name in DRAWN}

@@ -63,7 +63,7 @@ def fit(model: nn.Module, data: TrainingData, recipe: Finetune, *, device: torch
 
 
 def amp_dtype(recipe: Finetune, device: torch.device) -> torch.dtype | None:
-    """The dtype of mixed precision; None: float32 throughout. auto is bfloat16 on CUDA, whose range needs no scaling."""
+    """The dtype of mixed precision; None: float32 throughout. auto: bfloat16 on CUDA, whose range needs no scaling."""
     if recipe.amp == "auto":
         return torch.bfloat16 if device.type == "cuda" else None
     return {"off": None, "bfloat16": torch.bfloat16, "float16": torch.float16}[recipe.amp]

@@ -1,8 +1,8 @@
 """Worker processes that live as long as the work does, and no longer.
 
 Each worker is spawned (forking a process that has run torch is unsafe), imports torch once and then takes one piece of
-work after another. It computes with one thread. It ends when the parent dies, by whatever means, for a watchdog sees it;
-Ctrl-C reaches the parent alone, which ends its workers.
+work after another. It computes with one thread. When the parent dies, by whatever means, a watchdog ends it; Ctrl-C
+reaches the parent alone, which ends its workers.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from soupkit.errors import SoupkitError, TaskError
 from soupkit.events import Event, Report
 
 Work = Callable[..., Any]
-ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 GRACE_SECONDS = 10
 
 
@@ -143,7 +143,7 @@ def _died(worker: Worker) -> TaskError:
     how = f"was killed by {signal.Signals(-code).name}" if code is not None and code < 0 else f"ended with code {code}"
     return TaskError(
         f"{worker.busy_with}: its worker process {how}",
-        hint="if memory ran out, lower --jobs or --batch-size; what is finished is kept, and the same command continues",
+        hint="if memory ran out, lower --jobs or --batch-size; the same command continues where this ended",
     )
 
 

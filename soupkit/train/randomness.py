@@ -1,4 +1,4 @@
-"""Seeds: what is random in training depends on the recipe's seed, and never on who else draws from a global generator."""
+"""Seeds: what is random in training depends on the recipe's seed, whoever else draws from a global generator."""
 
 from __future__ import annotations
 

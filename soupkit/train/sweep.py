@@ -19,7 +19,7 @@ from soupkit.events import Cell, Table
 from soupkit.manifest import MANIFEST_NAME, Manifest
 from soupkit.recipe.parse import recipe_to_json
 from soupkit.recipe.train import Finetune, FinetuneSweep
-from soupkit.train.draws import DRAWN, Settings, draw_settings, varying
+from soupkit.train.draws import HYPER_PARAMETERS, Settings, draw_settings, varying
 
 COMMAND = "finetune-sweep"
 LOCK_NAME = ".soupkit-lock"
@@ -38,7 +38,7 @@ class Run:
 
 def plan_runs(recipe: FinetuneSweep) -> list[Run]:
     """Every run of the sweep, drawn and checked. Raises RecipeError, naming the run where one is at fault."""
-    own = {field.name for field in dataclasses.fields(Finetune)} - {*DRAWN, "seed", "threads"}
+    own = {field.name for field in dataclasses.fields(Finetune)} - {*HYPER_PARAMETERS, "threads"}
     shared = {field.name: getattr(recipe, field.name) for field in dataclasses.fields(recipe) if field.name in own}
     return [_run(f"run-{i:03d}", settings, shared) for i, settings in enumerate(draw_settings(recipe))]
 
@@ -151,15 +151,13 @@ def write_sweep(recipe: FinetuneSweep, runs: Sequence[Run], done: dict[str, Mani
 
 def _seen_from_sweep(entry: dict[str, Any]) -> dict[str, Any]:
     """A run's record of its base, with the path relative to the sweep instead of the run."""
-    return entry | {"path": os.path.normpath(os.path.join("run", entry["path"]))}
+    return entry | {"path": os.path.normpath(Path("run", entry["path"]))}
 
 
 def settings_table(runs: Sequence[Run]) -> Table:
     """The drawn hyper-parameters of every run."""
-    names = [*DRAWN[:-1], "seed"]
-    return Table(
-        "runs", ("run", *names), tuple((run.name, *(_short(run.settings[name]) for name in names)) for run in runs)
-    )
+    rows = tuple((run.name, *(_short(run.settings[name]) for name in HYPER_PARAMETERS)) for run in runs)
+    return Table("runs", ("run", *HYPER_PARAMETERS), rows)
 
 
 def leaderboard(runs: Sequence[Run], done: dict[str, Manifest]) -> Table:

@@ -1,0 +1,126 @@
+"""`merge greedy`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from soupkit.errors import TaskError
+from soupkit.events import Report, Table, Told
+from soupkit.jobs.scoring import (
+    HeldOutScorer,
+    RememberingScorer,
+    SoupTask,
+    WrittenScorer,
+    contents_of,
+    direction,
+    mix_with_batch_norm,
+)
+from soupkit.jobs.soup import Ingredients, Record, open_ingredients, show_plan, write_soup
+from soupkit.recipe.merge import MergeGreedy
+from soupkit.soup.greedy import Greedy, greedy, trace
+from soupkit.task.external import CommandScorer
+from soupkit.world import World
+
+ONLY_THE_BEST = (
+    "only the best model stayed: no other improved it. That is usual when the checkpoints do not start from one common "
+    "ancestor, when their learning rates differ widely, or when held-out data are few"
+)
+
+
+def merge_greedy(recipe: MergeGreedy, world: World, report: Report) -> dict[str, Any]:
+    """Rank, add greedily, write the soup, and score what was written."""
+    ingredients = open_ingredients(recipe, report)
+    soup, scorer = _scorer(ingredients, recipe, world)
+    if recipe.dry_run:
+        return show_plan(ingredients, recipe, world, report)
+    remembering = RememberingScorer(scorer, contents_of(ingredients.checkpoints, world, report))
+    result = greedy(
+        ingredients.names,
+        remembering,
+        direction=direction(recipe),
+        accept=recipe.accept,
+        mix=mix_with_batch_norm(recipe, list(ingredients.plan.slots)),
+        report=report,
+    )
+    _tell(result, remembering.num_remembered, report)
+    manifest = write_soup(
+        ingredients,
+        result.mixture,
+        recipe,
+        world,
+        report,
+        command="merge greedy",
+        record=Record(trace(result, ingredients.names), _notes(result, ingredients)),
+        replaced=soup.load(result.mixture) if soup and recipe.bn == "refresh" else None,
+        measure=(lambda written: soup.measure(written, test=recipe.test)) if soup else None,
+    )
+    if soup is None:
+        manifest["metrics"] = _external_metrics(result)
+    report(_table(result, ingredients, manifest))
+    return manifest
+
+
+def _scorer(
+    ingredients: Ingredients, recipe: MergeGreedy, world: World
+) -> tuple[SoupTask | None, HeldOutScorer | WrittenScorer]:
+    """The task and scorer that the recipe asks for; refused here, before any score, when they cannot work."""
+    if not recipe.score_command:
+        soup = SoupTask(ingredients, recipe, world)
+        return soup, HeldOutScorer(soup, metric=recipe.metric, early_stop=recipe.early_stop)
+    if recipe.bn == "refresh":
+        raise TaskError("--bn refresh needs soupkit's own data and model", hint="use --bn average with --score-command")
+    command = CommandScorer(
+        recipe.score_command, metric=recipe.metric, direction=direction(recipe), timeout=recipe.score_timeout
+    )
+    return None, WrittenScorer(command, ingredients, recipe, world)
+
+
+def _tell(result: Greedy, num_remembered: int, report: Report) -> None:
+    if num_remembered:
+        report(Told(f"{num_remembered} scores were remembered from earlier runs"))
+    if result.trials and any(trial.score.stopped for trial in result.trials):
+        report(Told(f"early stop: trials evaluated {result.share_evaluated:.0%} of their examples"))
+    if len(result.picks) == 1 and len(result.singles) > 1:
+        report(Told(ONLY_THE_BEST))
+
+
+def _notes(result: Greedy, ingredients: Ingredients) -> dict[str, Any]:
+    names = ingredients.names
+    return {
+        "picks": [names[k] for k in result.picks],
+        "singles": {name: _score_json(single) for name, single in zip(names, result.singles, strict=True)},
+        "held_out_of_soup": _score_json(result.score),
+        "share_of_trial_examples_evaluated": result.share_evaluated,
+    }
+
+
+def _score_json(score: Any) -> dict[str, Any]:
+    return {
+        "metric": score.metric,
+        "value": score.value,
+        "standard_error": score.standard_error,
+        "num_examples": score.num_examples,
+    }
+
+
+def _external_metrics(result: Greedy) -> dict[str, Any]:
+    values = _score_json(result.score)
+    return {"held_out": {values.pop("metric"): values}}
+
+
+def _table(result: Greedy, ingredients: Ingredients, manifest: dict[str, Any]) -> Table:
+    """Best single beside the soup, on what selected and on what did not."""
+    best = result.singles[result.picks[0]]
+    rows: list[tuple[Any, ...]] = [
+        (f"best single: {ingredients.names[result.picks[0]]}", "held-out", best.metric, *_cells(best))
+    ]
+    soup = f"greedy soup of {len(result.picks)} of {len(ingredients.names)}"
+    for split, scores in manifest["metrics"].items():
+        for metric, score in scores.items():
+            cells = (score["value"], score["standard_error"], score["num_examples"])
+            rows.append((soup, split.replace("_", "-"), metric, *cells))
+    return Table("merge greedy", ("model", "split", "metric", "value", "± s.e.", "n"), tuple(rows))
+
+
+def _cells(score: Any) -> tuple[Any, ...]:
+    return (score.value, score.standard_error, score.num_examples)

@@ -1,0 +1,232 @@
+"""Scoring soups that exist only as coefficients: load, score, remember."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from soupkit.checkpoint.checkpoint import Checkpoint
+from soupkit.checkpoint.dtypes import NUMPY_DTYPES, Array
+from soupkit.checkpoint.hashing import content_hash
+from soupkit.checkpoint.header import Slot
+from soupkit.checkpoint.output import temporary_sibling
+from soupkit.events import Advanced, Finished, Report, Started
+from soupkit.jobs.merge import keep_batch_norm
+from soupkit.jobs.soup import Ingredients, stream_options, write_soup
+from soupkit.merge.mixture import Mixture, subset_mean
+from soupkit.merge.stream import stream
+from soupkit.soup.greedy import Bar, Direction
+from soupkit.task.batch_norm import refresh
+from soupkit.task.external import CommandScorer
+from soupkit.task.score import Score, all_scores, direction_of, score_predictions, scores_to_json
+from soupkit.task.task import Task, open_task
+from soupkit.world import World
+
+COUNT_METRICS = ("top1", "top5")
+
+
+class Memory:
+    """A sink of the merge engine that keeps the tensors."""
+
+    def __init__(self, slots: Mapping[str, Slot]) -> None:
+        self.tensors: dict[str, Array] = {
+            name: np.empty(slot.shape, NUMPY_DTYPES[slot.dtype]) for name, slot in slots.items()
+        }
+        self._flat = {name: tensor.reshape(-1) for name, tensor in self.tensors.items()}
+
+    def write(self, name: str, start: int, values: Array) -> None:
+        self._flat[name][start : start + values.size] = values
+
+
+class SoupTask:
+    """A task whose model takes mixtures of the ingredients: exactly the bits that would be written."""
+
+    def __init__(self, ingredients: Ingredients, recipe: Any, world: World) -> None:
+        self.ingredients = ingredients
+        self.recipe = recipe
+        self.world = world
+        self.task: Task = open_task(ingredients.checkpoints[0], recipe, world)
+
+    def load(self, mixture: Mixture) -> dict[str, Array]:
+        """Load a mixture into the model; returns refreshed batch-norm statistics, empty unless `--bn refresh`."""
+        rows, slots = mixture.used(), self.ingredients.plan.slots
+        memory = Memory(slots)
+        options = dataclasses.replace(stream_options(self.recipe, self.world), hash=False)
+        sources = [self.ingredients.checkpoints[row] for row in rows]
+        stream(sources, mixture.select(rows), memory, slots=slots, options=options)
+        ties = {dropped: memory.tensors[kept] for dropped, kept in self.ingredients.agreement.ties.items()}
+        self.task.load({**memory.tensors, **ties})
+        return self._refresh(slots) if self.recipe.bn == "refresh" else {}
+
+    def _refresh(self, slots: Mapping[str, Slot]) -> dict[str, Array]:
+        """Re-estimate batch-norm statistics on training data, rounded to what will be written."""
+        order = np.random.default_rng(self.recipe.split_seed).permutation(len(self.task.train))
+        images = order[: self.recipe.bn_batches * self.recipe.batch_size]
+        batches = self.task.train.batches(batch_size=self.recipe.batch_size, indices=images)
+        changed = refresh(self.task.model, batches, self.task.device)
+        tensors = self.task.tensors()
+        return {name: np.ascontiguousarray(tensors[name]).astype(NUMPY_DTYPES[slots[name].dtype]) for name in changed}
+
+    def measure(self, checkpoint: Checkpoint, *, test: bool) -> dict[str, Any]:
+        """All metrics of a written checkpoint, on held-out and, where asked for, on test."""
+        self.task.load(checkpoint)
+        splits = {"held_out": self.task.held_out} | ({"test": self.task.test} if test else {})
+        return {name: scores_to_json(all_scores(self.task.predict(examples))) for name, examples in splits.items()}
+
+
+class HeldOutScorer:
+    """Scores mixtures on held-out data; a count metric's trial ends once the bar is out of reach.
+
+    The examples that the current soup gets wrong, or nearly wrong, come first, so a hopeless trial ends soon; the verdict
+    is the same as without early stop, since only trials that cannot reach the bar end early.
+    """
+
+    def __init__(self, soup: SoupTask, *, metric: str, early_stop: bool) -> None:
+        self._soup = soup
+        self._metric = metric
+        self._early_stop = early_stop and metric in COUNT_METRICS
+
+    def __call__(self, mixture: Mixture, bar: Bar | None) -> Score:
+        self._soup.load(mixture)
+        task = self._soup.task
+        if bar is None or not self._early_stop or bar.score.num_right is None:
+            return score_predictions(task.predict(task.held_out), self._metric)
+        order = None if bar.score.margins is None else np.argsort(bar.score.margins, kind="stable")
+        needed = bar.score.num_right + (bar.accept == "gt")
+        return task.trial(task.held_out, metric=self._metric, order=order, needed_right=needed)
+
+    def fingerprint(self) -> str:
+        """What a remembered score depends on beside the weights."""
+        recipe = self._soup.recipe
+        batch_norm = [recipe.bn, recipe.bn_batches, recipe.batch_size] if recipe.bn == "refresh" else []
+        return json.dumps([self._soup.task.fingerprint(), self._metric, recipe.dtype, batch_norm])
+
+
+class WrittenScorer:
+    """Writes each mixture into a temporary checkpoint directory and lets an external command score it."""
+
+    def __init__(self, command: CommandScorer, ingredients: Ingredients, recipe: Any, world: World) -> None:
+        self._command = command
+        self._ingredients = ingredients
+        self._recipe = recipe
+        self._world = world
+
+    def __call__(self, mixture: Mixture, bar: Bar | None) -> Score:
+        rows = mixture.used()
+        if len(rows) == 1 and self._ingredients.checkpoints[rows[0]].path.is_dir():
+            return self._command.score(self._ingredients.checkpoints[rows[0]].directory)
+        with temporary_sibling(self._recipe.out) as directory:
+            soup = directory / "soup"
+            write_soup(
+                self._ingredients,
+                mixture,
+                dataclasses.replace(self._recipe, sha256=False),
+                self._world,
+                lambda event: None,
+                command="trial",
+                out=soup,
+            )
+            return self._command.score(soup)
+
+    def fingerprint(self) -> str:
+        """What a remembered score depends on beside the weights."""
+        recipe = self._recipe
+        return json.dumps([recipe.score_command, recipe.metric, recipe.dtype])
+
+
+class RememberingScorer:
+    """Keeps complete scores by content hash, coefficients and task, so that an interrupted search resumes.
+
+    Files lie under $SOUPKIT_CACHE, else $XDG_CACHE_HOME/soupkit, else ~/.cache/soupkit.
+    """
+
+    def __init__(self, scorer: HeldOutScorer | WrittenScorer, contents: Sequence[str]) -> None:
+        self._scorer = scorer
+        self._contents = contents
+        self._folder = cache_folder() / "scores"
+        self.num_remembered = 0
+
+    def __call__(self, mixture: Mixture, bar: Bar | None) -> Score:
+        path = self._folder / f"{self._key(mixture)}.npz"
+        score = _read_score(path)
+        if score is not None:
+            self.num_remembered += 1
+            return score
+        score = self._scorer(mixture, bar)
+        if not score.stopped:
+            _write_score(path, score)
+        return score
+
+    def _key(self, mixture: Mixture) -> str:
+        used = mixture.used()
+        rows = sorted([self._contents[k], mixture.coefficients[k].tolist()] for k in used)
+        blocks = sorted(mixture.blocks.items()) if mixture.blocks else None
+        return xxhash.xxh3_128_hexdigest(json.dumps([rows, mixture.divisor, blocks, self._scorer.fingerprint()]))
+
+
+def cache_folder() -> Path:
+    """Where soupkit keeps what it can compute again."""
+    if own := os.environ.get("SOUPKIT_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "soupkit"
+
+
+def _read_score(path: Path) -> Score | None:
+    """A remembered score; None when there is none or it cannot be read."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            values = json.loads(str(arrays["score"]))
+            margins = arrays["margins"] if "margins" in arrays else None
+        return Score(**values, margins=margins)
+    except (OSError, ValueError, KeyError, TypeError, EOFError):
+        return None
+
+
+def _write_score(path: Path, score: Score) -> None:
+    """Remember a score, whole or not at all; a cache that cannot be written is no reason to stop."""
+    values = {field.name: getattr(score, field.name) for field in dataclasses.fields(score) if field.name != "margins"}
+    arrays: dict[str, Any] = {"score": np.array(json.dumps(values))}
+    if score.margins is not None:
+        arrays["margins"] = score.margins
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.npz")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(temporary, **arrays)
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+
+
+def contents_of(checkpoints: Sequence[Checkpoint], world: World, report: Report) -> list[str]:
+    """The content hash of every ingredient."""
+    report(Started("hashing ingredients", len(checkpoints), "checkpoints"))
+    contents = []
+    for checkpoint in checkpoints:
+        contents.append(content_hash(checkpoint, threads=world.num_threads))
+        report(Advanced("hashing ingredients"))
+    report(Finished("hashing ingredients"))
+    return contents
+
+
+def direction(recipe: Any) -> Direction:
+    """Which way is better, by the recipe or by the metric."""
+    if recipe.direction != "auto":
+        return recipe.direction  # type: ignore[no-any-return]
+    return "max" if recipe.score_command else direction_of(recipe.metric)
+
+
+def mix_with_batch_norm(recipe: Any, names: Sequence[str]) -> Any:
+    """How picks become a mixture: their mean, with the first pick's batch-norm statistics under `--bn keep`."""
+
+    def mix(ingredients: Sequence[str], picks: Sequence[int]) -> Mixture:
+        mixture = subset_mean(ingredients, picks)
+        return keep_batch_norm(mixture, picks[0], names) if recipe.bn == "keep" and len(picks) > 1 else mixture
+
+    return mix

@@ -1,0 +1,129 @@
+"""`verify` and `reproduce`: does an output still hold what its manifest says, and can it be made again."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from soupkit.checkpoint.checkpoint import Checkpoint
+from soupkit.checkpoint.hashing import content_hash, file_sha256, file_xxh3
+from soupkit.commands import COMMANDS
+from soupkit.errors import CheckpointError, ReferenceError
+from soupkit.events import Report, Table, Told
+from soupkit.jobs.soup import Record, prepare, show_plan, write_soup
+from soupkit.manifest import MANIFEST_NAME, Manifest
+from soupkit.merge.mixture import Mixture
+from soupkit.recipe.inspect import Reproduce, Verify
+from soupkit.recipe.parse import parse_recipe
+from soupkit.world import World
+
+
+def verify(recipe: Verify, world: World, report: Report) -> dict[str, Any]:
+    """Hash weights and files again. Raises CheckpointError naming what changed."""
+    manifest = Manifest.read(recipe.directory)
+    members = manifest.notes.get("members", [])
+    directories = [recipe.directory / name for name in members] or [recipe.directory]
+    checks = [check for directory in directories for check in _check_output(directory, world)]
+    if recipe.inputs:
+        checks += _check_inputs(recipe.directory, manifest, world)
+    report(Table(f"verify {recipe.directory}", ("what", "as recorded"), tuple((what, ok) for what, ok, _ in checks)))
+    changed = [f"{what}: {why}" for what, ok, why in checks if not ok]
+    if changed:
+        raise CheckpointError(
+            f"{recipe.directory}: is not what {MANIFEST_NAME} records: " + "; ".join(changed),
+            hint="restore it, or build it again: soupkit reproduce DIR --out NEW",
+        )
+    return {"directory": str(recipe.directory), "checks": [{"what": what, "ok": ok} for what, ok, _ in checks]}
+
+
+def _check_output(directory: Path, world: World) -> list[tuple[str, bool, str]]:
+    manifest = Manifest.read(directory)
+    content = content_hash(Checkpoint(directory), threads=world.num_threads)
+    recorded = manifest.outputs.get("content")
+    checks = [(f"{directory}: weights", content == recorded, f"content {content}, recorded {recorded}")]
+    for name, entry in manifest.outputs.get("files", {}).items():
+        path = directory / name
+        if not path.is_file():
+            checks.append((str(path), False, "is missing"))
+            continue
+        found = {"bytes": path.stat().st_size}
+        for key, digest in (("xxh3-128", file_xxh3), ("sha256", file_sha256)):
+            if key in entry:
+                found[key] = digest(path)
+        if name != "README.md":  # people edit model cards, and should
+            checks.append((str(path), found == entry, f"has {found}, recorded {entry}"))
+    return checks
+
+
+def _check_inputs(directory: Path, manifest: Manifest, world: World) -> list[tuple[str, bool, str]]:
+    checks = []
+    for entry in manifest.inputs:
+        content = content_hash(_open_input(directory, entry), threads=world.num_threads)
+        recorded = entry["content"]
+        checks.append((f"input {entry['reference']}", content == recorded, f"content {content}, recorded {recorded}"))
+    return checks
+
+
+def _open_input(directory: Path, entry: dict[str, Any]) -> Checkpoint:
+    """An ingredient, by its reference or by its place relative to the output. Raises ReferenceError."""
+    for path in (Path(entry["reference"]).expanduser(), directory / entry.get("path", "")):
+        if entry.get("path") and path.exists():
+            return Checkpoint(path.resolve(), reference=entry["reference"])
+    raise ReferenceError(
+        f"{directory / MANIFEST_NAME}: its ingredient {entry['reference']} is no longer there",
+        hint="bring it back to that path, or run from the directory in which the merge ran",
+    )
+
+
+def reproduce(recipe: Reproduce, world: World, report: Report) -> dict[str, Any]:
+    """Write the soup again from the recorded coefficients; the weights must come out as the same bits.
+
+    Raises CheckpointError when an ingredient has changed or the result differs.
+    """
+    manifest = Manifest.read(recipe.directory)
+    if manifest.mixture is None:
+        raise CheckpointError(
+            f"{recipe.directory}: was made by `soupkit {manifest.command}`, which records no coefficients",
+            hint="reproduce works on soups; run the recorded command again for anything else",
+        )
+    made_with = _recorded_recipe(manifest, recipe)
+    ingredients = prepare([_open_input(recipe.directory, entry) for entry in manifest.inputs], made_with, report)
+    if recipe.dry_run:
+        return show_plan(ingredients, made_with, world, report)
+    for what, ok, why in _check_inputs(recipe.directory, manifest, world):
+        if not ok:
+            raise CheckpointError(f"{what}: has changed since: {why}", hint="bring the recorded checkpoint back")
+    mixture = Mixture.from_json(manifest.mixture)
+    replaced = None
+    if getattr(made_with, "bn", "average") == "refresh":
+        from soupkit.jobs.batch_norm import refreshed_statistics
+
+        replaced = refreshed_statistics(ingredients, mixture, made_with, world, report)
+    record = Record(manifest.trace, {**manifest.notes, "reproduces": manifest.outputs.get("content")})
+    again = write_soup(
+        ingredients, mixture, made_with, world, report, command=manifest.command, record=record, replaced=replaced,
+        measure=lambda written: _same_bits(written, manifest, world),
+    )
+    report(Told("the same bits"))
+    return again
+
+
+def _same_bits(written: Checkpoint, manifest: Manifest, world: World) -> dict[str, Any]:
+    """Checked before the output is published. The recorded metrics hold for the same bits."""
+    content = content_hash(written, threads=world.num_threads)
+    if content != manifest.outputs.get("content"):
+        raise CheckpointError(
+            f"the soup came out with content {content}, the manifest records {manifest.outputs.get('content')}",
+            hint=f"it was made with {manifest.versions}; refreshed batch-norm statistics need the same torch",
+        )
+    return manifest.metrics
+
+
+def _recorded_recipe(manifest: Manifest, recipe: Reproduce) -> Any:
+    """The recipe of the manifest with this run's output."""
+    kind = COMMANDS[manifest.command].recipe_type()
+    known = {field.name for field in dataclasses.fields(kind)}
+    values = {key: value for key, value in manifest.recipe.items() if key in known}
+    made_with = parse_recipe(kind, values, where=str(recipe.directory / MANIFEST_NAME))
+    return dataclasses.replace(made_with, out=recipe.out, overwrite=recipe.overwrite, non_finite=recipe.non_finite)

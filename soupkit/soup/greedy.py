@@ -1,0 +1,141 @@
+"""The greedy soup (Wortsman et al. 2022, arXiv:2203.05482, Recipe 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from soupkit.events import Advanced, Finished, Report, Scored, Started, silent
+from soupkit.merge.mixture import Mixture, subset_mean
+from soupkit.task.score import Score, better
+
+Direction = Literal["max", "min"]
+
+
+@dataclass(frozen=True)
+class Bar:
+    """The score to reach: at least it (ge) or above it (gt)."""
+
+    score: Score
+    accept: Literal["ge", "gt"]
+    direction: Direction
+
+    def reached_by(self, score: Score) -> bool:
+        """Whether a complete or stopped trial is accepted. Counts are compared as counts, so equal is equal."""
+        if score.stopped:
+            return False
+        if score.num_right is not None and self.score.num_right is not None:
+            margin = score.num_right - self.score.num_right
+            return margin >= 0 if self.accept == "ge" else margin > 0
+        if self.accept == "gt":
+            return better(score.value, self.score.value, self.direction)
+        return not better(self.score.value, score.value, self.direction)
+
+
+class ScoreSoup(Protocol):
+    """Scores a mixture on held-out data. It may stop early (Score.stopped) once `bar` is out of reach."""
+
+    def __call__(self, mixture: Mixture, bar: Bar | None) -> Score: ...
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One addition that was tried: ingredient number, its score, and whether it stayed."""
+
+    ingredient: int
+    score: Score
+    accepted: bool
+
+
+@dataclass(frozen=True)
+class Greedy:
+    """The outcome: picks in the order of addition, their score, all single scores, all trials."""
+
+    picks: tuple[int, ...]
+    score: Score
+    singles: tuple[Score, ...]
+    trials: tuple[Trial, ...]
+    mixture: Mixture
+
+    @property
+    def share_evaluated(self) -> float:
+        """Examples evaluated in trials, as a share of what trials without early stop evaluate."""
+        counts = [(trial.score.num_evaluated, trial.score.num_examples) for trial in self.trials]
+        full = sum(total or 0 for _, total in counts)
+        return sum(seen if seen is not None else total or 0 for seen, total in counts) / full if full else 1.0
+
+
+def greedy(
+    ingredients: Sequence[str],
+    score: ScoreSoup,
+    *,
+    direction: Direction = "max",
+    accept: Literal["ge", "gt"] = "ge",
+    mix: Callable[[Sequence[str], Sequence[int]], Mixture] = subset_mean,
+    report: Report = silent,
+) -> Greedy:
+    """Rank the ingredients by their own score, then add each in turn if the mean of the picks is accepted.
+
+    S ← {best}; for the others by rank: if score(mean(S ∪ {θ})) ≥ score(mean(S)) then S ← S ∪ {θ}. The paper accepts on
+    ≥ (ge), its public code on > (gt). Equal single scores are ranked by name, so the order of the references does not
+    matter. Cost: K single scores and K − 1 trials.
+    """
+    singles = _score_singles(ingredients, score, mix, report)
+    sign = -1 if direction == "max" else 1
+    ranking = sorted(range(len(ingredients)), key=lambda k: (sign * singles[k].value, ingredients[k]))
+    picks, best = [ranking[0]], singles[ranking[0]]
+    trials: list[Trial] = []
+    report(Started("greedy trials", len(ranking) - 1, "trials"))
+    for k in ranking[1:]:
+        bar = Bar(best, accept, direction)
+        trial = score(mix(ingredients, [*picks, k]), bar)
+        accepted = bar.reached_by(trial)
+        trials.append(Trial(k, trial, accepted))
+        report(_scored(f"+ {ingredients[k]}", trial, accepted))
+        report(Advanced("greedy trials", 1, f"{len(picks) + accepted} picked"))
+        if accepted:
+            picks, best = [*picks, k], trial
+    report(Finished("greedy trials"))
+    return Greedy(tuple(picks), best, tuple(singles), tuple(trials), mix(ingredients, picks))
+
+
+def _score_singles(
+    ingredients: Sequence[str],
+    score: ScoreSoup,
+    mix: Callable[[Sequence[str], Sequence[int]], Mixture],
+    report: Report,
+) -> list[Score]:
+    report(Started("scoring ingredients", len(ingredients), "checkpoints"))
+    singles = []
+    for k, name in enumerate(ingredients):
+        single = score(mix(ingredients, [k]), None)
+        singles.append(single)
+        report(Scored(name, single.metric, single.value, single.standard_error, single.num_examples))
+        report(Advanced("scoring ingredients"))
+    report(Finished("scoring ingredients"))
+    return singles
+
+
+def _scored(name: str, score: Score, accepted: bool) -> Scored:
+    note = "accepted" if accepted else "rejected"
+    if score.stopped:
+        return Scored(name, score.metric, score.value, None, score.num_evaluated, f"{note}, out of reach: stopped")
+    return Scored(name, score.metric, score.value, score.standard_error, score.num_examples, note)
+
+
+def trace(result: Greedy, ingredients: Sequence[str]) -> list[dict[str, Any]]:
+    """The trials as the manifest records them; a stopped trial's value is a share of what it saw, so it is left out."""
+    first: dict[str, Any] = {"ingredient": ingredients[result.picks[0]], "accepted": True, "single": True}
+    steps = [first | {"value": result.singles[result.picks[0]].value}]
+    for trial in result.trials:
+        steps.append(
+            {
+                "ingredient": ingredients[trial.ingredient],
+                "accepted": trial.accepted,
+                "value": None if trial.score.stopped else trial.score.value,
+                "stopped": trial.score.stopped,
+                "num_evaluated": trial.score.num_evaluated,
+            }
+        )
+    return steps

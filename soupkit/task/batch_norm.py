@@ -1,0 +1,61 @@
+"""Batch-norm statistics of a soup, estimated again: they lie outside the span of the ingredients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from soupkit.errors import TaskError
+
+
+@torch.no_grad()
+def refresh(
+    model: torch.nn.Module, batches: Iterable[tuple[torch.Tensor, torch.Tensor]], device: torch.device
+) -> list[str]:
+    """Replace the running statistics by their mean over `batches`, weighted by the sizes of the batches.
+
+    Needed after averaging weights (Izmailov et al. 2018, arXiv:1803.05407). As torch.optim.swa_utils.update_bn, and
+    equal to it for equal batches, but a short last batch counts for what it holds, and only batch-norm modules are in
+    training mode: dropout and stochastic depth stay off. Batches of one example are left out, since their variance is
+    not defined. Modes and momenta are restored. Without batch norm nothing is read. Returns the names of the buffers
+    that changed. Raises TaskError when no batch had two examples. Cost: one forward pass per batch.
+    """
+    layers = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, _BatchNorm) and module.running_mean is not None
+    }
+    if not layers:
+        return []
+    with _only_training(model, list(layers.values())):
+        num_seen = 0
+        for images, _ in batches:
+            if len(images) < 2:
+                continue
+            num_seen += len(images)
+            for layer in layers.values():
+                layer.momentum = len(images) / num_seen
+            model(images.to(device))
+    if not num_seen:
+        raise TaskError("batch norm cannot be refreshed: no batch had two examples or more")
+    return [f"{name}.{buffer}".lstrip(".") for name, layer in layers.items() for buffer, _ in layer.named_buffers()]
+
+
+@contextmanager
+def _only_training(model: torch.nn.Module, layers: list[_BatchNorm]) -> Iterator[None]:
+    modes = {module: module.training for module in model.modules()}
+    momenta = [layer.momentum for layer in layers]
+    model.eval()
+    for layer in layers:
+        layer.reset_running_stats()
+        layer.training = True
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+        for layer, momentum in zip(layers, momenta, strict=True):
+            layer.momentum = momentum

@@ -1,0 +1,78 @@
+"""Expectations on results."""
+
+from typing import Any
+
+import pytest
+
+from soupkit.errors import RecipeError
+from soupkit.recipe.expect import parse_condition
+
+RESULTS: dict[str, Any] = {
+    "soup": {"metrics": {"test": {"top1": {"value": 0.9, "standard_error": 0.01}}}, "picks": [4, 7], "note": "fine"},
+    "best": {"test": {"top1": {"value": 0.85}}, "num": 3},
+}
+
+
+def failure(text: str) -> str | None:
+    return parse_condition(text, where="f").failure(RESULTS, own="soup")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "test.top1 >= 0.9",
+        "test.top1 <= 0.9",
+        "test.top1 == 0.9",
+        "test.top1 > 0.89",
+        "test.top1 < 9.1e-1",
+        "test.top1 != -1",
+        "test.top1.standard_error < 0.02",
+        "metrics.test.top1 >= 0.9",
+        "picks.1 == 7",
+        "test.top1 > best:test.top1",
+        "test.top1 > best:test.top1 + 0.04",
+        "best:test.top1 > soup:test.top1 - 0.06",
+        "best:num == 3",
+    ],
+)
+def test_holds(text: str) -> None:
+    assert failure(text) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "seen"),
+    [
+        ("test.top1 > 0.9", "test.top1 is 0.9"),
+        ("test.top1 > best:test.top1 + 0.06", "test.top1 is 0.9, best:test.top1 is 0.85"),
+        ("test.top5 > 0", "there is no 'top5' (found: top1)"),
+        ("picks.2 > 0", "there is no '2' (found: a list of 2)"),
+        ("note > 0", "note is 'fine', not a number"),
+        ("best:test > 0", "best:test is top1, not a number"),
+    ],
+)
+def test_fails_and_says_what_was_seen(text: str, seen: str) -> None:
+    assert failure(text) == seen
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "test.top1",
+        "test.top1>=0.9",
+        "test.top1 >= ",
+        "test.top1 => 0.9",
+        "0.9 <= test.top1",
+        "test.top1 >= 0.9 + 0.1",
+        "test.top1 >= best:test.top1 * 2",
+        "test.top1 >= best:test.top1 - x",
+        "test.top1 >= 0.9 and 1",
+        "__import__('os') >= 0",
+        "a:b:c > 1",
+        0.9,
+        None,
+    ],
+)
+def test_refuses_other_forms(text: Any) -> None:
+    with pytest.raises(RecipeError, match="expected PATH OPERATOR"):
+        parse_condition(text, where="f")

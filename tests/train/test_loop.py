@@ -1,0 +1,220 @@
+"""The loop learns, repeats itself to the bit, says when it diverges, and keeps its schedule."""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import timm
+import torch
+
+from soupkit.errors import RecipeError, TaskError
+from soupkit.events import Advanced, Event, Finished, Started, silent
+from soupkit.recipe.train import Finetune
+from soupkit.task.images import eval_transform, normalize
+from soupkit.train.loop import TrainingData, fit, soft_cross_entropy
+from soupkit.train.optimize import build_optimizer, build_schedule, warmup_updates
+
+from conftest import SETTINGS, SmallModel, finetune_recipe, small_model  # type: ignore[import-not-found]  # isort: skip
+
+CPU = torch.device("cpu")
+
+
+def trained(data: TrainingData, recipe: Finetune, seed: int = 0) -> tuple[SmallModel, list[float]]:
+    model = small_model(seed)
+    return model, fit(model, data, recipe, device=CPU, report=silent)
+
+
+def accuracy(model: torch.nn.Module, data: TrainingData) -> float:
+    transform = eval_transform(SETTINGS)
+    images = torch.stack([transform(data.examples[i][0]) for i in range(len(data.examples))])
+    targets = torch.tensor([data.examples[i][1] for i in range(len(data.examples))])
+    with torch.no_grad():
+        return (model(normalize(images, SETTINGS)).argmax(1) == targets).float().mean().item()
+
+
+def test_training_learns(training_data: TrainingData) -> None:
+    model, losses = trained(training_data, finetune_recipe(epochs=8, lr=1e-2))
+    assert len(losses) == 8
+    assert losses[-1] < 0.4 * losses[0]
+    assert losses[0] == pytest.approx(math.log(10), rel=0.3)
+    assert accuracy(model, training_data) > 0.8 > 0.3 > accuracy(small_model(), training_data)
+    assert not any(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"mixup": 0.4, "cutmix": 1.0, "label_smoothing": 0.1, "random_erasing": 0.3, "rand_augment": 2},
+        {"optimizer": "sgd", "lr": 0.05, "clip_grad": 1.0, "schedule": "constant"},
+        {"amp": "bfloat16"},
+    ],
+    ids=["plain", "augmented", "sgd", "bfloat16"],
+)
+def test_same_recipe_same_bits(training_data: TrainingData, values: dict[str, object]) -> None:
+    recipe = finetune_recipe(**values)
+    model, losses = trained(training_data, recipe)
+    random.random(), np.random.rand(), torch.rand(1)  # another caller, who uses the global generators
+    again, same_losses = trained(training_data, recipe)
+    assert losses == same_losses
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, again.state_dict()[name]), name
+    other, _ = trained(training_data, replace(recipe, seed=1))
+    assert not torch.equal(model.head.weight, other.head.weight)
+
+
+def test_the_callers_generators_go_on_undisturbed(training_data: TrainingData) -> None:
+    def draw() -> tuple[float, float, float]:
+        return random.random(), float(np.random.rand()), float(torch.rand(1))
+
+    def seed() -> None:
+        random.seed(5)
+        np.random.seed(5)
+        torch.manual_seed(5)
+
+    seed()
+    expected = draw()
+    seed()
+    trained(training_data, finetune_recipe(mixup=0.4, rand_augment=1))
+    assert draw() == expected
+
+
+def test_one_update_equals_plain_torch(training_data: TrainingData) -> None:
+    """SGD without warmup on one batch of the whole set: w − lr·(gradient + decay·w), computed by hand."""
+    num = len(training_data.examples)
+    recipe = finetune_recipe(
+        epochs=1, batch_size=num, optimizer="momentum", momentum=0.0, lr=0.1, weight_decay=0.01, warmup_epochs=0.0,
+        crop_scale=(1.0, 1.0), label_smoothing=0.1,
+    )  # fmt: skip
+    model = small_model()
+    model.drop.p = 0.0
+    by_hand = small_model()
+    by_hand.drop.p = 0.0
+    by_hand.train()
+    transform = eval_transform(SETTINGS)  # a crop of everything is what the eval transform shows
+    images = torch.stack([transform(training_data.examples[i][0]) for i in range(num)])
+    targets = torch.tensor([training_data.examples[i][1] for i in range(num)])
+    logits = by_hand(normalize(images, SETTINGS))
+    loss = torch.nn.functional.cross_entropy(logits, targets, label_smoothing=0.1)
+    loss.backward()
+    losses = fit(model, training_data, recipe, device=CPU, report=silent)
+    assert losses[0] == pytest.approx(loss.item(), rel=2e-2)  # resized in two steps rather than one
+    moved = by_hand.head.weight - 0.1 * (by_hand.head.weight.grad + 0.01 * by_hand.head.weight)
+    bias = by_hand.head.bias - 0.1 * by_hand.head.bias.grad
+    step = (moved - by_hand.head.weight).norm()
+    assert (model.head.weight - moved).norm() < 0.1 * step
+    torch.testing.assert_close(model.head.bias, bias, rtol=0, atol=1e-3)
+
+
+def test_more_batch_than_examples_is_one_batch(training_data: TrainingData) -> None:
+    _, losses = trained(training_data, finetune_recipe(batch_size=100_000, mixup=0.2))
+    assert len(losses) == 2
+
+
+def test_divergence_names_the_epoch(training_data: TrainingData) -> None:
+    with pytest.raises(TaskError, match=r"training loss became (nan|inf) in epoch \d of 3") as caught:
+        trained(training_data, finetune_recipe(epochs=3, lr=1e30, optimizer="sgd", warmup_epochs=0.0))
+    assert "learning rate" in str(caught.value.hint)
+
+
+def test_a_last_update_that_spoils_the_weights_is_noticed(training_data: TrainingData) -> None:
+    recipe = finetune_recipe(epochs=1, batch_size=200, lr=1e300, optimizer="sgd", warmup_epochs=0.0)
+    with pytest.raises(TaskError, match="not finite after the last epoch"):
+        trained(training_data, recipe)
+
+
+def test_progress_adds_up(training_data: TrainingData) -> None:
+    events: list[Event] = []
+    fit(small_model(), training_data, finetune_recipe(epochs=3), device=CPU, report=events.append)
+    assert events[0] == Started("train", 21, "update")
+    assert events[-1] == Finished("train")
+    assert sum(event.by for event in events if isinstance(event, Advanced)) == 21
+    assert "epoch 3/3, loss " in events[-2].note  # type: ignore[union-attr]
+
+
+def test_soft_cross_entropy_against_numpy() -> None:
+    logits, targets = np.random.default_rng(0).normal(size=(5, 4)), np.random.default_rng(1).dirichlet(np.ones(4), 5)
+    expected = -(targets * (logits - np.log(np.exp(logits).sum(1, keepdims=True)))).sum(1).mean()
+    assert soft_cross_entropy(torch.tensor(logits), torch.tensor(targets).float()).item() == pytest.approx(expected)
+
+
+def rates(recipe: Finetune, *, per_epoch: int) -> list[float]:
+    """The learning rate in force at every update."""
+    model = small_model()
+    optimizer = build_optimizer(model, recipe)
+    num_updates = recipe.epochs * per_epoch
+    schedule = build_schedule(optimizer, recipe, num_updates=num_updates, updates_per_epoch=per_epoch)
+    found = []
+    for done in range(1, num_updates + 1):
+        found.append(optimizer.param_groups[0]["lr"])
+        schedule.step_update(done)
+    return found
+
+
+@pytest.mark.parametrize("warmup_epochs", [0.0, 0.4, 1.0, 2.0])
+def test_cosine_by_hand(warmup_epochs: float) -> None:
+    recipe = finetune_recipe(epochs=4, lr=0.3, min_lr=0.01, warmup_epochs=warmup_epochs)
+    num, warm = 20, round(warmup_epochs * 5)
+    by_hand = [0.3 * (u + 1) / (warm + 1) for u in range(warm)]
+    by_hand += [0.01 + 0.29 * (1 + math.cos(math.pi * (u - warm) / (num - warm))) / 2 for u in range(warm, num)]
+    assert rates(recipe, per_epoch=5) == pytest.approx(by_hand)
+
+
+def test_constant_by_hand() -> None:
+    recipe = finetune_recipe(epochs=2, lr=0.3, schedule="constant", warmup_epochs=0.5)
+    assert rates(recipe, per_epoch=8) == pytest.approx([0.3 * (u + 1) / 5 for u in range(4)] + [0.3] * 12)
+
+
+def test_warmup_takes_at_most_half() -> None:
+    assert warmup_updates(finetune_recipe(epochs=1), num_updates=9, updates_per_epoch=9) == 4
+    assert rates(finetune_recipe(epochs=1, batch_size=32), per_epoch=1) == [3e-3]
+
+
+def test_layer_decay_scales_the_rate_of_lower_layers() -> None:
+    model = timm.create_model("test_vit", num_classes=10, img_size=32)
+    recipe = finetune_recipe(layer_decay=0.5, lr=0.1, epochs=10, warmup_epochs=0.0)
+    optimizer = build_optimizer(model, recipe)
+    schedule = build_schedule(optimizer, recipe, num_updates=10, updates_per_epoch=1)
+    schedule.step_update(5)
+    rate = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    depth = len(model.blocks)
+    assert rate[id(model.head.weight)] == pytest.approx(0.05)
+    for number, block in enumerate(model.blocks):
+        assert rate[id(block.mlp.fc1.weight)] == pytest.approx(0.05 * 0.5 ** (depth - number))
+
+
+def test_biases_and_norms_are_not_decayed() -> None:
+    model = small_model()
+    optimizer = build_optimizer(model, finetune_recipe(weight_decay=0.3))
+    decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    assert decay[id(model.head.weight)] == 0.3
+    assert decay[id(model.head.bias)] == decay[id(model.norm.weight)] == 0.0
+
+
+def test_unknown_optimizer_is_refused_with_the_nearest() -> None:
+    with pytest.raises(RecipeError, match="adamww") as caught:
+        build_optimizer(small_model(), finetune_recipe(optimizer="adamww"))
+    assert "adamw" in str(caught.value.hint)
+
+
+def test_layer_decay_without_layers_is_refused() -> None:
+    with pytest.raises(RecipeError, match="layer_decay has no effect"):
+        build_optimizer(small_model(), finetune_recipe(layer_decay=0.5))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"lr": 0.0}, {"lr": math.nan}, {"lr": math.inf}, {"lr": 1e-4, "min_lr": 1e-3}, {"epochs": 0}, {"mixup": -1.0},
+        {"label_smoothing": 1.0}, {"random_erasing": 1.5}, {"rand_augment_magnitude": 10}, {"layer_decay": 0.0},
+        {"crop_scale": (0.7,)}, {"crop_scale": (0.9, 0.7)}, {"momentum": 1.0}, {"hflip": 2.0}, {"seed": -1},
+        {"batch_size": 0}, {"model": None},
+    ],
+)  # fmt: skip
+def test_impossible_settings_are_refused_when_the_recipe_is_made(values: dict[str, object]) -> None:
+    with pytest.raises(RecipeError, match=next(iter(values))):
+        finetune_recipe(**values)
