@@ -16,7 +16,7 @@ from soupkit.checkpoint.hashing import content_hash
 from soupkit.checkpoint.output import OutputDirectory
 from soupkit.checkpoint.reference import open_checkpoint
 from soupkit.checkpoint.tensors import write_tensors
-from soupkit.errors import RecipeError
+from soupkit.errors import RecipeError, TaskError
 from soupkit.events import Report, Scored, Table, Told, Wrote
 from soupkit.jobs.soup import describe_inputs, describe_outputs
 from soupkit.manifest import Manifest
@@ -24,10 +24,11 @@ from soupkit.recipe.parse import recipe_to_json
 from soupkit.recipe.train import Finetune
 from soupkit.task.data import Splits, open_data
 from soupkit.task.images import ImageSettings, for_characters
-from soupkit.task.models import ModelSpec, build, describe, image_settings, write_config
+from soupkit.task.models import ModelSpec, build, build_tokenizer, describe, image_settings, write_config
 from soupkit.task.score import all_scores, scores_to_json
 from soupkit.task.task import open_task
 from soupkit.task.weights import arrays, load_weights
+from soupkit.task.zero_shot import ZeroShotClassifier
 from soupkit.train.draws import HYPER_PARAMETERS
 from soupkit.train.loop import TrainingData, fit
 from soupkit.train.optimize import build_optimizer
@@ -55,7 +56,7 @@ def finetune(recipe: Finetune, world: World, report: Report) -> dict[str, Any]:
     with torch_threads(world.num_threads):
         device = world.torch_device()
         start = prepare(recipe, report)
-        num_bytes, inputs = _num_bytes(start.model), start.base.files if start.base else ()
+        num_bytes, inputs = _num_bytes(_saved(start.model)), start.base.files if start.base else ()
         output = OutputDirectory(recipe.out, overwrite=recipe.overwrite, num_bytes=num_bytes, inputs=inputs)
         if recipe.dry_run:
             return _show_plan(start, recipe, report)
@@ -67,7 +68,7 @@ def finetune(recipe: Finetune, world: World, report: Report) -> dict[str, Any]:
                 recipe=recipe_to_json(recipe),
                 inputs=_describe_base(start.base, recipe, world),
                 outputs=describe_outputs(directory, content),
-                metrics=score_written(directory, recipe, world, report),
+                metrics=score_written(directory, start.splits, recipe, world, report),
                 notes=_notes(start, recipe, losses, seconds=time.perf_counter() - began),
             )
             manifest.write(directory)
@@ -87,17 +88,17 @@ def prepare(recipe: Finetune, report: Report) -> Start:
         )
     # Only a new head is random when there is a base; it is the same for all, since a soup needs a common start.
     with seeded(recipe.seed if base is None else 0, Stream.INITIALISATION):
-        model = build(spec, num_classes=len(splits.class_names))
+        model = _classifier(spec, splits, recipe)
     build_optimizer(model, recipe)
     if base is not None:
-        load_weights(model, _with_new_head(base, model, report))
-    settings = image_settings(model, spec)
+        load_weights(_saved(model), _with_new_head(base, _saved(model), report))
+    settings = image_settings(_saved(model), spec)
     return Start(base, spec, model, splits, for_characters(settings) if splits.characters else settings)
 
 
-def score_written(directory: Path, recipe: Finetune, world: World, report: Report) -> dict[str, Any]:
+def score_written(directory: Path, splits: Splits, recipe: Finetune, world: World, report: Report) -> dict[str, Any]:
     """Metrics on held-out and test of what was written, read back from the disk."""
-    task = open_task(Checkpoint(directory), replace(recipe, model=None), world)
+    task = open_task(Checkpoint(directory), replace(recipe, base=str(directory), model=None), world, splits=splits)
     metrics = {}
     for split, examples in (("held_out", task.held_out), ("test", task.test)):
         scores = all_scores(task.predict(examples))
@@ -107,12 +108,31 @@ def score_written(directory: Path, recipe: Finetune, world: World, report: Repor
     return metrics
 
 
+def _classifier(spec: ModelSpec, splits: Splits, recipe: Finetune) -> torch.nn.Module:
+    """A timm model with a head for the data's classes, or CLIP's image tower under the head that its text tower makes.
+
+    That head is made once, from the base: it stays as it is, and the text tower with it.
+    """
+    if spec.library == "timm":
+        return build(spec, num_classes=len(splits.class_names))
+    names = recipe.class_names or splits.class_names
+    if len(names) != len(splits.class_names):
+        raise TaskError(f"{len(names)} class names for data of {len(splits.class_names)} classes")
+    return ZeroShotClassifier(build(spec), build_tokenizer(spec), class_names=names, templates=recipe.templates)
+
+
+def _saved(model: torch.nn.Module) -> torch.nn.Module:
+    """The part of the model whose weights make the checkpoint."""
+    return model.clip if isinstance(model, ZeroShotClassifier) else model
+
+
 def _write_model(directory: Path, start: Start) -> str:
     """Weights and configuration; returns the content hash of the weights."""
-    weights = arrays(start.model)
+    weights = arrays(_saved(start.model))
     name = "open_clip_model.safetensors" if start.spec.library == "open_clip" else "model.safetensors"
     write_tensors(directory, weights, file_name=name)
-    write_config(start.spec, start.model, directory, class_names=start.splits.class_names, settings=start.settings)
+    names = start.splits.class_names
+    write_config(start.spec, _saved(start.model), directory, class_names=names, settings=start.settings)
     return content_hash(weights, threads=1)
 
 
@@ -169,9 +189,9 @@ def _show_plan(start: Start, recipe: Finetune, report: Report) -> dict[str, Any]
     values = {
         "model": f"{start.spec.library}:{start.spec.name}",
         "base": start.base.reference if start.base else "random weights",
-        "parameters": sum(parameter.numel() for parameter in start.model.parameters()),
+        "parameters": sum(parameter.numel() for parameter in _saved(start.model).parameters()),
         "training examples": len(start.splits.train),
-        "bytes to write": _num_bytes(start.model),
+        "bytes to write": _num_bytes(_saved(start.model)),
         **{name.replace("_", " "): getattr(recipe, name) for name in HYPER_PARAMETERS},
     }
     report(Table("plan: nothing was trained", ("", ""), tuple(values.items())))

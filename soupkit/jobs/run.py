@@ -92,8 +92,13 @@ def decide(step: Step, rebuilt: Iterable[Path], *, force: bool = False) -> Decis
     manifest = Manifest.read_if_any(step.recipe.out)
     if manifest is None:
         return Decision(True, "has no complete output yet")
-    reasons = (_changed(step, manifest), _upstream(step, manifest, rebuilt), _damaged(step, manifest))
-    why = next((reason for reason in reasons if reason), None) or _changed_inputs(step, manifest)
+    why = (
+        _changed(step, manifest)
+        or _unfinished(step, manifest)
+        or _upstream(step, manifest, rebuilt)
+        or _damaged(step, manifest)
+        or _changed_inputs(step, manifest)
+    )
     return Decision(True, why) if why else Decision(False, "complete and unchanged")
 
 
@@ -129,6 +134,16 @@ def _changed(step: Step, manifest: Manifest) -> str | None:
     return f"{', '.join(changed)} changed" if changed else None
 
 
+def _unfinished(step: Step, manifest: Manifest) -> str | None:
+    """How much of a killed sweep there is: its manifest is written anew after each run, so it proves nothing."""
+    if step.command != "finetune-sweep":
+        return None
+    from soupkit.train.sweep import plan_runs
+
+    num_done, num_runs = len(manifest.notes.get("members", [])), len(plan_runs(step.recipe))
+    return f"{num_done} of {num_runs} runs are finished" if num_done < num_runs else None
+
+
 def _upstream(step: Step, manifest: Manifest, rebuilt: Iterable[Path]) -> str | None:
     """Whether an earlier step of this run built something that this one reads."""
     recorded = [str(entry.get("reference", "")) for entry in manifest.inputs]
@@ -141,7 +156,10 @@ def _upstream(step: Step, manifest: Manifest, rebuilt: Iterable[Path]) -> str | 
 
 
 def _damaged(step: Step, manifest: Manifest) -> str | None:
-    """Whether a file that the manifest lists is gone or has another size (`soupkit verify` reads every byte)."""
+    """Whether a file or member that the manifest lists is gone or has another size (`verify` reads every byte)."""
+    for name in manifest.notes.get("members", []):
+        if not (step.recipe.out / name).is_dir():
+            return f"{name} is missing"
     for name, entry in manifest.outputs.get("files", {}).items():
         path = step.recipe.out / name
         if not path.is_file() or path.stat().st_size != entry.get("bytes"):
@@ -153,8 +171,9 @@ def _changed_inputs(step: Step, manifest: Manifest) -> str | None:
     """Which input has other weights than the output was made from, or is new among the references."""
     try:
         for entry in manifest.inputs:
-            if content_hash(open_checkpoint(entry["reference"])) != entry["content"]:
-                return f"{entry['reference']} changed"
+            reference = str(entry.get("reference"))
+            if content_hash(open_checkpoint(reference)) != entry.get("content"):
+                return f"{reference} changed"
         return _new_input(step, manifest)
     except SoupkitError as error:
         return error.message
@@ -165,7 +184,7 @@ def _new_input(step: Step, manifest: Manifest) -> str | None:
 
     With `top`, most are left out on purpose; then only those made after the output count.
     """
-    recorded = {entry["reference"] for entry in manifest.inputs}
+    recorded = {entry.get("reference") for entry in manifest.inputs}
     for checkpoint in open_references(step.recipe.refs) if hasattr(step.recipe, "refs") else []:
         if checkpoint.reference not in recorded:
             made = Manifest.read_if_any(checkpoint.directory) if getattr(step.recipe, "top", None) else None

@@ -13,7 +13,7 @@ from soupkit.errors import SoupkitError
 from soupkit.events import Advanced, Event, Finished, Report, Scored, Started, Told, Warned
 from soupkit.jobs.finetune import finetune, prepare
 from soupkit.manifest import Manifest
-from soupkit.recipe.train import FinetuneSweep
+from soupkit.recipe.train import Finetune, FinetuneSweep
 from soupkit.train.draws import grid_size
 from soupkit.train.optimize import build_optimizer
 from soupkit.train.pool import run_in_processes
@@ -118,10 +118,10 @@ def _check(todo: list[Run], report: Report) -> None:
             build_optimizer(model, run.recipe)
 
 
-def _in_this_process(pieces: Mapping[str, tuple[Any, ...]], sweep: _Sweep) -> None:
-    for name, arguments in pieces.items():
+def _in_this_process(pieces: Mapping[str, tuple[Finetune, World]], sweep: _Sweep) -> None:
+    for name, (recipe, world) in pieces.items():
         with _naming(name):
-            sweep.finish(name, finetune(*arguments, _hearing(name, sweep.hear)))
+            sweep.finish(name, finetune(recipe, world, _hearing(name, sweep.hear)))
 
 
 @contextmanager

@@ -197,7 +197,7 @@ class _Run:
         self, name: str, start: int, size: int, column: Array, buffers: _Buffers, digests: list[Any]
     ) -> Array:
         """Σ_k c_k w_k / divisor for one chunk of one floating tensor."""
-        total, product = buffers.total[:size], buffers.product[:size]
+        total, product = buffers.sums(self.slots[name].dtype, size)
         for k in self.order:
             values = self._read(k, name, start, size, buffers.raw, digests)
             first = k == self.order[0]
@@ -249,7 +249,7 @@ class _Run:
             chunk = np.empty(result.size, NUMPY_DTYPES[self.input_slots[k][name].dtype])
             read_chunk(self.ingredients[k], name, start, chunk)
             chunks.append(chunk[bad].astype(np.float64))
-        if all(np.array_equal(chunk, chunks[0]) for chunk in chunks):
+        if not np.isfinite(chunks[0]).any() and all(np.array_equal(chunk, chunks[0]) for chunk in chunks):
             result[bad] = chunks[0]
             return
         for k, chunk in zip(used, chunks, strict=True):
@@ -270,9 +270,19 @@ class _Buffers:
     def __init__(self, options: StreamOptions) -> None:
         self.raw = np.empty(options.chunk * 8, np.uint8)
         self.out = np.empty(options.chunk * 8, np.uint8)
-        self.total = np.empty(options.chunk, options.accumulate)
-        self.product = np.empty(options.chunk, options.accumulate)
         self.rounding = Rounding(options.chunk)
+        self._options = options
+        self._sums: dict[Any, tuple[Array, Array]] = {}
+
+    def sums(self, dtype: str, size: int) -> tuple[Array, Array]:
+        """Room for a sum and a product. Sums that are written as float64 are kept in the machine's long double:
+        three times a float64 is no float64, and three equal models must give themselves."""
+        wide = dtype == "F64" and self._options.accumulate == "float64"
+        kind = np.longdouble if wide else self._options.accumulate
+        if kind not in self._sums:
+            self._sums[kind] = (np.empty(self._options.chunk, kind), np.empty(self._options.chunk, kind))
+        total, product = self._sums[kind]
+        return total[:size], product[:size]
 
 
 def _accumulate(total: Array, values: Array, coefficient: float, product: Array, *, first: bool) -> None:

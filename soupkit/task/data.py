@@ -69,6 +69,10 @@ class Splits:
     characters: bool
     description: dict[str, Any]
 
+    def part(self, role: Role) -> Part:
+        """The split of that name."""
+        return {"train": self.train, "held_out": self.held_out, "test": self.test}[role]
+
 
 def open_data(options: DataRecipe) -> Splits:
     """Find the data and split it; no image is decoded. Raises TaskError when the data or enough of it is missing.
@@ -139,6 +143,13 @@ def balanced_order(images: LabelledImages, seed: int) -> np.ndarray:
         members = random.permutation(np.flatnonzero(targets == number))
         position[members] = (np.arange(len(members)) + random.random(len(members))) / len(members)
     return np.argsort(position, kind="stable")
+
+
+def num_trained_with(trained: Splits, splits: Splits, role: Role) -> int:
+    """How many examples of `splits`' role are in the training split of another division of the same data."""
+    if trained.description["origin"]["train"] != splits.description["origin"][role]:
+        return 0
+    return int(np.isin(splits.part(role).indices, trained.train.indices).sum())
 
 
 def _subset(pool: LabelledImages, size: int | None, *, seed: int, what: str) -> Part:

@@ -1,18 +1,15 @@
-"""What a checkpoint is the weights of: a timm or open_clip model, described, built, filled and written down again."""
+"""timm and open_clip models: built from what describes them, and described again for whoever loads the weights next."""
 
 from __future__ import annotations
 
-import ast
 import json
 import logging
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 import open_clip
 import timm
@@ -23,10 +20,8 @@ from timm.models._hub import save_config_for_hf  # timm has no other public way 
 
 from soupkit.errors import TaskError
 from soupkit.task.images import ImageSettings
+from soupkit.task.spec import OPEN_CLIP_CONFIG, TIMM_CONFIG, ModelSpec, describe, parse_model
 from soupkit.task.weights import arrays, load_weights
-
-if TYPE_CHECKING:
-    from soupkit.checkpoint.checkpoint import Checkpoint
 
 __all__ = [
     "ModelSpec",
@@ -39,66 +34,6 @@ __all__ = [
     "parse_model",
     "write_config",
 ]
-
-TIMM_CONFIG = "config.json"
-OPEN_CLIP_CONFIG = "open_clip_config.json"
-_FORM = "timm:NAME[,key=value] or open_clip:NAME[,key=value]"
-
-
-@dataclass(frozen=True)
-class ModelSpec:
-    """A model by name and options, or by the configuration that lies beside its weights.
-
-    kwargs: options of the model; `img_size` is understood for every model. config: config.json or
-    open_clip_config.json as it was read, {} when there is none. directory: where tokenizer files may lie.
-    """
-
-    library: Literal["timm", "open_clip"]
-    name: str
-    kwargs: Mapping[str, Any] = field(default_factory=dict)
-    config: Mapping[str, Any] = field(default_factory=dict)
-    directory: Path | None = field(default=None, compare=False)
-
-    def to_json(self) -> dict[str, Any]:
-        """What identifies the architecture, JSON-able."""
-        return {"library": self.library, "name": self.name, "kwargs": dict(self.kwargs), "config": dict(self.config)}
-
-
-def parse_model(text: str) -> ModelSpec:
-    """Read `timm:resnet18,num_classes=10,img_size=32` or `open_clip:ViT-B-32`. Raises TaskError."""
-    library, _, rest = text.partition(":")
-    name, *options = re.split(r",(?![^(\[]*[)\]])", rest)
-    if library not in ("timm", "open_clip") or not name:
-        raise TaskError(f"model {text!r} is not {_FORM}", hint="for example --model timm:resnet18,num_classes=10")
-    kwargs = {}
-    for option in options:
-        key, equals, value = option.partition("=")
-        if not equals or not key.strip().isidentifier():
-            raise TaskError(f"model {text!r}: {option!r} is not key=value")
-        kwargs[key.strip()] = _literal(value.strip())
-    return ModelSpec("timm" if library == "timm" else "open_clip", name.strip(), kwargs)
-
-
-def describe(checkpoint: Checkpoint | None, model: str | None) -> ModelSpec:
-    """What `checkpoint` is: `model` where it is given, else the configuration beside the weights. Raises TaskError."""
-    if model is not None:
-        return parse_model(model)
-    if checkpoint is None:
-        raise TaskError("no model is named", hint=f"give --model {_FORM}")
-    config, directory = checkpoint.config, checkpoint.directory
-    if "model_cfg" in config:
-        return ModelSpec("open_clip", directory.name, {}, config, directory)
-    if "architecture" in config:
-        return ModelSpec("timm", config["architecture"], {}, config, directory)
-    if "model_type" in config:
-        raise TaskError(
-            f"{checkpoint.reference}: a transformers model ({config['model_type']}) is merged but not run by soupkit",
-            hint="score it with a program of your own: --score-command 'python eval.py {checkpoint}'",
-        )
-    raise TaskError(
-        f"{checkpoint.reference} does not say what model it is: no {TIMM_CONFIG} of timm, no {OPEN_CLIP_CONFIG}",
-        hint=f"give --model {_FORM}",
-    )
 
 
 def build(spec: ModelSpec, *, num_classes: int | None = None) -> torch.nn.Module:
@@ -120,11 +55,14 @@ def build(spec: ModelSpec, *, num_classes: int | None = None) -> torch.nn.Module
 
 def build_tokenizer(spec: ModelSpec) -> Any:
     """open_clip's tokenizer of `spec`: texts → int64[N, context]. Raises TaskError."""
+    length = spec.kwargs.get("context_length")
     try:
+        if not spec.config:
+            return open_clip.get_tokenizer(spec.name, context_length=length)
         if spec.directory is not None:
-            return open_clip.get_tokenizer(f"local-dir:{spec.directory}")
-        with _as_directory(OPEN_CLIP_CONFIG, _open_clip_config(spec)) as directory:
-            return open_clip.get_tokenizer(f"local-dir:{directory}" if spec.config else spec.name)
+            return open_clip.get_tokenizer(f"local-dir:{spec.directory}", context_length=length)
+        with _as_directory(OPEN_CLIP_CONFIG, spec.config) as directory:
+            return open_clip.get_tokenizer(f"local-dir:{directory}", context_length=length)
     except Exception as error:
         raise TaskError(
             f"the tokenizer of {spec.name} cannot be loaded: {_first_line(error)}",
@@ -294,16 +232,6 @@ def _quiet() -> Iterator[None]:
     finally:
         root.setLevel(level)
         root.handlers[:] = handlers
-
-
-def _literal(text: str) -> Any:
-    words = {"true": True, "false": False, "none": None}
-    if text.lower() in words:
-        return words[text.lower()]
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
 
 
 def _nearest(spec: ModelSpec) -> str | None:

@@ -114,7 +114,7 @@ def score_predictions(predictions: Predictions, metric: str) -> Score:
     direction_of(metric)
     columns = _columns(predictions, metric)
     n = len(columns)
-    value = _value(columns.sum(0), n)
+    value = float(_value(columns.sum(0), n))
     if metric in COUNT_METRICS:
         num_right = int(columns.sum())
         error = math.sqrt(value * (1 - value) / n)
@@ -124,7 +124,7 @@ def score_predictions(predictions: Predictions, metric: str) -> Score:
         error = float(columns.std(ddof=1) / math.sqrt(n)) if n > 1 else 0.0
     else:
         error = float(_bootstrap(columns, lambda sums: _value(sums, n), seed=0, num_resamples=1000).std(ddof=1))
-    return Score(metric, float(value), error, n, num_evaluated=n)
+    return Score(metric, value, error, n, num_evaluated=n)
 
 
 def all_scores(predictions: Predictions) -> dict[str, Score]:

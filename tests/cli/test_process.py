@@ -124,15 +124,14 @@ def test_a_bug_keeps_a_plain_traceback() -> None:
 
 
 def test_a_reader_that_leaves_ends_the_printing_not_the_work() -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-c", FAKE, "fake"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT
-    )
-    assert process.stdout is not None
-    assert process.stderr is not None
-    process.stdout.read(10)
-    process.stdout.close()
-    assert process.stderr.read() == b"begun\ndone\n"
-    assert process.wait() == 0
+    command = [sys.executable, "-c", FAKE, "fake"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.read(10)
+        process.stdout.close()
+        assert process.stderr.read() == b"begun\ndone\n"
+    assert process.returncode == 0
 
 
 def test_a_name_that_is_no_utf8_can_be_printed() -> None:

@@ -1,7 +1,7 @@
 """Events as text, and progress on a terminal and in a log."""
 
 import io
-import sys
+from contextlib import redirect_stderr
 
 import pytest
 
@@ -14,15 +14,11 @@ class Terminal(io.StringIO):
         return True
 
 
-@pytest.fixture
-def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
-    """stderr as a terminal that welcomes control codes."""
+@pytest.fixture(autouse=True)
+def _terminal_of_known_kind(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("NO_COLOR", "FORCE_COLOR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TERM", "xterm")
-    stream = Terminal()
-    monkeypatch.setattr(sys, "stderr", stream)
-    return stream
 
 
 def work(report: render.Renderer) -> None:
@@ -33,31 +29,34 @@ def work(report: render.Renderer) -> None:
     report(Advanced("merging", 1))  # late news about finished work
 
 
-def test_a_terminal_sees_a_bar_that_is_taken_down(terminal: Terminal) -> None:
-    with render.Renderer() as report:
+def test_a_terminal_sees_a_bar_that_is_taken_down() -> None:
+    with redirect_stderr(Terminal()) as stream, render.Renderer() as report:
         work(report)
-    text = terminal.getvalue()
+    text = stream.getvalue()
     assert "a [bold] note\n" in text
     assert "\x1b[?25l" in text  # the cursor was hidden,
     assert text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l")  # and is back
 
 
-def test_the_bar_is_taken_down_by_an_error(terminal: Terminal) -> None:
-    with pytest.raises(KeyboardInterrupt), render.Renderer() as report:
-        report(Started("merging", None))
-        raise KeyboardInterrupt
-    assert terminal.getvalue().endswith(("\x1b[?25h", "\x1b[2K", "\r\x1b[2K"))
-    assert "\x1b[?25h" in terminal.getvalue()
+def test_the_bar_is_taken_down_by_an_error() -> None:
+    def interrupted(stream: Terminal) -> None:
+        with redirect_stderr(stream), render.Renderer() as report:
+            report(Started("merging", None))
+            raise KeyboardInterrupt
+
+    stream = Terminal()
+    with pytest.raises(KeyboardInterrupt):
+        interrupted(stream)
+    text = stream.getvalue()
+    assert text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l")
 
 
 @pytest.mark.parametrize(("name", "value"), [("NO_COLOR", "1"), ("TERM", "dumb")])
-def test_no_control_codes_where_they_are_not_welcome(
-    terminal: Terminal, monkeypatch: pytest.MonkeyPatch, name: str, value: str
-) -> None:
+def test_no_control_codes_where_they_are_not_welcome(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     monkeypatch.setenv(name, value)
-    with render.Renderer() as report:
+    with redirect_stderr(Terminal()) as stream, render.Renderer() as report:
         work(report)
-    assert terminal.getvalue() == "a [bold] note\n"
+    assert stream.getvalue() == "a [bold] note\n"
 
 
 def test_a_log_gets_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -70,10 +69,10 @@ def test_a_log_gets_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch, capsys:
     assert capsys.readouterr().err == "scoring: 2/8 models  run-1\n"
 
 
-def test_quiet_shows_no_progress(terminal: Terminal) -> None:
-    with render.Renderer(quiet=True) as report:
+def test_quiet_shows_no_progress() -> None:
+    with redirect_stderr(Terminal()) as stream, render.Renderer(quiet=True) as report:
         work(report)
-    assert terminal.getvalue() == ""
+    assert stream.getvalue() == ""
 
 
 @pytest.mark.parametrize(

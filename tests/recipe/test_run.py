@@ -15,12 +15,14 @@ from soupkit.checkpoint.tensors import write_tensors
 from soupkit.commands import COMMANDS, Command
 from soupkit.errors import ExpectationError, OutputError, TaskError
 from soupkit.events import Event, Report, Table, Told, silent
-from soupkit.jobs.run import run
+from soupkit.jobs.run import Decision, decide, run
 from soupkit.manifest import Manifest
 from soupkit.recipe.fields import option
 from soupkit.recipe.parse import recipe_to_json
 from soupkit.recipe.run import Run
 from soupkit.recipe.shared import OutputOptions
+from soupkit.recipe.steps import Step
+from soupkit.recipe.train import FinetuneSweep
 from soupkit.world import World
 
 FILE = """
@@ -217,3 +219,22 @@ def test_an_error_names_its_step_and_keeps_its_kind(go: Callable[..., list[str]]
         go("other.value=-1")
     assert (caught.value.message, caught.value.hint) == ("step other: negative", "be positive")
     assert ran == ["base"]
+
+
+def test_a_killed_sweep_and_a_sweep_without_a_member_are_no_complete_ones(tmp_path: Path) -> None:
+    recipe = FinetuneSweep(base="base", out=tmp_path, num_runs=3)
+    step = Step("sweep", "finetune-sweep", recipe)
+    for name in ("run-000", "run-001", "run-002"):
+        (tmp_path / name).mkdir()
+
+    def members(*names: str) -> None:
+        Manifest(command="finetune-sweep", recipe=recipe_to_json(recipe), notes={"members": list(names)}).write(
+            tmp_path
+        )
+
+    members("run-000", "run-001")
+    assert decide(step, []) == Decision(True, "2 of 3 runs are finished")
+    members("run-000", "run-001", "run-002")
+    assert decide(step, []) == Decision(False, "complete and unchanged")
+    (tmp_path / "run-001").rmdir()
+    assert decide(step, []) == Decision(True, "run-001 is missing")

@@ -15,6 +15,7 @@ from soupkit.errors import RecipeError, TaskError
 from soupkit.events import Advanced, Event, Finished, Started, silent
 from soupkit.recipe.train import Finetune
 from soupkit.task.images import eval_transform, normalize
+from soupkit.train.batches import loader, train_transform
 from soupkit.train.loop import TrainingData, fit, soft_cross_entropy
 from soupkit.train.optimize import build_optimizer, build_schedule, warmup_updates
 
@@ -90,24 +91,21 @@ def test_one_update_equals_plain_torch(training_data: TrainingData) -> None:
         epochs=1, batch_size=num, optimizer="momentum", momentum=0.0, lr=0.1, weight_decay=0.01, warmup_epochs=0.0,
         crop_scale=(1.0, 1.0), label_smoothing=0.1,
     )  # fmt: skip
-    model = small_model()
-    model.drop.p = 0.0
-    by_hand = small_model()
-    by_hand.drop.p = 0.0
-    by_hand.train()
-    transform = eval_transform(SETTINGS)  # a crop of everything is what the eval transform shows
-    images = torch.stack([transform(training_data.examples[i][0]) for i in range(num)])
-    targets = torch.tensor([training_data.examples[i][1] for i in range(num)])
-    logits = by_hand(normalize(images, SETTINGS))
+    model, by_hand = small_model(), small_model()
+    model.drop.p = by_hand.drop.p = 0.0
+    transform = train_transform(SETTINGS, recipe, characters=True)
+    _, pixels, targets = next(loader(training_data.examples, transform, recipe, pin_memory=False))
+    assert len(pixels) == num
+    logits = by_hand.train()((pixels.float() / 255 - 0.5) / 0.5)
     loss = torch.nn.functional.cross_entropy(logits, targets, label_smoothing=0.1)
     loss.backward()
     losses = fit(model, training_data, recipe, device=CPU, report=silent)
-    assert losses[0] == pytest.approx(loss.item(), rel=2e-2)  # resized in two steps rather than one
-    moved = by_hand.head.weight - 0.1 * (by_hand.head.weight.grad + 0.01 * by_hand.head.weight)
-    bias = by_hand.head.bias - 0.1 * by_hand.head.bias.grad
-    step = (moved - by_hand.head.weight).norm()
-    assert (model.head.weight - moved).norm() < 0.1 * step
-    torch.testing.assert_close(model.head.bias, bias, rtol=0, atol=1e-3)
+    assert losses == [pytest.approx(loss.item(), rel=1e-6)]
+    for name, parameter in by_hand.named_parameters():
+        decay = 0.01 if name in ("head.weight", "conv.weight") else 0.0
+        expected = parameter - 0.1 * (parameter.grad + decay * parameter)
+        torch.testing.assert_close(model.get_parameter(name), expected, rtol=0, atol=1e-6)
+        assert not torch.equal(model.get_parameter(name), parameter)
 
 
 def test_more_batch_than_examples_is_one_batch(training_data: TrainingData) -> None:
@@ -122,7 +120,8 @@ def test_divergence_names_the_epoch(training_data: TrainingData) -> None:
 
 
 def test_a_last_update_that_spoils_the_weights_is_noticed(training_data: TrainingData) -> None:
-    recipe = finetune_recipe(epochs=1, batch_size=200, lr=1e300, optimizer="sgd", warmup_epochs=0.0)
+    values = {"lr": 3e38, "weight_decay": 1e3, "warmup_epochs": 0.0}
+    recipe = finetune_recipe(epochs=1, batch_size=200, optimizer="sgd", **values)
     with pytest.raises(TaskError, match="not finite after the last epoch"):
         trained(training_data, recipe)
 

@@ -1,0 +1,40 @@
+"""What every test may use: checkpoints on disk, and a cache folder of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from soupkit.checkpoint.tensors import TensorFiles, plan_files, write_tensors
+
+Save = Callable[..., Path]
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reads or writes the user's remembered scores."""
+    monkeypatch.setenv("SOUPKIT_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture
+def save(tmp_path: Path) -> Save:
+    """save(name, tensors, **options) → a checkpoint directory; max_shard_bytes=… makes shards."""
+
+    def save_checkpoint(name: str, tensors: Mapping[str, Any], *, max_shard_bytes: int = 0, **options: Any) -> Path:
+        directory = tmp_path / name
+        directory.mkdir(parents=True)
+        if not max_shard_bytes:
+            write_tensors(directory, tensors, **options)
+            return directory
+        from soupkit.checkpoint.checkpoint import slots_of
+
+        with TensorFiles(directory, plan_files(slots_of(tensors), max_shard_bytes=max_shard_bytes)) as files:
+            for key, value in tensors.items():
+                files.write(key, 0, np.ascontiguousarray(value).reshape(-1))
+        return directory
+
+    return save_checkpoint

@@ -1,0 +1,105 @@
+"""Imports go one way, and torch stays out of what needs no model."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[2] / "soupkit"
+FILES = sorted(PACKAGE.rglob("*.py"))
+FLOOR = {"errors", "events", "world", "manifest", "commands", "recipe"}
+LEVELS = [FLOOR, {"checkpoint"}, {"task"}, {"soup", "merge", "align", "curve", "train", "report"}, {"jobs"}, {"cli"}]
+LEVEL = {room: number for number, rooms in enumerate(LEVELS) for room in rooms}
+MAY_IMPORT_MERGE = {"soup", "curve", "train"}
+TORCH_FREE = FLOOR | {"checkpoint", "merge", "cli"}
+TORCH = {"torch", "torchvision", "timm", "open_clip"}
+DATA_FREE_COMMANDS = ("merge uniform", "merge weighted", "inspect", "diff", "verify", "reproduce", "run")
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported(tree: ast.AST) -> Iterator[str]:
+    """The full names of the modules that a tree imports; a relative import would be one too many ways to say it."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: relative import"
+            names = [alias.name for alias in node.names] if node.module == "soupkit" else []
+            yield from (f"soupkit.{name}" for name in names)
+            yield node.module or ""
+
+
+def at_module_level(tree: ast.Module) -> ast.Module:
+    """The tree without functions and without `if TYPE_CHECKING:`, thus what runs when it is imported."""
+
+    class Strip(ast.NodeTransformer):
+        def visit_FunctionDef(self, _node: ast.FunctionDef) -> None:
+            return None
+
+        def visit_If(self, node: ast.If) -> ast.AST | None:
+            return None if ast.unparse(node.test).endswith("TYPE_CHECKING") else self.generic_visit(node)
+
+    stripped: ast.Module = Strip().visit(tree)
+    return stripped
+
+
+def may_import(room: str, other: str) -> bool:
+    if room == other or LEVEL[other] < LEVEL[room]:
+        return True
+    return {room, other} <= FLOOR or (other == "merge" and room in MAY_IMPORT_MERGE)
+
+
+def test_the_rule_itself() -> None:
+    assert may_import("jobs", "checkpoint")
+    assert may_import("soup", "merge")
+    assert not may_import("merge", "soup")
+    assert not may_import("report", "merge")
+    assert not may_import("checkpoint", "merge")
+    assert not may_import("checkpoint", "task")
+    assert not may_import("recipe", "checkpoint")
+    assert not may_import("jobs", "cli")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_go_one_way(path: Path) -> None:
+    room = room_of(path)
+    if room in ("__init__", "__main__"):
+        return
+    assert room in LEVEL, f"{room} is a new room: give it a place in LEVELS and in the README's picture"
+    for name in imported(ast.parse(path.read_text(encoding="utf-8"))):
+        package, _, rest = name.partition(".")
+        other = rest.split(".")[0]
+        if package == "soupkit" and other in LEVEL:
+            assert may_import(room, other), f"{room} must not import {name}"
+        if room != "cli":
+            assert package not in ("typer", "rich", "click"), f"only cli may import {package}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_no_torch_at_module_level(path: Path) -> None:
+    if room_of(path) in TORCH_FREE | {"__init__", "__main__"}:
+        tree = at_module_level(ast.parse(path.read_text(encoding="utf-8")))
+        assert not TORCH & {name.partition(".")[0] for name in imported(tree)}
+
+
+def heavy_after(code: str) -> str:
+    """Which of torch and its friends are loaded after running some code in a fresh process."""
+    check = f"import sys\n{code}\nprint(sorted({TORCH!r} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def test_import_soupkit_imports_no_torch() -> None:
+    assert heavy_after("import soupkit") == "[]"
+    assert heavy_after("import soupkit.cli.app") == "[]"
+
+
+@pytest.mark.parametrize("name", DATA_FREE_COMMANDS)
+def test_jobs_without_data_import_no_torch(name: str) -> None:
+    assert heavy_after(f"from soupkit.commands import COMMANDS\nCOMMANDS[{name!r}].load_job()") == "[]"
