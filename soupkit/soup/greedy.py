@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -82,8 +83,7 @@ def greedy(
     matter. Cost: K single scores and K − 1 trials.
     """
     singles = _score_singles(ingredients, score, mix, report)
-    sign = -1 if direction == "max" else 1
-    ranking = sorted(range(len(ingredients)), key=lambda k: (sign * singles[k].value, ingredients[k]))
+    ranking = _rank(ingredients, singles, direction)
     picks, best = [ranking[0]], singles[ranking[0]]
     trials: list[Trial] = []
     report(Started("greedy trials", len(ranking) - 1, "trials"))
@@ -98,6 +98,13 @@ def greedy(
             picks, best = [*picks, k], trial
     report(Finished("greedy trials"))
     return Greedy(tuple(picks), best, tuple(singles), tuple(trials), mix(ingredients, picks))
+
+
+def _rank(ingredients: Sequence[str], singles: Sequence[Score], direction: Direction) -> list[int]:
+    """Best first, equals by name, NaN last."""
+    sign = -1 if direction == "max" else 1
+    keys = [(math.isnan(single.value), sign * single.value) for single in singles]
+    return sorted(range(len(ingredients)), key=lambda k: (*keys[k], ingredients[k]))
 
 
 def _score_singles(

@@ -43,7 +43,7 @@ def to_torch(array: np.ndarray) -> torch.Tensor:
     array = np.ascontiguousarray(array) if array.ndim else array  # the former makes 0-d arrays 1-d
     if not array.flags.writeable:
         array = array.copy()
-    if array.dtype.kind in "biufc":
+    if array.dtype.type.__module__ != "ml_dtypes":
         return torch.from_numpy(array)
     dtype: torch.dtype = getattr(torch, array.dtype.name)
     return torch.from_numpy(array.view(f"u{array.dtype.itemsize}")).view(dtype)

@@ -167,9 +167,11 @@ def test_a_damaged_output_is_made_again(go: Callable[..., list[str]], tmp_path: 
     assert value_of(tmp_path / "runs/soup") == 6
 
 
-def test_force_runs_everything(go: Callable[..., list[str]]) -> None:
+def test_force_runs_everything(go: Callable[..., list[str]], tmp_path: Path) -> None:
     go()
+    assert Manifest.read(tmp_path / "runs/base").recipe["overwrite"] is False
     assert go(force=True) == ["base", "other", "soup"]
+    assert Manifest.read(tmp_path / "runs/base").recipe["overwrite"] is True
     assert go() == []  # overwriting is no change of the recipe
 
 

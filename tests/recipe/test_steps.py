@@ -11,11 +11,11 @@ from soupkit.recipe.steps import Steps, load_steps, load_yaml, parse_steps
 
 TWO = """
 description: Two steps.
-variables: {out: runs/two, top: 3, soup: "${out}/soup"}
+variables: {out: runs/two, top: 3, inputs: [a, b], soup: "${out}/soup"}
 steps:
   soup:
     command: merge uniform
-    refs: [a, b]
+    refs: ${inputs}
     top: ${top}
     by: held_out.${metric}
     out: ${soup}
@@ -82,7 +82,7 @@ def test_one_command(tmp_path: Path) -> None:
         ("description:", "descripton:", "f.yaml: unknown key 'descripton'", "did you mean 'description'?"),
         ("  scores:", "  my scores:", "step name 'my scores'", None),
         ("  scores:", "  soup:", "key 'soup' stands twice", None),
-        ("refs: [a, b]", "refs: [a, b", "f.yaml: is not valid YAML", None),
+        ("refs: ${inputs}", "refs: [a, b", "f.yaml: is not valid YAML", None),
         ("steps:", "command: x\nsteps:", "has both `command:` and `steps:`", ""),
     ],
 )

@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from train.small import SETTINGS, finetune_recipe
 
 from soupkit.train.batches import epoch_places, finisher, loader, num_batches, train_transform
 from soupkit.train.loop import TrainingData
 from soupkit.train.randomness import Stream, seeded
-
-from conftest import SETTINGS, finetune_recipe  # type: ignore[import-not-found]  # isort: skip
 
 
 @pytest.mark.parametrize("num_examples", [1, 2, 3, 7, 31, 32, 33, 65, 200])

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from train.small import SETTINGS, SmallModel, finetune_recipe, small_model
 
 from soupkit.errors import RecipeError, TaskError
 from soupkit.events import Advanced, Event, Finished, Started, silent
@@ -18,8 +19,6 @@ from soupkit.task.images import eval_transform, normalize
 from soupkit.train.batches import loader, train_transform
 from soupkit.train.loop import TrainingData, fit, soft_cross_entropy
 from soupkit.train.optimize import build_optimizer, build_schedule, warmup_updates
-
-from conftest import SETTINGS, SmallModel, finetune_recipe, small_model  # type: ignore[import-not-found]  # isort: skip
 
 CPU = torch.device("cpu")
 

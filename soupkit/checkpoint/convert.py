@@ -1,0 +1,153 @@
+"""From other people's checkpoint files to safetensors: which files, which tensors, and the streaming write."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from soupkit.checkpoint.header import Slot
+from soupkit.checkpoint.layout import CONFIG_NAMES, companions
+from soupkit.checkpoint.pickles import flat_array, load_pickle, mapping_of, release, slot_of, ties_of
+from soupkit.checkpoint.state_dict import Prefer, clean_names, find_state_dict
+from soupkit.checkpoint.tensors import Plan, TensorFiles
+from soupkit.errors import CheckpointError, ReferenceError
+
+if TYPE_CHECKING:
+    import torch
+
+PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".tar")
+PICKLE_INDEX = ".bin.index.json"
+PREFERRED = ("pytorch_model.bin.index.json", "pytorch_model.bin", "open_clip_pytorch_model.bin")
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What to take of a file: see `soupkit.recipe.hub.Convert`."""
+
+    key: str | None = None
+    prefer: Prefer = "auto"
+    strip: tuple[str, ...] = ()
+    drop: tuple[str, ...] = ()
+    ignore: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Pickled:
+    """The tensors of one pickled checkpoint, mapped where torch can, under the names that they will have.
+
+    files: where they were read from; where: the key in the file; others: further state dicts in it; facts: what the
+    file says of itself (`arch` of timm, `epoch`, …); directory: what lies beside the weights, None for a lone file.
+    """
+
+    tensors: Mapping[str, torch.Tensor]
+    files: tuple[Path, ...]
+    where: str = ""
+    others: tuple[str, ...] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    directory: Path | None = None
+
+    @property
+    def ties(self) -> dict[str, str]:
+        """{dropped name: kept name} of tensors that share their bytes."""
+        return ties_of(self.tensors)
+
+    def slots(self) -> dict[str, Slot]:
+        """What will be written. Raises CheckpointError for a tensor that safetensors cannot hold."""
+        ties = self.ties
+        return {name: slot_of(name, tensor) for name, tensor in self.tensors.items() if name not in ties}
+
+    @property
+    def companions(self) -> list[Path]:
+        """Configuration and tokenizer files that lie beside the weights of a directory."""
+        return companions(self.directory) if self.directory else []
+
+
+def pickled_files(path: Path) -> list[Path]:
+    """The pickles of one checkpoint: a file, or what a directory or a shard index names. Raises ReferenceError."""
+    if path.is_dir():
+        return pickled_files(path / choose_pickle([entry.name for entry in path.iterdir()], str(path)))
+    if not path.is_file():
+        raise ReferenceError(f"{path}: no such file or directory", hint="check the path")
+    if path.name.endswith(PICKLE_INDEX):
+        return _shards(path)
+    if path.suffix == ".safetensors":
+        raise ReferenceError(f"{path}: is safetensors already", hint="soupkit reads it as it is")
+    return [path]
+
+
+def choose_pickle(names: Sequence[str], where: str) -> str:
+    """The pickle or shard index among a directory's file names. Raises ReferenceError when there is no telling."""
+    found = [name for name in PREFERRED if name in names][:1]
+    found = found or sorted(name for name in names if name.endswith((PICKLE_INDEX, *PICKLES)))
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        raise ReferenceError(f"{where}: holds no {', '.join(PICKLES)} file", hint="name the file to convert")
+    raise ReferenceError(
+        f"{where}: holds {len(found)} candidates ({', '.join(found[:5])})", hint=f"name one: {where}/{found[0]}"
+    )
+
+
+def _shards(index: Path) -> list[Path]:
+    try:
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        files = [index.parent / name for name in sorted(names)]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError) as error:
+        raise CheckpointError(f"{index}: is not a shard index with a weight_map: {error!r}") from error
+    for file in files:
+        if file.parent != index.parent or not file.is_file():
+            raise CheckpointError(f"{index}: names the shard {file.name}, which is not there", hint="download it")
+    return files
+
+
+def read_pickled(path: Path, selection: Selection = Selection()) -> Pickled:
+    """Open a pickled checkpoint without running anything of it. Raises ReferenceError, CheckpointError.
+
+    Memory: tensors of zip archives (torch ≥ 1.6) are mapped and cost nothing; older files are read whole.
+    """
+    files = pickled_files(path)
+    tensors: dict[str, torch.Tensor] = {}
+    for file in files:
+        value = load_pickle(file, ignore=selection.ignore)
+        found = find_state_dict(value, file, key=selection.key, prefer=selection.prefer)
+        for name, tensor in found.tensors.items():
+            if name in tensors:
+                raise CheckpointError(f"{file}: tensor {name!r} stands in another shard too", hint="remove one of them")
+            tensors[name] = tensor
+    cleaned = clean_names(tensors, path, strip=selection.strip, drop=selection.drop)
+    facts = _facts(value) if len(files) == 1 else {}
+    directory = path if path.is_dir() else path.parent if path.name.endswith(PICKLE_INDEX) else None
+    return Pickled(cleaned, tuple(files), found.where, found.others, facts, directory)
+
+
+def _facts(value: Any) -> dict[str, Any]:
+    """Numbers and words that stand beside the weights."""
+    if not isinstance(value, Mapping):
+        return {}
+    return {str(key): item for key, item in value.items() if isinstance(item, str | int | float)}
+
+
+def write_pickled(
+    directory: Path, pickled: Pickled, plan: Plan, *, advance: Callable[[int], None] = lambda num_bytes: None
+) -> None:
+    """Write the tensors one by one; each one's pages go back to the system before the next is read.
+
+    Memory: one tensor, beside what torch itself takes. Raises OSError (a full disk), CheckpointError.
+    """
+    mappings = [mapping_of(file) for file in pickled.files]
+    with TensorFiles(directory, plan) as files:
+        for name in (name for file in plan.files for name in file.order):
+            tensor = pickled.tensors[name]
+            array = flat_array(tensor)
+            files.write(name, 0, array)
+            advance(array.nbytes)
+            for mapping in mappings:
+                release(tensor, mapping)
+
+
+def has_config(pickled: Pickled) -> bool:
+    """Whether a configuration of a model lies beside the weights."""
+    return any(path.name in CONFIG_NAMES for path in pickled.companions)

@@ -1,0 +1,83 @@
+"""Transforms are those of timm and open_clip, and characters are shown whole."""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import timm.data
+import torch
+from open_clip.transform import PreprocessCfg, image_transform_v2
+from PIL import Image
+from task.small import CLIP_CONFIG
+
+from soupkit.task.images import ImageSettings, eval_transform, for_characters, normalize
+from soupkit.task.models import ModelSpec, build, image_settings
+
+SETTINGS = ImageSettings((3, 32, 32), (0.4, 0.5, 0.6), (0.2, 0.3, 0.4), "bicubic", 0.9, "center")
+
+
+def picture(width: int, height: int, mode: str = "RGB") -> Image.Image:
+    random = np.random.default_rng(width)
+    return Image.fromarray(random.integers(0, 256, (height, width, 3), np.uint8)).convert(mode)
+
+
+@pytest.mark.parametrize("crop_mode", ["center", "squash", "border"])
+def test_pixels_are_those_of_timm(crop_mode: str) -> None:
+    settings = replace(SETTINGS, crop_mode=crop_mode)
+    theirs = timm.data.create_transform(
+        (3, 32, 32),
+        interpolation="bicubic",
+        mean=settings.mean,
+        std=settings.std,
+        crop_pct=0.9,
+        crop_mode=crop_mode,
+    )
+    image = picture(50, 40)
+    ours = normalize(eval_transform(settings)(image), settings)
+    torch.testing.assert_close(ours, theirs(image), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("resize_mode", ["shortest", "squash"])
+def test_pixels_are_those_of_open_clip(resize_mode: str) -> None:
+    preprocess = dict(CLIP_CONFIG["preprocess_cfg"], resize_mode=resize_mode)
+    spec = ModelSpec("open_clip", "tiny", {}, {**CLIP_CONFIG, "preprocess_cfg": preprocess})
+    model = build(spec)
+    settings = image_settings(model, spec)
+    theirs = image_transform_v2(PreprocessCfg(**model.visual.preprocess_cfg), is_train=False)
+    image = picture(50, 40)
+    ours = normalize(eval_transform(settings)(image), settings)
+    torch.testing.assert_close(ours, theirs(image), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_images_get_the_channels_of_the_model(mode: str, channels: int) -> None:
+    settings = ImageSettings((channels, 16, 16), (0.5,) * channels, (0.5,) * channels)
+    assert eval_transform(settings)(picture(20, 20, mode)).shape == (channels, 16, 16)
+
+
+def test_characters_are_shown_whole() -> None:
+    """A bright frame around the image survives; the settings' own crop would lose it."""
+    framed = Image.fromarray(np.pad(np.zeros((18, 38), np.uint8), 1, constant_values=255))
+    settings = ImageSettings((1, 40, 40), (0.5,), (0.5,), "nearest", 0.8, "center")
+
+    def edges(settings: ImageSettings) -> list[float]:
+        pixels = eval_transform(settings)(framed)[0].float()
+        return [
+            pixels[0].mean().item(),
+            pixels[-1].mean().item(),
+            pixels[:, 0].mean().item(),
+            pixels[:, -1].mean().item(),
+        ]
+
+    assert edges(for_characters(settings)) == [255.0] * 4
+    assert edges(settings) != [255.0] * 4
+
+
+def test_transforms_travel_to_worker_processes() -> None:
+    transform = eval_transform(SETTINGS)
+    again = pickle.loads(pickle.dumps(transform))
+    assert torch.equal(again(picture(9, 9)), transform(picture(9, 9)))

@@ -1,0 +1,39 @@
+"""A small model, and recipes that train in a second."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from soupkit.recipe.train import Finetune
+from soupkit.task.images import ImageSettings
+
+SETTINGS = ImageSettings((3, 16, 16), (0.5,) * 3, (0.5,) * 3, "bilinear", 1.0, "squash")
+
+
+class SmallModel(torch.nn.Module):
+    """Convolution, batch norm, dropout, head: everything that randomness and modes act on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 16, 4, stride=4)
+        self.norm = torch.nn.BatchNorm2d(16)
+        self.drop = torch.nn.Dropout(0.1)
+        self.head = torch.nn.Linear(256, 10)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.head(self.drop(torch.relu(self.norm(self.conv(images))).flatten(1)))
+
+
+def small_model(seed: int = 0) -> SmallModel:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return SmallModel()
+
+
+def finetune_recipe(**values: Any) -> Finetune:
+    defaults = {"out": Path("out"), "model": "timm:test_resnet", "data": "digits", "num_train": 200}
+    defaults |= {"num_held_out": 100, "num_test": 100, "batch_size": 32, "epochs": 2, "lr": 3e-3}
+    return Finetune(**(defaults | values))
