@@ -51,6 +51,7 @@ COMMANDS: dict[str, Command] = {
     "evaluate": Command("soupkit.recipe.evaluate:Evaluate", "soupkit.jobs.evaluate:evaluate"),
     "finetune": Command("soupkit.recipe.train:Finetune", "soupkit.jobs.finetune:finetune"),
     "finetune-sweep": Command("soupkit.recipe.train:FinetuneSweep", "soupkit.jobs.sweep:finetune_sweep"),
+    "convert": Command("soupkit.recipe.hub:Convert", "soupkit.jobs.convert:convert"),
     "inspect": Command("soupkit.recipe.inspect:Inspect", "soupkit.jobs.inspect:inspect"),
     "diff": Command("soupkit.recipe.inspect:Diff", "soupkit.jobs.inspect:diff"),
     "verify": Command("soupkit.recipe.inspect:Verify", "soupkit.jobs.verify:verify"),

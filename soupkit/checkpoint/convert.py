@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from soupkit.checkpoint.header import Slot
-from soupkit.checkpoint.layout import CONFIG_NAMES, companions
+from soupkit.checkpoint.layout import companions
 from soupkit.checkpoint.pickles import flat_array, load_pickle, mapping_of, release, slot_of, ties_of
 from soupkit.checkpoint.state_dict import Prefer, clean_names, find_state_dict
 from soupkit.checkpoint.tensors import Plan, TensorFiles
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".tar")
 PICKLE_INDEX = ".bin.index.json"
+NOT_WEIGHTS = ("training_args.bin", "optimizer.bin", "optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state.pth")
 PREFERRED = ("pytorch_model.bin.index.json", "pytorch_model.bin", "open_clip_pytorch_model.bin")
 
 
@@ -38,26 +39,19 @@ class Selection:
 class Pickled:
     """The tensors of one pickled checkpoint, mapped where torch can, under the names that they will have.
 
-    files: where they were read from; where: the key in the file; others: further state dicts in it; facts: what the
-    file says of itself (`arch` of timm, `epoch`, …); directory: what lies beside the weights, None for a lone file.
+    slots: what will be written; ties: {dropped name: kept name} of tensors that share their bytes. files: where they
+    were read from; where: the key in the file; others: further state dicts in it; facts: what the file says of itself
+    (`arch` of timm, `epoch`, …); directory: what lies beside the weights, None for a lone file.
     """
 
     tensors: Mapping[str, torch.Tensor]
+    slots: Mapping[str, Slot]
+    ties: Mapping[str, str]
     files: tuple[Path, ...]
     where: str = ""
     others: tuple[str, ...] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
     directory: Path | None = None
-
-    @property
-    def ties(self) -> dict[str, str]:
-        """{dropped name: kept name} of tensors that share their bytes."""
-        return ties_of(self.tensors)
-
-    def slots(self) -> dict[str, Slot]:
-        """What will be written. Raises CheckpointError for a tensor that safetensors cannot hold."""
-        ties = self.ties
-        return {name: slot_of(name, tensor) for name, tensor in self.tensors.items() if name not in ties}
 
     @property
     def companions(self) -> list[Path]:
@@ -81,7 +75,8 @@ def pickled_files(path: Path) -> list[Path]:
 def choose_pickle(names: Sequence[str], where: str) -> str:
     """The pickle or shard index among a directory's file names. Raises ReferenceError when there is no telling."""
     found = [name for name in PREFERRED if name in names][:1]
-    found = found or sorted(name for name in names if name.endswith((PICKLE_INDEX, *PICKLES)))
+    others = (name for name in names if name.endswith((PICKLE_INDEX, *PICKLES)) and name not in NOT_WEIGHTS)
+    found = found or sorted(others)
     if len(found) == 1:
         return found[0]
     if not found:
@@ -120,7 +115,10 @@ def read_pickled(path: Path, selection: Selection = Selection()) -> Pickled:
     cleaned = clean_names(tensors, path, strip=selection.strip, drop=selection.drop)
     facts = _facts(value) if len(files) == 1 else {}
     directory = path if path.is_dir() else path.parent if path.name.endswith(PICKLE_INDEX) else None
-    return Pickled(cleaned, tuple(files), found.where, found.others, facts, directory)
+    slots = {name: slot_of(name, tensor) for name, tensor in cleaned.items()}
+    ties = ties_of(cleaned)
+    own = {name: slot for name, slot in slots.items() if name not in ties}
+    return Pickled(cleaned, own, ties, tuple(files), found.where, found.others, facts, directory)
 
 
 def _facts(value: Any) -> dict[str, Any]:
@@ -130,9 +128,7 @@ def _facts(value: Any) -> dict[str, Any]:
     return {str(key): item for key, item in value.items() if isinstance(item, str | int | float)}
 
 
-def write_pickled(
-    directory: Path, pickled: Pickled, plan: Plan, *, advance: Callable[[int], None] = lambda num_bytes: None
-) -> None:
+def write_pickled(directory: Path, pickled: Pickled, plan: Plan, *, advance: Callable[[int], None]) -> None:
     """Write the tensors one by one; each one's pages go back to the system before the next is read.
 
     Memory: one tensor, beside what torch itself takes. Raises OSError (a full disk), CheckpointError.
@@ -146,8 +142,3 @@ def write_pickled(
             advance(array.nbytes)
             for mapping in mappings:
                 release(tensor, mapping)
-
-
-def has_config(pickled: Pickled) -> bool:
-    """Whether a configuration of a model lies beside the weights."""
-    return any(path.name in CONFIG_NAMES for path in pickled.companions)

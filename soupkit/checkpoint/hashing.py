@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -23,6 +23,8 @@ from soupkit.world import available_cores
 
 BLOCK = 1 << 18
 """Elements of one block of the tree."""
+FILES_HASH = "files-xxh3-128"
+"""What a hash of files begins with, in place of `xxh3-128` for weights."""
 
 
 class ContentHash:
@@ -96,3 +98,11 @@ def file_xxh3(path: Path) -> str:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def files_hash(paths: Iterable[Path]) -> str:
+    """One hash of files as they are, in order of their names: what identifies an input that is no checkpoint."""
+    tree = xxhash.xxh3_128()
+    for path in sorted(paths, key=lambda path: path.name):
+        tree.update(f"{path.name}\0{file_xxh3(path)}\0".encode())
+    return f"{FILES_HASH}:{tree.hexdigest()}"

@@ -36,7 +36,13 @@ SETTINGS = (
 )
 """Classes of settings that checkpoints carry beside their weights; a stand-in takes the place of each."""
 MAPPINGS = (
-    *("collections.defaultdict", "yacs.config.CfgNode", "easydict.EasyDict", "ml_collections.ConfigDict", "addict.Dict"),
+    *(
+        "collections.defaultdict",
+        "yacs.config.CfgNode",
+        "easydict.EasyDict",
+        "ml_collections.ConfigDict",
+        "addict.Dict",
+    ),
     *(f"{root}.{name}.AttributeDict" for root in _LIGHTNING for name in ("utilities.parsing", "utilities.data")),
 )
 """The same for classes that are pickled as dicts."""
@@ -72,14 +78,18 @@ def load_pickle(path: Path, *, ignore: Sequence[str] = ()) -> Any:
     try:
         with torch.serialization.safe_globals(stand_ins), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about pickle protocols and TorchScript: both end in an error or are fine
-            mapped = torch.serialization._is_zipfile(path.open("rb"))  # type: ignore[no-untyped-call]
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
     except pickle.UnpicklingError as error:
         raise _refusal(path, str(error)) from None
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
     except Exception as error:  # a damaged pickle makes the unpickler fail in every way there is
         raise _unreadable(path, error) from error
+
+
+def _is_zip(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(4) == b"PK\x03\x04"
 
 
 def _refusal(path: Path, message: str) -> CheckpointError:

@@ -44,12 +44,18 @@ def expand(ref: str) -> list[Path]:
     if path.exists():
         return sweep_members(path) or [path]
     if glob.has_magic(ref):
-        matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
+        matches = glob_paths(ref)
         found = [match for match in matches if match.is_dir() or match.suffix == ".safetensors"]
         if not found:
             raise ReferenceError(f"{ref}: matches no directory and no .safetensors file", hint="check the pattern")
         return [inner for match in found for inner in sweep_members(match) or [match]]
     raise _missing(ref)
+
+
+def glob_paths(ref: str) -> list[Path]:
+    """What a pattern with *, ?, [] or ** matches, sorted."""
+    pattern = str(Path(ref).expanduser())
+    return [Path(match) for match in sorted(glob.glob(pattern, recursive=True))]  # noqa: PTH207  (may be absolute)
 
 
 def sweep_members(directory: Path) -> list[Path]:

@@ -28,7 +28,7 @@ DEPTH = 4
 
 @dataclass(frozen=True)
 class StateDict:
-    """Tensors by name, `where` in the file they were (dots between keys, empty for the file itself), and other places."""
+    """Tensors by name, `where` they were (dots between keys, empty for the file itself), and other such places."""
 
     tensors: Mapping[str, torch.Tensor]
     where: str
@@ -47,7 +47,9 @@ def find_state_dict(value: Any, path: Path, *, key: str | None = None, prefer: P
             raise _no_such_place(path, key, found)
         return StateDict(found[key], key, tuple(place for place in found if place != key))
     if not found:
-        raise CheckpointError(f"{path}: holds no state dict: {_described(value)}", hint="name it with --key, if it does")
+        raise CheckpointError(
+            f"{path}: holds no state dict: {_described(value)}", hint="name it with --key, if it does"
+        )
     averaged = [place for place in found if any(EMA.search(part) for part in place.split("."))]
     raw = [place for place in found if place not in averaged]
     if prefer == "ema" and not averaged:
@@ -98,7 +100,8 @@ def _best(places: Sequence[str]) -> str | None:
 
 def _no_such_place(path: Path, key: str, found: Mapping[str, Any]) -> CheckpointError:
     listed = f"there are {_listed(found)}" if found else "there is none anywhere"
-    hint = f"for example --key {next(iter(found))}" if found and next(iter(found)) else "leave --key out"
+    first = next(iter(found), "")
+    hint = f"for example --key {first}" if first else "leave --key out"
     return CheckpointError(f"{path}: holds no state dict at {key!r}; {listed}", hint=hint)
 
 
@@ -137,7 +140,8 @@ def clean_names(
     for old, new in names.items():
         if new in cleaned or not new:
             raise CheckpointError(
-                f"{path}: tensor {old!r} would be called {new!r}, as another is", hint="strip less, or --drop one of them"
+                f"{path}: tensor {old!r} would be called {new!r}, as another is",
+                hint="strip less, or --drop one of them",
             )
         cleaned[new] = tensors[old]
     return cleaned

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from soupkit.checkpoint.hashing import content_hash
-from soupkit.checkpoint.reference import open_checkpoint, open_references
+from soupkit.checkpoint.reference import open_references
 from soupkit.commands import COMMANDS
 from soupkit.errors import ExpectationError, SoupkitError
 from soupkit.events import Report, Table, Told
+from soupkit.jobs.verify import content_of_input
 from soupkit.manifest import Manifest
 from soupkit.recipe.parse import recipe_to_json
 from soupkit.recipe.run import Run
@@ -171,9 +171,8 @@ def _changed_inputs(step: Step, manifest: Manifest) -> str | None:
     """Which input has other weights than the output was made from, or is new among the references."""
     try:
         for entry in manifest.inputs:
-            reference = str(entry.get("reference"))
-            if content_hash(open_checkpoint(reference)) != entry.get("content"):
-                return f"{reference} changed"
+            if content_of_input(step.recipe.out, entry, World()) != entry.get("content"):
+                return f"{entry.get('reference')} changed"
         return _new_input(step, manifest)
     except SoupkitError as error:
         return error.message
@@ -185,7 +184,8 @@ def _new_input(step: Step, manifest: Manifest) -> str | None:
     With `top`, most are left out on purpose; then only those made after the output count.
     """
     recorded = {entry.get("reference") for entry in manifest.inputs}
-    for checkpoint in open_references(step.recipe.refs) if hasattr(step.recipe, "refs") else []:
+    refs = getattr(step.recipe, "refs", ())
+    for checkpoint in open_references(refs) if refs and step.command != "convert" else []:
         if checkpoint.reference not in recorded:
             made = Manifest.read_if_any(checkpoint.directory) if getattr(step.recipe, "top", None) else None
             if made is None or made.created > manifest.created:

@@ -168,7 +168,8 @@ class RememberingScorer:
         used = mixture.used()
         rows = sorted([self._contents[k], mixture.coefficients[k].tolist()] for k in used)
         blocks = sorted(mixture.blocks.items()) if mixture.blocks else None
-        return xxhash.xxh3_128_hexdigest(json.dumps([rows, mixture.divisor, blocks, self._scorer.fingerprint()]))
+        key = json.dumps([rows, mixture.divisor, blocks, self._scorer.fingerprint()])
+        return xxhash.xxh3_128_hexdigest(key.encode())
 
 
 def cache_folder() -> Path:

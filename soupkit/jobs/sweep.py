@@ -46,7 +46,7 @@ def finetune_sweep(recipe: FinetuneSweep, world: World, report: Report) -> dict[
         )
     base = open_checkpoint(recipe.base)
     if recipe.dry_run:
-        prepare(runs[0].recipe, report)
+        _check(runs, report)
         report(settings_table(runs))
         return {"plan": {run.name: run.settings for run in runs}}
     base_content = content_hash(base, threads=world.num_threads)

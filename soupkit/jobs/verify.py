@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from soupkit.checkpoint.checkpoint import Checkpoint
-from soupkit.checkpoint.hashing import content_hash, file_sha256, file_xxh3
+from soupkit.checkpoint.convert import pickled_files
+from soupkit.checkpoint.hashing import FILES_HASH, content_hash, file_sha256, file_xxh3, files_hash
 from soupkit.commands import COMMANDS
 from soupkit.errors import CheckpointError, ReferenceError
 from soupkit.events import Report, Table, Told
@@ -59,17 +60,32 @@ def _check_output(directory: Path, world: World) -> list[tuple[str, bool, str]]:
 def _check_inputs(directory: Path, manifest: Manifest, world: World) -> list[tuple[str, bool, str]]:
     checks = []
     for entry in manifest.inputs:
-        content = content_hash(_open_input(directory, entry), threads=world.num_threads)
+        content = content_of_input(directory, entry, world)
         recorded = entry["content"]
         checks.append((f"input {entry['reference']}", content == recorded, f"content {content}, recorded {recorded}"))
     return checks
 
 
+def content_of_input(directory: Path, entry: dict[str, Any], world: World) -> str:
+    """The hash that an input recorded in the manifest of `directory` has now, of the kind that was recorded.
+
+    Raises ReferenceError when it is gone.
+    """
+    if str(entry.get("content")).startswith(FILES_HASH):
+        return files_hash(pickled_files(_input_path(directory, entry)))
+    return content_hash(_open_input(directory, entry), threads=world.num_threads)
+
+
 def _open_input(directory: Path, entry: dict[str, Any]) -> Checkpoint:
     """An ingredient, by its reference or by its place relative to the output. Raises ReferenceError."""
-    for path in (Path(entry["reference"]).expanduser(), directory / entry.get("path", "")):
-        if entry.get("path") and path.exists():
-            return Checkpoint(path.resolve(), reference=entry["reference"])
+    return Checkpoint(_input_path(directory, entry).resolve(), reference=entry["reference"])
+
+
+def _input_path(directory: Path, entry: dict[str, Any]) -> Path:
+    candidates = [Path(entry["reference"]).expanduser()] + ([directory / entry["path"]] if entry.get("path") else [])
+    for path in candidates:
+        if path.exists():
+            return path
     raise ReferenceError(
         f"{directory / MANIFEST_NAME}: its ingredient {entry['reference']} is no longer there",
         hint="bring it back to that path, or run from the directory in which the merge ran",

@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import numpy as np
 import xxhash
 
-from soupkit.checkpoint.checkpoint import name_of, read_chunk, slots_of
+from soupkit.checkpoint.checkpoint import read_chunk, slots_of
 from soupkit.checkpoint.dtypes import FLOATING, NUMPY_DTYPES, Array, Rounding
 from soupkit.checkpoint.hashing import BLOCK, ContentHash, hashed_slots, num_blocks
 from soupkit.checkpoint.header import Slot
-from soupkit.errors import CheckpointError, CompatibilityError
 from soupkit.merge.mixture import Mixture
+from soupkit.merge.policy import Integers, non_finite, overflow, settle_integers
+from soupkit.merge.pool import run_batches
 from soupkit.world import available_cores
 
 CHUNK = 1 << 16
@@ -44,7 +44,7 @@ class Sink(Protocol):
 class StreamOptions:
     """How to combine: see `soupkit.recipe.shared.WeightOptions`; chunk is in elements and divides BLOCK."""
 
-    integers: Literal["first", "max", "zero", "error"] = "max"
+    integers: Integers = "max"
     non_finite: Literal["error", "keep"] = "error"
     accumulate: Literal["float64", "float32"] = "float64"
     threads: int = 0
@@ -81,7 +81,7 @@ def stream(
     units = sorted(_units(slots), key=lambda unit: slots[unit[0]].dtype in FLOATING)
     num_bytes = sum(slot.num_bytes for slot in slots.values())
     threads = 1 if num_bytes < _TINY * len(units) else options.threads or available_cores()
-    _in_threads(run.combine, _batches(units, slots), threads=threads, advance=advance)
+    run_batches(run.combine, _batches(units, slots), threads=threads, advance=advance)
     return run.result()
 
 
@@ -101,35 +101,6 @@ def _batches(units: Sequence[tuple[str, int]], slots: Mapping[str, Slot]) -> Ite
             batch, size = [], 0
     if batch:
         yield batch
-
-
-def _in_threads(
-    work: Callable[[list[tuple[str, int]]], int],
-    batches: Iterator[list[tuple[str, int]]],
-    *,
-    threads: int,
-    advance: Callable[[int], None],
-) -> None:
-    """Run the batches in order on a pool; the first failure stops the rest and is raised."""
-    with ThreadPoolExecutor(threads) as pool:
-        pending: set[Future[int]] = set()
-        try:
-            for batch in batches:
-                pending.add(pool.submit(work, batch))
-                while len(pending) >= 4 * threads:
-                    pending = _collect(pending, advance)
-            while pending:
-                pending = _collect(pending, advance)
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
-
-
-def _collect(pending: set[Future[int]], advance: Callable[[int], None]) -> set[Future[int]]:
-    done, rest = wait(pending, return_when=FIRST_COMPLETED)
-    for future in done:
-        advance(future.result())
-    return rest
 
 
 class _Run:
@@ -224,21 +195,11 @@ class _Run:
                     result[:] = values
                 started = started or coefficient != 0
             elif not np.array_equal(values, result):
-                self._settle(name, k, values, result)
+                self.differing.add(name)
+                settle_integers(
+                    result, values, self.options.integers, tensor=name, ingredient=self.ingredients[k], position=k
+                )
         return result
-
-    def _settle(self, name: str, k: int, values: Array, result: Array) -> None:
-        policy = self.options.integers
-        if policy == "error":
-            raise CompatibilityError(
-                f"{name_of(self.ingredients[k], k)}: integer tensor {name!r} differs between ingredients",
-                hint="choose what becomes of it: --integers first, max or zero",
-            )
-        self.differing.add(name)
-        if policy == "max":
-            np.maximum(result, values, out=result)
-        elif policy == "zero":
-            result[...] = 0
 
     def _explain_non_finite(self, name: str, start: int, result: Array, column: Array) -> None:
         """Non-finite values that every used ingredient holds alike (masks of −∞) stay; any other is an error."""
@@ -254,14 +215,8 @@ class _Run:
             return
         for k, chunk in zip(used, chunks, strict=True):
             if not np.isfinite(chunk).all():
-                raise CheckpointError(
-                    f"{name_of(self.ingredients[k], k)}: tensor {name!r} holds NaN or infinity",
-                    hint="leave this checkpoint out; it probably diverged (--non-finite keep merges it all the same)",
-                )
-        raise CheckpointError(
-            f"tensor {name!r} overflows {self.slots[name].dtype}: its combination is larger than the dtype can hold",
-            hint="write a wider dtype, for example --dtype float32",
-        )
+                raise non_finite(self.ingredients[k], k, name)
+        raise overflow(name, self.slots[name].dtype)
 
 
 class _Buffers:

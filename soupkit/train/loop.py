@@ -41,7 +41,7 @@ def fit(model: nn.Module, data: TrainingData, recipe: Finetune, *, device: torch
     """
     per_epoch = num_batches(len(data.examples), recipe.batch_size)
     num_updates = recipe.epochs * per_epoch
-    model.to(device, memory_format=torch.channels_last).train()  # convolutions run up to 1.6 times as fast, on CPUs too
+    _lay_out(model.to(device), torch.channels_last).train()  # convolutions run up to 1.6 times as fast, on CPUs too
     update = _updater(model, recipe, device=device, num_updates=num_updates, updates_per_epoch=per_epoch)
     finish = finisher(data.settings, recipe, num_classes=data.num_classes, device=device)
     transform = train_transform(data.settings, recipe, characters=data.characters)
@@ -58,7 +58,7 @@ def fit(model: nn.Module, data: TrainingData, recipe: Finetune, *, device: torch
             losses.append(_checked_loss(float(total) / count, epoch=epoch, epochs=recipe.epochs))
     _check_weights(model)
     report(Finished("train"))
-    model.to(memory_format=torch.contiguous_format).eval()
+    _lay_out(model, torch.contiguous_format).eval()
     return losses
 
 
@@ -72,6 +72,10 @@ def amp_dtype(recipe: Finetune, device: torch.device) -> torch.dtype | None:
 def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """−Σ_c t_c log softmax(logits)_c, mean over the batch, in float32 whatever the logits' precision."""
     return nn.functional.cross_entropy(logits.float(), targets)
+
+
+def _lay_out(model: nn.Module, memory_format: torch.memory_format) -> nn.Module:
+    return model.to(memory_format=memory_format)  # type: ignore[call-overload, no-any-return]
 
 
 def _updater(

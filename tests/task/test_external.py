@@ -101,7 +101,7 @@ open({str(note)!r}, "w").write(str(child.pid))
 print("still loading", flush=True)
 time.sleep(60)"""
     began = time.monotonic()
-    with pytest.raises(TaskError, match="longer than 1.5 s") as caught:
+    with pytest.raises(TaskError, match=r"longer than 1\.5 s") as caught:
         script(code, timeout=1.5).score(tmp_path)
     assert time.monotonic() - began < 20
     assert "still loading" in caught.value.message

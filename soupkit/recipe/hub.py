@@ -1,0 +1,82 @@
+"""Recipes of the commands that bring checkpoints in and send them out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from soupkit.errors import RecipeError
+from soupkit.recipe.fields import argument, option
+from soupkit.recipe.shared import OutputOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class Convert(OutputOptions):
+    """Turn pickled checkpoints (.pt, .pth, .pth.tar, .bin, .ckpt) into checkpoint directories.
+
+    Nothing in a pickle is ever run. Several files become OUT/NAME each, and OUT can be merged as it is.
+
+    Example: soupkit convert model_best.pth.tar --model timm:resnet50 --out runs/resnet50
+
+    Example: soupkit convert epoch=9.ckpt --strip model. --out runs/lightning
+    """
+
+    refs: tuple[str, ...] = argument(help="files, directories with one, shard indexes, globs, or Hub repositories")
+    model: str | None = option(
+        None, help="timm:NAME[,key=value] or open_clip:NAME: check the weights against it and write its configuration"
+    )
+    key: str | None = option(None, help="where in the file the weights are, as in state_dict or ema.model")
+    prefer: Literal["auto", "ema", "raw"] = option(
+        "auto", help="averaged (EMA) weights or the others, when a file has both; auto takes the averaged"
+    )
+    strip: tuple[str, ...] = option((), help="prefix to take off tensor names; module. and _orig_mod. go by themselves")
+    drop: tuple[str, ...] = option((), help="leave out tensors whose names begin with this")
+    ignore: tuple[str, ...] = option(
+        (), help="full name of a class that only holds settings: it is left out, never imported"
+    )
+    max_shard_size: str = option("50GB", help="start a new shard when a file would grow beyond this")
+    threads: int = option(0, help="worker threads; 0 takes every core")
+
+    def __post_init__(self) -> None:
+        if not self.refs:
+            raise RecipeError("no file is given", hint="name the files to convert")
+        if self.model is not None and not self.model.startswith(("timm:", "open_clip:")):
+            raise RecipeError(
+                f"model is {self.model!r}, expected timm:NAME or open_clip:NAME", hint="for example timm:resnet50"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pull:
+    """Download checkpoints from the Hugging Face Hub: only the weights that soupkit reads, and their configuration.
+
+    Merges do this by themselves; pull does it ahead of time, or makes a plain directory.
+
+    Example: soupkit pull org/name org/other@v2 --out checkpoints
+    """
+
+    refs: tuple[str, ...] = argument(help="repositories: org/name[@revision][:subfolder]")
+    out: Path | None = option(None, help="directory to copy to, one folder per checkpoint when there are several")
+    overwrite: bool = option(False, help="replace an earlier output of soupkit in --out")
+    dry_run: bool = option(False, help="check everything, print the plan, download no weights")
+    threads: int = option(0, help="worker threads; 0 takes every core")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Push:
+    """Upload a checkpoint directory to the Hugging Face Hub; run it again to continue after an interruption.
+
+    The weights are checked against the manifest first, so that what is published is what was scored.
+
+    Example: soupkit push soups/greedy org/greedy-soup --private
+    """
+
+    directory: Path = argument(help="a checkpoint directory")
+    repository: str = argument(help="org/name, made when there is none")
+    private: bool = option(False, help="make a new repository private")
+    pr: bool = option(False, help="open a pull request")
+    revision: str | None = option(None, help="branch to write to; default: main")
+    message: str | None = option(None, help="commit message")
+    dry_run: bool = option(False, help="check everything, list the files, upload nothing")
+    threads: int = option(0, help="worker threads; 0 takes every core")

@@ -1,0 +1,149 @@
+"""Options per tensor: `--set 'layers.*.mlp: {weight: [0.2, 0.8]}'` and what they come to for one tensor.
+
+A setting is a pattern and some parameters. The pattern matches whole parts of a tensor's dotted name, anywhere in it;
+`*` stands for any text within one part. A value is a number; a list of numbers, which is spread over the layers of the
+model as a gradient; or {ingredient: number or list}, by position from 0 or by reference. Later settings win.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from soupkit.errors import RecipeError
+from soupkit.recipe.parse import suggestion
+from soupkit.recipe.steps import load_yaml
+
+Value = float | tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Values of one parameter for the tensors that a pattern matches; ingredient None: for every ingredient."""
+
+    pattern: re.Pattern[str]
+    parameter: str
+    value: Value
+    ingredient: int | None = None
+
+
+def parse_settings(texts: Iterable[str], *, known: Iterable[str], references: Sequence[str]) -> tuple[Setting, ...]:
+    """Read `PATTERN: {parameter: value}` texts. Raises RecipeError for unknown parameters, values and ingredients."""
+    known = list(known)
+    return tuple(setting for text in texts for setting in _parse(text, known, references))
+
+
+def name_pattern(text: str) -> re.Pattern[str]:
+    """`layers.*.mlp` → the names that hold these parts in a row."""
+    inner = re.escape(text.strip(".")).replace(r"\*", r"[^.]*")
+    return re.compile(rf"(?:^|\.){inner}(?=\.|$)" if text != "*" else "")
+
+
+def _parse(text: str, known: Sequence[str], references: Sequence[str]) -> Iterable[Setting]:
+    where = f"--set {text}"
+    values = load_yaml(text, where=where)
+    if not isinstance(values, dict) or not all(isinstance(inner, dict) for inner in values.values()):
+        raise RecipeError(
+            f"{where}: expected PATTERN: {{parameter: value}}", hint="--set 'layers.*.mlp: {weight: 0.5}'"
+        )
+    for pattern, parameters in values.items():
+        for parameter, value in parameters.items():
+            if parameter not in known:
+                raise RecipeError(f"{where}: unknown parameter {parameter!r}", hint=suggestion(str(parameter), known))
+            inner = value.items() if isinstance(value, dict) else [(None, value)]
+            for ingredient, number in inner:
+                position = None if ingredient is None else _position(ingredient, references, where=where)
+                yield Setting(name_pattern(str(pattern)), parameter, _value(number, where=where), position)
+
+
+def _position(ingredient: Any, references: Sequence[str], *, where: str) -> int:
+    if isinstance(ingredient, int) and not isinstance(ingredient, bool) and 0 <= ingredient < len(references):
+        return ingredient
+    found = [place for place, reference in enumerate(references) if reference.rstrip("/").endswith(str(ingredient))]
+    if len(found) != 1:
+        raise RecipeError(
+            f"{where}: {ingredient!r} names {len(found)} of the {len(references)} ingredients",
+            hint=f"give a position from 0 to {len(references) - 1}, or the end of one reference",
+        )
+    return found[0]
+
+
+def _value(value: Any, *, where: str) -> Value:
+    if isinstance(value, list) and value:
+        return tuple(_number(item, where=where) for item in value)
+    return _number(value, where=where)
+
+
+def _number(value: Any, *, where: str) -> float:
+    if isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, int | float):
+        raise RecipeError(
+            f"{where}: {value!r} is not a number", hint="write a number, or a list of numbers for a gradient"
+        )
+    return float(value)
+
+
+@dataclass(frozen=True)
+class Layers:
+    """Where each tensor stands among the layers of its stack, from 0 (first) to 1 (last).
+
+    A stack is what comes before the first number of a name: `model.layers.3.mlp.weight` is layer 3 of `model.layers`.
+    Tensors outside every stack take the first value of a gradient.
+    """
+
+    last: Mapping[str, int]
+
+    @classmethod
+    def of(cls, names: Iterable[str]) -> Layers:
+        """Count the layers of every stack."""
+        last: dict[str, int] = {}
+        for name in names:
+            stack, number = layer_of(name)
+            if number is not None:
+                last[stack] = max(last.get(stack, 0), number)
+        return cls(last)
+
+    def depth(self, name: str) -> float:
+        """0 for the first layer of the tensor's stack, 1 for the last; 0 outside. A stack of one layer is its last."""
+        stack, number = layer_of(name)
+        if number is None:
+            return 0.0
+        return number / self.last[stack] if self.last[stack] else 1.0
+
+
+def layer_of(name: str) -> tuple[str, int | None]:
+    """The stack and the layer number of a tensor: the first part of its name that is a number, and what precedes it."""
+    parts = name.split(".")
+    for place, part in enumerate(parts):
+        if part.isdigit():
+            return ".".join(parts[:place]), int(part)
+    return "", None
+
+
+def at_depth(value: Value, depth: float) -> float:
+    """A number, or the point of a gradient at a depth from 0 to 1 (linear between its values)."""
+    if not isinstance(value, tuple):
+        return value
+    place = depth * (len(value) - 1)
+    lower = min(int(place), len(value) - 1)
+    upper = min(lower + 1, len(value) - 1)
+    return (1 - (place - lower)) * value[lower] + (place - lower) * value[upper]
+
+
+def resolve(
+    name: str, defaults: Mapping[str, Sequence[float]], settings: Sequence[Setting], layers: Layers
+) -> dict[str, list[float]]:
+    """Every parameter's numbers for one tensor: the defaults (one per ingredient, or one) with the settings applied."""
+    values = {parameter: list(numbers) for parameter, numbers in defaults.items()}
+    depth = layers.depth(name)
+    for setting in settings:
+        if setting.pattern.search(name):
+            number = at_depth(setting.value, depth)
+            numbers = values[setting.parameter]
+            places = range(len(numbers)) if setting.ingredient is None or len(numbers) == 1 else [setting.ingredient]
+            for place in places:
+                numbers[place] = number
+    return values

@@ -1,0 +1,36 @@
+"""Plots, written as PNG files. matplotlib is imported when the first is drawn, and never opens a window."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+Point = tuple[float, float | None]
+"""A value and its standard error."""
+
+
+def dot_plot(
+    path: Path, rows: Mapping[str, Mapping[str, Point]], *, title: str, xlabel: str, faint: Mapping[str, Sequence[float]]
+) -> None:
+    """One row per model, one dot with a bar of ± 1 standard error per split; `faint` adds single values behind a row."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.5, 1.4 + 0.55 * len(rows)), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    splits = list(next(iter(rows.values())))
+    styles = dict(zip(splits, (("tab:gray", "s", -0.14), ("tab:blue", "o", 0.14)), strict=False))
+    for position, (name, points) in enumerate(rows.items()):
+        for value in faint.get(name, ()):
+            axes.plot(value, position + 0.14, ".", color="tab:blue", alpha=0.3)
+        for split, (value, error) in points.items():
+            color, marker, shift = styles[split]
+            label = split if position == 0 else None
+            axes.errorbar(value, position + shift, xerr=error or 0, fmt=marker, color=color, capsize=3, label=label)
+    axes.set_yticks(range(len(rows)), list(rows))
+    axes.invert_yaxis()
+    axes.set(title=title, xlabel=xlabel)
+    axes.grid(axis="x", alpha=0.3)
+    axes.legend(loc="best", fontsize="small")
+    figure.savefig(path, dpi=150)
