@@ -71,7 +71,15 @@ class Manifest:
 
 
 def _checked(values: Any, path: Path) -> Manifest:
-    kinds = {"command": str, "recipe": dict, "inputs": list, "outputs": dict, "metrics": dict, "trace": list, "notes": dict}
+    kinds = {
+        "command": str,
+        "recipe": dict,
+        "inputs": list,
+        "outputs": dict,
+        "metrics": dict,
+        "trace": list,
+        "notes": dict,
+    }
     if not isinstance(values, dict) or any(not isinstance(values.get(key), kind) for key, kind in kinds.items()):
         raise CheckpointError(f"{path}: is not a manifest of soupkit")
     if not isinstance(values.get("format"), int) or values["format"] > FORMAT:

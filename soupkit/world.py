@@ -29,7 +29,8 @@ class World:
 
     @property
     def num_threads(self) -> int:
-        return self.threads or available_cores()
+        """What was asked for, else OMP_NUM_THREADS, as every numerical library reads it, else every core."""
+        return self.threads or int(os.environ.get("OMP_NUM_THREADS", "").partition(",")[0] or 0) or available_cores()
 
     def torch_device(self) -> torch.device:
         """Resolve `device`, once models come in. Raises RecipeError when there is no such device."""

@@ -7,7 +7,7 @@ import threading
 import weakref
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -17,16 +17,37 @@ from soupkit.checkpoint.layout import Layout, companions, read_config, read_layo
 from soupkit.errors import CheckpointError
 
 
+class Remote(Protocol):
+    """Where the files of a checkpoint come from when they are not on this disk yet: see `soupkit.checkpoint.hub`."""
+
+    layout: Layout
+    commit: str
+
+    def read(self, file: Path, position: int, view: memoryview) -> bool:
+        """Fill `view` with the bytes of `file` from `position` on, or bring the whole file to disk and return False."""
+        ...
+
+    def fetch(self, *, weights: bool) -> None:
+        """Bring companions, and with `weights` also weights, to disk."""
+        ...
+
+    def companions(self) -> list[Path]:
+        """The configuration and tokenizer files, on disk."""
+        ...
+
+
 class Checkpoint(Mapping[str, Array]):
     """The tensors of one checkpoint, read when asked for.
 
     Opening reads headers only; `checkpoint[name]` reads one tensor; `read_into` reads a part of one into a buffer.
     bfloat16 and fp8 arrive as ml_dtypes arrays. Memory: the headers, and what the caller holds.
-    Raises CheckpointError for a damaged file, ReferenceError for a directory without weights.
+    remote: where files that are not on disk come from. Raises CheckpointError for a damaged file, ReferenceError for
+    a directory without weights.
     """
 
-    def __init__(self, path: Path, *, reference: str | None = None) -> None:
-        layout: Layout = read_layout(path)
+    def __init__(self, path: Path, *, reference: str | None = None, remote: Remote | None = None) -> None:
+        layout = remote.layout if remote else read_layout(path)
+        self.remote = remote
         self.path = path
         self.reference = reference or str(path)
         self.directory = layout.directory
@@ -60,9 +81,11 @@ class Checkpoint(Mapping[str, Array]):
     def read_into(self, name: str, start: int, out: Array) -> None:
         """Fill `out` (contiguous, of the tensor's dtype) with the elements of `name` from number `start` on."""
         spec = self.specs[name]
-        view = memoryview(out.view(np.uint8)) if out.size else memoryview(b"")
-        descriptor = self._descriptors.get(spec.file) or self._open(spec.file)
+        view = out.view(np.uint8).data if out.size else memoryview(b"")
         position = spec.start + start * out.itemsize
+        if self.remote is not None and self.remote.read(spec.file, position, view):
+            return
+        descriptor = self._descriptors.get(spec.file) or self._open(spec.file)
         done = os.preadv(descriptor, [view], position)
         while done < len(view):
             more = os.preadv(descriptor, [view[done:]], position + done)
@@ -70,9 +93,17 @@ class Checkpoint(Mapping[str, Array]):
                 raise CheckpointError(f"{spec.file}: ended while tensor {name!r} was read; did something change it?")
             done += more
 
+    def fetch(self, *, weights: bool = True) -> Path:
+        """The directory with companions, and with `weights` also weights, on disk: downloaded now where they are not."""
+        if self.remote is not None:
+            self.remote.fetch(weights=weights)
+        return self.directory
+
     @property
     def companions(self) -> list[Path]:
         """Configuration and tokenizer files beside the weights; none for a bare file without a configuration."""
+        if self.remote is not None:
+            return self.remote.companions()
         return companions(self.directory) if self.config_name or self.path.is_dir() else []
 
     @property

@@ -99,7 +99,8 @@ def _check_tensors(first: Mapping[str, Slot], other: Mapping[str, Slot], first_n
     for name, slot in first.items():
         if other[name].shape != slot.shape:
             raise CompatibilityError(
-                f"{other_name}: tensor {name!r} has shape {list(other[name].shape)}, {first_name} has {list(slot.shape)}",
+                f"{other_name}: tensor {name!r} has shape {list(other[name].shape)}, {first_name} has "
+                f"{list(slot.shape)}",
                 hint="merge checkpoints of one architecture with one head (the same classes or vocabulary)",
             )
         kinds = {slot.dtype, other[name].dtype}

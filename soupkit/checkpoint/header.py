@@ -164,7 +164,9 @@ def canonical_order(slots: Mapping[str, Slot]) -> list[str]:
     return sorted(slots, key=lambda name: (-NUMPY_DTYPES[slots[name].dtype].itemsize, slots[name].dtype, name))
 
 
-def header_bytes(slots: Mapping[str, Slot], order: list[str], metadata: Mapping[str, str]) -> tuple[bytes, dict[str, int]]:
+def header_bytes(
+    slots: Mapping[str, Slot], order: list[str], metadata: Mapping[str, str]
+) -> tuple[bytes, dict[str, int]]:
     """The prefix and header of a file, and where in the file each tensor starts."""
     entries: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
     position, starts = 0, {}

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from soupkit.checkpoint.header import TensorSpec, read_header
+from soupkit.checkpoint.header import Header, TensorSpec, read_header
 from soupkit.errors import CheckpointError, ReferenceError
 
 INDEX_SUFFIX = ".safetensors.index.json"
@@ -29,50 +29,62 @@ class Layout:
 
 def read_layout(path: Path) -> Layout:
     """Find the weights of a directory or file and read every header. Raises ReferenceError, CheckpointError."""
-    if path.is_file():
-        return _read_index(path) if path.name.endswith(INDEX_SUFFIX) else _read_files(path.parent, (path,))
-    weights = find_weights(path)
-    return _read_index(weights) if weights.name.endswith(INDEX_SUFFIX) else _read_files(path, (weights,))
+    weights = path if path.is_file() else find_weights(path)
+    return layout_of(weights, names={entry.name for entry in weights.parent.iterdir()})
+
+
+def layout_of(weights: Path, *, names: Collection[str], read: Callable[[Path], Header] = read_header) -> Layout:
+    """The layout of a weight file or shard index among the file `names` of its folder; `read` gives a file's header."""
+    if not weights.name.endswith(INDEX_SUFFIX):
+        return _read_files(weights.parent, (weights,), read)
+    return _read_index(weights, names, read)
 
 
 def find_weights(directory: Path) -> Path:
     """The weight file or shard index of a directory. Raises ReferenceError when there is none or no telling which."""
-    if (directory / "adapter_config.json").exists():
+    return directory / choose_weights({path.name for path in directory.iterdir()}, str(directory))
+
+
+def choose_weights(names: Collection[str], where: str, *, separator: str = "/") -> str:
+    """The weight file or shard index among the file names of the folder `where`, on disk or on the Hub.
+
+    Raises ReferenceError when there is none or no telling which; `separator` stands between `where` and a file.
+    """
+    if "adapter_config.json" in names:
         raise ReferenceError(
-            f"{directory}: is a LoRA adapter, not a checkpoint",
+            f"{where}: is a LoRA adapter, not a checkpoint",
             hint="merge the adapter into its base model first (peft: merge_and_unload) and save that",
         )
     preferred = ["model.safetensors", "open_clip_model.safetensors"]
-    if (directory / CONFIG_NAMES[0]).exists():
+    if CONFIG_NAMES[0] in names:
         preferred.reverse()
-    indexes = sorted(directory.glob(f"*{INDEX_SUFFIX}"))
-    singles = [directory / name for name in preferred if (directory / name).is_file()]
-    if indexes and singles and f"{singles[0].stem}{INDEX_SUFFIX}" in {index.name for index in indexes}:
+    indexes = sorted(name for name in names if name.endswith(INDEX_SUFFIX))
+    singles = [name for name in preferred if name in names]
+    if singles and f"{singles[0].removesuffix('.safetensors')}{INDEX_SUFFIX}" in indexes:
         raise ReferenceError(
-            f"{directory}: holds both {singles[0].name} and shards of the same name",
-            hint=f"remove the stale one, or refer to the file you mean: {singles[0]}",
+            f"{where}: holds both {singles[0]} and shards of the same name",
+            hint=f"remove the stale one, or refer to the file you mean: {where}{separator}{singles[0]}",
         )
-    found = singles[:1] or indexes or sorted(directory.glob("*.safetensors"))
+    found = singles[:1] or indexes or sorted(name for name in names if name.endswith(".safetensors"))
     if len(found) == 1:
         return found[0]
-    names = ", ".join(path.name for path in found[:5])
     if found:
+        every = "" if separator == ":" else f", or to all of them as checkpoints: '{where}/*.safetensors'"
         raise ReferenceError(
-            f"{directory}: holds {len(found)} candidates for its weights ({names})",
-            hint=f"refer to one file, for example {found[0]}, or to all of them as checkpoints: '{directory}/*.safetensors'",
+            f"{where}: holds {len(found)} candidates for its weights ({', '.join(found[:5])})",
+            hint=f"refer to one file, for example {where}{separator}{found[0]}{every}",
         )
-    raise ReferenceError(f"{directory}: holds no .safetensors file", hint=_convert_hint(directory))
+    raise ReferenceError(f"{where}: holds no .safetensors file", hint=_convert_hint(names, where))
 
 
-def _convert_hint(directory: Path) -> str:
-    pickles = [path.name for path in sorted(directory.iterdir()) if path.suffix in (".pt", ".pth", ".bin", ".ckpt")]
-    if pickles:
-        return f"soupkit reads safetensors only; save {pickles[0]} with safetensors.torch.save_file first"
+def _convert_hint(names: Collection[str], where: str) -> str:
+    if any(name.endswith((".pt", ".pth", ".bin", ".ckpt", ".pth.tar")) for name in names):
+        return f"it holds pickles; make safetensors of them: soupkit convert {where} --out DIR"
     return "a checkpoint directory holds model.safetensors, open_clip_model.safetensors, or shards and their index"
 
 
-def _read_files(directory: Path, files: tuple[Path, ...]) -> Layout:
-    headers = [read_header(file) for file in files]
+def _read_files(directory: Path, files: tuple[Path, ...], read: Callable[[Path], Header]) -> Layout:
+    headers = [read(file) for file in files]
     specs: dict[str, TensorSpec] = {}
     metadata: dict[str, str] = {}
     for header in headers:
@@ -87,17 +99,17 @@ def _read_files(directory: Path, files: tuple[Path, ...]) -> Layout:
     return Layout(directory, files, specs, metadata)
 
 
-def _read_index(index: Path) -> Layout:
+def _read_index(index: Path, there: Collection[str], read: Callable[[Path], Header]) -> Layout:
     """Read a sharded checkpoint; the index and the headers must tell the same."""
     weight_map = _weight_map(index)
     names = sorted(set(weight_map.values()))
-    missing = [name for name in names if not (index.parent / name).is_file()]
+    missing = [name for name in names if name not in there]
     if missing:
         raise CheckpointError(
             f"{index}: names {len(missing)} of {len(names)} shards that are not there, for example {missing[0]}",
             hint="download the missing shards",
         )
-    layout = _read_files(index.parent, tuple(index.parent / name for name in names))
+    layout = _read_files(index.parent, tuple(index.parent / name for name in names), read)
     for name in sorted(weight_map.keys() | layout.specs.keys()):
         held = layout.specs[name].file.name if name in layout.specs else "no shard"
         if held != weight_map.get(name, "no shard"):
@@ -140,12 +152,11 @@ def read_config(directory: Path) -> tuple[str | None, dict[str, Any]]:
 
 def companions(directory: Path) -> list[Path]:
     """The small files that travel with weights: configuration, tokenizer, templates, modelling code, licence."""
-    return [
-        path
-        for path in sorted(directory.iterdir())
-        if path.is_file()
-        and not path.name.startswith(".")
-        and not path.name.endswith(INDEX_SUFFIX)
-        and path.name not in NOT_COMPANIONS
-        and (path.suffix in COMPANION_SUFFIXES or path.name.startswith(("LICENSE", "NOTICE")))
-    ]
+    return [path for path in sorted(directory.iterdir()) if path.is_file() and is_companion(path.name)]
+
+
+def is_companion(name: str) -> bool:
+    """Whether a file of this name travels with the weights beside it."""
+    if name.startswith(".") or name.endswith((INDEX_SUFFIX, ".bin.index.json")) or name in NOT_COMPANIONS:
+        return False
+    return name.endswith(COMPANION_SUFFIXES) or name.startswith(("LICENSE", "NOTICE"))

@@ -1,7 +1,7 @@
 """`OutputDirectory`: a directory that exists whole or not at all.
 
-Everything is written into a temporary sibling `.NAME.soupkit-PID-XXXX`, which holds a lock while its writer lives; at the
-end it is synced and renamed. A killed run leaves only such a sibling, without a lock, and the next run removes it.
+Everything is written into a temporary sibling `.NAME.soupkit-PID-XXXX`, which holds a lock while its writer lives; at
+the end it is synced and renamed. A killed run leaves only such a sibling, without a lock, and the next run removes it.
 """
 
 from __future__ import annotations
@@ -33,10 +33,8 @@ class OutputDirectory:
     output of soupkit (with overwrite), or does not fit.
     """
 
-    def __init__(
-        self, out: Path, *, overwrite: bool = False, num_bytes: int = 0, inputs: Iterable[Path] = ()
-    ) -> None:
-        self.out = Path(os.path.abspath(out))
+    def __init__(self, out: Path, *, overwrite: bool = False, num_bytes: int = 0, inputs: Iterable[Path] = ()) -> None:
+        self.out = Path(out).absolute()
         self.overwrite = overwrite
         check_output(self.out, overwrite=overwrite, num_bytes=num_bytes, inputs=inputs)
 

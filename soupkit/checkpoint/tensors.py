@@ -61,7 +61,7 @@ def plan_files(
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
     metadata: Mapping[str, str] | None = None,
 ) -> Plan:
-    """Decide shards: canonical order, a new file when the next tensor would pass the limit (a larger one stands alone)."""
+    """Decide shards, in canonical order: a new file when a tensor would pass the limit; a larger one stands alone."""
     groups: list[list[str]] = [[]]
     size = 0
     for name in canonical_order(slots):
@@ -107,7 +107,7 @@ class TensorFiles:
     def write(self, name: str, start: int, values: Array) -> None:
         """Write the elements of tensor `name` from number `start` on."""
         descriptor, position, itemsize = self._places[name]
-        _write_all(descriptor, memoryview(values.view(np.uint8)), position + start * itemsize)
+        _write_all(descriptor, values.view(np.uint8).data, position + start * itemsize)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -25,7 +25,7 @@ Scores = dict[str, dict[str, dict[str, Any]]]
 """{model: {split: {value, standard_error, num_examples}}} of top-1."""
 
 
-def demo(recipe: Demo, world: World, report: Report) -> dict[str, Any]:
+def demo(recipe: Demo, _world: World, report: Report) -> dict[str, Any]:
     """Run the demo for every seed; writes table, plot and manifest beside the models. Raises what its steps raise."""
     seeds = list(range(recipe.seed, recipe.seed + recipe.seeds))
     outcomes = [_run_seed(recipe, seed, report) for seed in seeds]
@@ -107,7 +107,7 @@ def _write(out: Path, manifest: Manifest, summary: Scores, members: Sequence[Seq
         for name, splits in summary.items()
     }
     faint = {COLUMNS[0]: [100 * value for values in members for value in values]}
-    title = "Soups of fine-tuned models on handwritten digits (faint: every model of the sweep, on test)"
+    title = "Soups on handwritten digits (faint: each model of the sweep, test)"
     dot_plot(out / "scores.png", rows, title=title, xlabel="top-1 accuracy, %, ± 1 standard error", faint=faint)
     manifest.write(out)
     for name in ("scores.csv", "scores.png"):

@@ -13,24 +13,27 @@ from soupkit.checkpoint.checkpoint import Checkpoint, tied_names
 from soupkit.checkpoint.compatible import architecture
 from soupkit.checkpoint.dtypes import FLOATING
 from soupkit.checkpoint.reference import open_checkpoint, open_references
-from soupkit.events import Report, Table, Told
+from soupkit.events import Cell, Report, Table, Told
 from soupkit.manifest import Manifest
 from soupkit.recipe.inspect import Diff, Inspect
 from soupkit.world import World
 
 CHUNK = 1 << 20
+Rows = tuple[tuple[Cell, ...], ...]
 
 
-def inspect(recipe: Inspect, world: World, report: Report) -> dict[str, Any]:
+def inspect(recipe: Inspect, _world: World, report: Report) -> dict[str, Any]:
     """Describe every checkpoint from its headers."""
     described = []
     for checkpoint in open_references(recipe.refs):
         values = describe(checkpoint)
-        rows = tuple((key.replace("_", " "), _shown(value)) for key, value in values.items() if key != "tensor_list")
+        rows: Rows = tuple(
+            (key.replace("_", " "), _shown(value)) for key, value in values.items() if key != "tensor_list"
+        )
         report(Table(checkpoint.reference, ("", ""), rows))
         tensors = [[name, spec.dtype, list(spec.shape), spec.file.name] for name, spec in checkpoint.specs.items()]
         if recipe.tensors:
-            cells = tuple((name, dtype, str(shape), file) for name, dtype, shape, file in tensors)
+            cells: Rows = tuple((str(name), str(dtype), str(shape), str(file)) for name, dtype, shape, file in tensors)
             report(Table("", ("tensor", "dtype", "shape", "file"), cells))
         described.append({"reference": checkpoint.reference, **values, "tensor_list": tensors})
     return {"checkpoints": described}

@@ -10,7 +10,7 @@ from typing import Any
 from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.checkpoint.output import OutputDirectory
 from soupkit.errors import RecipeError
-from soupkit.events import Report, Scored, Table, Wrote
+from soupkit.events import Report, Scored, Table, Wrote, silent
 from soupkit.jobs.merge import keep_batch_norm
 from soupkit.jobs.soup import Ingredients, Record, describe_inputs, open_ingredients, show_plan, write_soup
 from soupkit.manifest import Manifest
@@ -43,7 +43,7 @@ def merge_interpolate(recipe: MergeInterpolate, world: World, report: Report) ->
 
 
 def _mixture(ingredients: Ingredients, at: float, recipe: MergeInterpolate) -> Mixture:
-    mixture = interpolate(*ingredients.names, at)
+    mixture = interpolate(ingredients.names[0], ingredients.names[1], at)
     return keep_batch_norm(mixture, 0, list(ingredients.plan.slots)) if recipe.bn == "keep" else mixture
 
 
@@ -86,7 +86,7 @@ class _Points:
         with OutputDirectory(recipe.out, overwrite=recipe.overwrite, num_bytes=size, inputs=inputs) as directory:
             scores = self._scores(points)
             manifests = [
-                self._write(point, directory / name, Record(notes={"at": at}), lambda event: None)
+                self._write(point, directory / name, Record(notes={"at": at}), silent)
                 for point, name, at in zip(points, names, recipe.at, strict=True)
             ]
             contents = [entry["content"] for entry in manifests[0]["inputs"]]
@@ -127,9 +127,7 @@ class _Points:
         for at, point in zip(self.recipe.at, points, strict=True):
             score = self.score(point, None)
             scores.append(score)
-            self.report(
-                Scored(f"at {at:g}", score.metric, score.value, score.standard_error, score.num_examples)
-            )
+            self.report(Scored(f"at {at:g}", score.metric, score.value, score.standard_error, score.num_examples))
         if len(scores) > 1:
             columns = ("at", "metric", "held-out", "± s.e.", "n")
             self.report(Table("interpolation", columns, tuple(tuple(row.values()) for row in self._rows(scores))))

@@ -67,9 +67,16 @@ def best_of(checkpoints: Sequence[Checkpoint], recipe: MergeUniform, report: Rep
             f"by is {recipe.by!r}: test data must not choose anything", hint="use --by held_out.top1, or another split"
         )
     values = [recorded_metric(checkpoint.directory, recipe.by) for checkpoint in checkpoints]
-    lower = recipe.direction == "min" or (recipe.direction == "auto" and recipe.by.rpartition(".")[2] in LOWER_IS_BETTER)
+    lower = recipe.direction == "min" or (
+        recipe.direction == "auto" and recipe.by.rpartition(".")[2] in LOWER_IS_BETTER
+    )
     order = sorted(range(len(values)), key=lambda k: values[k] if lower else -values[k])[: recipe.top]
-    report(Told(f"best {recipe.top} by {recipe.by}: " + ", ".join(f"{checkpoints[k].reference} {values[k]:.4g}" for k in order)))
+    report(
+        Told(
+            f"best {recipe.top} by {recipe.by}: "
+            + ", ".join(f"{checkpoints[k].reference} {values[k]:.4g}" for k in order)
+        )
+    )
     return [checkpoints[k] for k in sorted(order)]
 
 

@@ -17,7 +17,7 @@ from soupkit.checkpoint.dtypes import NUMPY_DTYPES, Array
 from soupkit.checkpoint.hashing import content_hash
 from soupkit.checkpoint.header import Slot
 from soupkit.checkpoint.output import temporary_sibling
-from soupkit.events import Advanced, Finished, Report, Started
+from soupkit.events import Advanced, Finished, Report, Started, silent
 from soupkit.jobs.merge import keep_batch_norm
 from soupkit.jobs.soup import Ingredients, stream_options, write_soup
 from soupkit.merge.mixture import Mixture, subset_mean
@@ -84,8 +84,8 @@ class SoupTask:
 class HeldOutScorer:
     """Scores mixtures on held-out data; a count metric's trial ends once the bar is out of reach.
 
-    The examples that the current soup gets wrong, or nearly wrong, come first, so a hopeless trial ends soon; the verdict
-    is the same as without early stop, since only trials that cannot reach the bar end early.
+    The examples that the current soup gets wrong, or nearly wrong, come first, so a hopeless trial ends soon; the
+    verdict is the same as without early stop, since only trials that cannot reach the bar end early.
     """
 
     def __init__(self, soup: SoupTask, *, metric: str, early_stop: bool) -> None:
@@ -118,7 +118,7 @@ class WrittenScorer:
         self._recipe = recipe
         self._world = world
 
-    def __call__(self, mixture: Mixture, bar: Bar | None) -> Score:
+    def __call__(self, mixture: Mixture, _bar: Bar | None) -> Score:
         rows = mixture.used()
         if len(rows) == 1 and self._ingredients.checkpoints[rows[0]].path.is_dir():
             return self._command.score(self._ingredients.checkpoints[rows[0]].directory)
@@ -129,7 +129,7 @@ class WrittenScorer:
                 mixture,
                 dataclasses.replace(self._recipe, sha256=False),
                 self._world,
-                lambda event: None,
+                silent,
                 command="trial",
                 out=soup,
             )
@@ -184,7 +184,7 @@ def _read_score(path: Path) -> Score | None:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             values = json.loads(str(arrays["score"]))
-            margins = arrays["margins"] if "margins" in arrays else None
+            margins = arrays.get("margins")
         return Score(**values, margins=margins)
     except (OSError, ValueError, KeyError, TypeError, EOFError):
         return None

@@ -171,7 +171,9 @@ def _stream_into(
 def _warn(streamed: Streamed, ingredients: Ingredients, report: Report) -> None:
     if streamed.differing_integers:
         names = streamed.differing_integers
-        report(Told(f"{len(names)} integer tensors differ between ingredients, for example {names[0]} (see --integers)"))
+        report(
+            Told(f"{len(names)} integer tensors differ between ingredients, for example {names[0]} (see --integers)")
+        )
     seen: dict[str, str] = {}
     for content, name in zip(streamed.inputs, ingredients.names, strict=True):
         if content in seen:
@@ -228,6 +230,9 @@ def show_plan(ingredients: Ingredients, recipe: Any, world: World, report: Repor
         "free_disk": shutil.disk_usage(parent).free,
         "buffer_bytes": world.num_threads * CHUNK * 32,
     }
-    rows = tuple((key.replace("_", " "), ", ".join(value) if isinstance(value, list) else f"{value:,}") for key, value in values.items())
+    rows = tuple(
+        (key.replace("_", " "), ", ".join(value) if isinstance(value, list) else f"{value:,}")
+        for key, value in values.items()
+    )
     report(Table("plan: nothing was written", ("", ""), rows))
     return {"plan": values}

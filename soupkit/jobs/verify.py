@@ -118,7 +118,14 @@ def reproduce(recipe: Reproduce, world: World, report: Report) -> dict[str, Any]
         replaced = refreshed_statistics(ingredients, mixture, made_with, world, report)
     record = Record(manifest.trace, {**manifest.notes, "reproduces": manifest.outputs.get("content")})
     again = write_soup(
-        ingredients, mixture, made_with, world, report, command=manifest.command, record=record, replaced=replaced,
+        ingredients,
+        mixture,
+        made_with,
+        world,
+        report,
+        command=manifest.command,
+        record=record,
+        replaced=replaced,
         measure=lambda written: _same_bits(written, manifest, world),
     )
     report(Told("the same bits"))

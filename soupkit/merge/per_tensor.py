@@ -1,8 +1,8 @@
 """The engine for methods that need a function per tensor: reads pieces, calls the method, rounds, writes.
 
-A tensor belongs to one thread, so the bits depend on neither threads nor shards. Memory: pieces, whatever the number and
-the size of the tensors (methods.py says it for each method). Cost: every pass of a method reads its tensor again, from
-the page cache where that holds it.
+A tensor belongs to one thread, so the bits depend on neither threads nor shards. Memory: pieces, whatever the number
+and the size of the tensors (methods.py says it for each method). Cost: every pass of a method reads its tensor again,
+from the page cache where that holds it.
 """
 
 from __future__ import annotations

@@ -74,7 +74,7 @@ class _Search:
         self.prefix = np.zeros(counts.size, np.uint64)
         self.rank = counts.copy()  # which of the candidates, counted from the largest, ends the selection
         self.inside = np.full(counts.size, pieces.num_elements)
-        self.open = np.flatnonzero((counts > 0) & (counts < pieces.num_elements))
+        self.open: list[int] = np.flatnonzero((counts > 0) & (counts < pieces.num_elements)).tolist()
         self.counts = counts
 
     @property
@@ -86,7 +86,7 @@ class _Search:
         for piece in self.pieces:
             bits = self.keys(piece).view(np.uint64)
             for row in self.open:
-                inside = bits[row]
+                inside: Array = bits[row]
                 if self.shift < 64:
                     inside = inside[(inside >> np.uint64(self.shift)) == self.prefix[row]]
                 yield row, inside
@@ -104,10 +104,10 @@ class _Search:
         for row in self.open:
             above = np.cumsum(histogram[row, ::-1])  # above[i]: entries in the i + 1 highest bins
             place = int(np.searchsorted(above, self.rank[row]))
-            digit = histogram.shape[1] - 1 - place
-            self.inside[row] = histogram[row, digit]
-            self.rank[row] -= int(above[place]) - int(histogram[row, digit])
-            self.prefix[row] = (self.prefix[row] << np.uint64(_DIGIT)) | np.uint64(digit)
+            found_digit = histogram.shape[1] - 1 - place
+            self.inside[row] = histogram[row, found_digit]
+            self.rank[row] -= int(above[place]) - int(histogram[row, found_digit])
+            self.prefix[row] = (self.prefix[row] << np.uint64(_DIGIT)) | np.uint64(found_digit)
         self.shift = after
 
     def finish(self) -> Cut:
@@ -126,9 +126,9 @@ class _Search:
 
     def _partition(self, value: Array) -> Array:
         """Find each open row's value among its candidates; rank becomes how many of those equal to it are kept."""
-        held: dict[int, list[Array]] = {int(row): [] for row in self.open}
+        held: dict[int, list[Array]] = {row: [] for row in self.open}
         for row, bits in self.candidates():
-            held[int(row)].append(bits.copy())
+            held[row].append(bits.copy() if self.shift == 64 else bits)
         ties = np.zeros(self.counts.size, np.int64)
         for row, chunks in held.items():
             bits = np.concatenate(chunks)

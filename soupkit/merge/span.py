@@ -67,7 +67,7 @@ def combine(piece_KN: Array, column_K: Array) -> Array:
 
 def _rows_in_span(piece_KN: Array, row_length: int, coefficients: Coefficients) -> Array:
     rows_KRL = piece_KN.reshape(len(piece_KN), -1, row_length)
-    result = np.empty_like(rows_KRL[0])
+    result: Array = np.empty_like(rows_KRL[0])
     for r in range(len(result)):
         total = np.zeros((len(piece_KN), len(piece_KN)))
         _add_products(total, rows_KRL[:, r])

@@ -8,6 +8,7 @@ Shape suffixes: K ingredients.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -118,17 +119,17 @@ def _length(coefficients: Matrix, cosines: Matrix) -> float:
 
 def _karcher_mean(shares_K: Matrix, cosines: Matrix, iterations: int, tolerance: float) -> Matrix:
     """The mean's coefficients over the unit vectors."""
-    start = shares_K if _length(shares_K, cosines) > SMALL_SINE else np.eye(len(shares_K))[np.argmax(shares_K)]
-    mean = start / _length(start, cosines)
+    mean = shares_K if _length(shares_K, cosines) > SMALL_SINE else np.eye(len(shares_K))[int(np.argmax(shares_K))]
+    mean = mean / _length(mean, cosines)
     for _ in range(iterations):
-        inner = np.clip(cosines @ mean, -1.0, 1.0)
-        angles = np.arccos(inner)
+        inner: Matrix = np.clip(cosines @ mean, -1.0, 1.0)
+        angles: Matrix = np.arccos(inner)
         sines: Matrix = np.sin(angles)
         stretch: Matrix = np.divide(angles, sines, out=np.ones_like(sines), where=sines > SMALL_SINE)
         step = shares_K * stretch - np.sum(shares_K * stretch * inner) * mean
         length = _length(step, cosines)
         if length < tolerance:
             break
-        mean = np.cos(length) * mean + np.sin(length) / length * step
+        mean = math.cos(length) * mean + math.sin(length) / length * step
         mean /= _length(mean, cosines)
     return mean

@@ -68,13 +68,14 @@ def stream(
     *,
     slots: Mapping[str, Slot],
     options: StreamOptions = StreamOptions(),
-    advance: Callable[[int], None] = lambda num_bytes: None,
+    advance: Callable[[int], None] = lambda _: None,
 ) -> Streamed:
     """Combine ingredients into the tensors `slots` and hand them to `sink`: w = Σ_k c_k w_k / divisor.
 
     Sums in float64, in the order of the ingredients' names, one rounding into the slot's dtype; integers by policy.
-    The bits do not depend on threads, chunks, shards, tensor order or the order of the ingredients. `advance` is told the bytes written. Raises CompatibilityError (integers that differ),
-    CheckpointError (non-finite results, files that change).
+    The bits do not depend on threads, chunks, shards, tensor order or the order of the ingredients. `advance` is told
+    the bytes written. Raises CompatibilityError (integers that differ), CheckpointError (non-finite results, files that
+    change).
     """
     assert 0 < options.chunk <= BLOCK
     run = _Run(ingredients, mixture, sink, slots, options)
@@ -150,7 +151,7 @@ class _Run:
             size = min(self.options.chunk, end - start)
             values = combine(name, start, size, column, buffers, digests)
             if digests:
-                digests[-1].update(values.view(np.uint8))
+                digests[-1].update(values.view(np.uint8).data)
             self.sink.write(name, start, values)
         for hashes, digest in zip([*self.hashes, self.output_hash], digests, strict=False):
             hashes.add(name, block, digest.digest())
@@ -164,9 +165,7 @@ class _Run:
             digests[k].update(raw[: values.nbytes])
         return values
 
-    def _average(
-        self, name: str, start: int, size: int, column: Array, buffers: _Buffers, digests: list[Any]
-    ) -> Array:
+    def _average(self, name: str, start: int, size: int, column: Array, buffers: _Buffers, digests: list[Any]) -> Array:
         """Σ_k c_k w_k / divisor for one chunk of one floating tensor."""
         total, product = buffers.sums(self.slots[name].dtype, size)
         for k in self.order:

@@ -7,7 +7,6 @@ from typing import Any
 
 from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.manifest import Manifest
-from soupkit.merge.mixture import Mixture
 
 MAX_ROWS = 100
 
@@ -35,11 +34,13 @@ def _library(first: Checkpoint) -> str:
 def _ingredients(manifest: Manifest) -> str:
     if manifest.mixture is None:
         return ""
-    matrix = Mixture.from_json(manifest.mixture).matrix
+    divisor = manifest.mixture["divisor"]
+    matrix = [[value / divisor for value in row] for row in manifest.mixture["coefficients"]]
     lines = ["## Ingredients", "", "| checkpoint | coefficient | content |", "|---|---|---|"]
     rows = list(zip(manifest.inputs, matrix, strict=True))
     for entry, row in rows[:MAX_ROWS]:
-        coefficient = f"{row[0]:.4g}" if (row == row[0]).all() else f"{row.min():.3g} … {row.max():.3g} over blocks"
+        low, high = min(row), max(row)
+        coefficient = f"{low:.4g}" if low == high else f"{low:.3g} … {high:.3g} over blocks"
         lines.append(f"| {Path(entry['reference']).name} | {coefficient} | `{entry['content']}` |")
     if len(rows) > MAX_ROWS:
         lines.append(f"\n{len(rows) - MAX_ROWS} more in soupkit.json.")

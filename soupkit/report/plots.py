@@ -10,9 +10,14 @@ Point = tuple[float, float | None]
 
 
 def dot_plot(
-    path: Path, rows: Mapping[str, Mapping[str, Point]], *, title: str, xlabel: str, faint: Mapping[str, Sequence[float]]
+    path: Path,
+    rows: Mapping[str, Mapping[str, Point]],
+    *,
+    title: str,
+    xlabel: str,
+    faint: Mapping[str, Sequence[float]],
 ) -> None:
-    """One row per model, one dot with a bar of ± 1 standard error per split; `faint` adds single values behind a row."""
+    """One row per model, per split a dot with a bar of ± 1 standard error; `faint` adds single values behind a row."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

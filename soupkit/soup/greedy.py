@@ -127,7 +127,8 @@ def _score_singles(
 def _scored(name: str, score: Score, accepted: bool) -> Scored:
     note = "accepted" if accepted else "rejected"
     if score.stopped:
-        return Scored(name, score.metric, score.value, None, score.num_evaluated, f"{note}, out of reach: stopped")
+        seen = f"{score.num_evaluated} of {score.num_examples}"
+        return Scored(name, score.metric, score.value, None, None, f"at most, {note} after {seen} examples")
     return Scored(name, score.metric, score.value, score.standard_error, score.num_examples, note)
 
 

@@ -194,7 +194,7 @@ def _timm_config(
     options = {"label_names": list(class_names)} if class_names else {}
     with TemporaryDirectory() as folder:
         path = Path(folder, TIMM_CONFIG)
-        save_config_for_hf(model, str(path), options, model_args)
+        save_config_for_hf(model, path, options, model_args)
         config: dict[str, Any] = json.loads(path.read_text())
     pretrained = config["pretrained_cfg"]
     pretrained.update(settings.to_json())

@@ -19,7 +19,10 @@ DTYPES = {"F32": np.dtype(np.float32), "BF16": np.dtype(ml_dtypes.bfloat16)}
 
 def vit_b32_shapes() -> dict[str, tuple[int, ...]]:
     """The tensors of a ViT-B/32 classifier: 88 M parameters."""
-    width, shapes = 768, {"patch_embed.proj.weight": (768, 3, 32, 32), "pos_embed": (1, 50, 768), "cls_token": (1, 1, 768)}
+    width, shapes = (
+        768,
+        {"patch_embed.proj.weight": (768, 3, 32, 32), "pos_embed": (1, 50, 768), "cls_token": (1, 1, 768)},
+    )
     for i in range(12):
         shapes |= {
             f"blocks.{i}.attn.qkv.weight": (3 * width, width),

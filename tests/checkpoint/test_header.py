@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import struct
 from pathlib import Path
@@ -113,10 +114,8 @@ def test_headers_round_trip(slots: dict[str, tuple[str, list[int]]], tmp_path_fa
 
 @given(st.binary(max_size=200))
 def test_any_bytes_are_a_header_or_a_clear_error(raw: bytes) -> None:
-    try:
-        parse_header(raw, Path("x.safetensors"), 8 + len(raw))
-    except CheckpointError as error:
-        assert error.message.startswith("x.safetensors: ")
+    with contextlib.suppress(CheckpointError):
+        assert parse_header(raw, Path("x.safetensors"), 8 + len(raw)).specs == {}
 
 
 def test_bfloat16_arrives_as_itself(tmp_path: Path) -> None:

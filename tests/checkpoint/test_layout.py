@@ -90,7 +90,7 @@ def test_ambiguous_and_empty_directories_say_what_to_do(save: Save, tmp_path: Pa
     assert "a.safetensors" in several.value.hint
     (tmp_path / "pickles").mkdir()
     (tmp_path / "pickles" / "model.pth").touch()
-    with pytest.raises(ReferenceError, match="no .safetensors file"):
+    with pytest.raises(ReferenceError, match=r"no \.safetensors file"):
         Checkpoint(tmp_path / "pickles")
 
 
@@ -130,8 +130,17 @@ def test_a_reference_to_nothing_is_refused(ref: str, tmp_path: Path) -> None:
 
 def test_companions_are_configuration_not_weights(save: Save) -> None:
     directory = save("model", TENSORS, max_shard_bytes=300)
-    for name in ("config.json", "tokenizer.json", "merges.txt", "LICENSE", "optimizer.pt", "README.md", ".hidden.json",
-                 "soupkit.json", "trainer_state.json"):
+    for name in (
+        "config.json",
+        "tokenizer.json",
+        "merges.txt",
+        "LICENSE",
+        "optimizer.pt",
+        "README.md",
+        ".hidden.json",
+        "soupkit.json",
+        "trainer_state.json",
+    ):
         (directory / name).write_text("{}")
     assert [path.name for path in companions(directory)] == ["LICENSE", "config.json", "merges.txt", "tokenizer.json"]
 

@@ -1,4 +1,4 @@
-"""`soupkit merge uniform|weighted`, `verify`, `reproduce`, `inspect`, `diff` as a user runs them, on real directories."""
+"""`merge uniform|weighted`, `verify`, `reproduce`, `inspect`, `diff` as a user runs them, on real directories."""
 
 from __future__ import annotations
 
@@ -88,7 +88,9 @@ def test_top_takes_the_best_by_what_the_manifests_record(
     assert [entry["reference"] for entry in manifest["inputs"]] == [str(runs[1]), str(runs[2])]
     lowest = run("merge", "uniform", *runs, "--top", 1, "--by", "held_out.nll", "--out", tmp_path / "b", capsys=capsys)
     assert [entry["reference"] for entry in lowest["inputs"]] == [str(runs[1])]
-    assert "must not choose" in fail(capsys, "merge", "uniform", *runs, "--top", 1, "--by", "test.top1", "--out", "x", code=2)
+    assert "must not choose" in fail(
+        capsys, "merge", "uniform", *runs, "--top", 1, "--by", "test.top1", "--out", "x", code=2
+    )
     assert "records no metric" in fail(
         capsys, "merge", "uniform", *runs, "--top", 1, "--by", "held_out.f1", "--out", "x", code=2
     )
@@ -140,7 +142,17 @@ def test_verify_finds_a_changed_companion(runs: list[Path], tmp_path: Path, caps
 def test_reproduce_gives_the_same_file_and_refuses_changed_inputs(
     runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run("merge", "weighted", *runs, "--coefficients", "0.1,0.3,0.6", "--max-shard-size", "1KB", "--out", tmp_path / "soup")
+    run(
+        "merge",
+        "weighted",
+        *runs,
+        "--coefficients",
+        "0.1,0.3,0.6",
+        "--max-shard-size",
+        "1KB",
+        "--out",
+        tmp_path / "soup",
+    )
     run("reproduce", tmp_path / "soup", "--out", tmp_path / "again")
     for file in (tmp_path / "soup").glob("*.safetensors"):
         assert (tmp_path / "again" / file.name).read_bytes() == file.read_bytes()
@@ -172,7 +184,9 @@ def test_a_nan_is_found_and_nothing_is_left(
     tensors = {name: np.array(value) for name, value in Checkpoint(runs[0]).items()}
     tensors["conv.weight"][3, 1, 2, 2] = np.nan
     bad = save("diverged", tensors)
-    assert "diverged: tensor 'conv.weight' holds NaN" in fail(capsys, "merge", "uniform", *runs, bad, "--out", tmp_path / "s")
+    assert "diverged: tensor 'conv.weight' holds NaN" in fail(
+        capsys, "merge", "uniform", *runs, bad, "--out", tmp_path / "s"
+    )
     assert [path.name for path in tmp_path.iterdir()] == ["runs", "diverged"] or not (tmp_path / "s").exists()
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
     run("merge", "uniform", *runs, bad, "--out", tmp_path / "s", "--non-finite", "keep")
@@ -182,7 +196,10 @@ def test_equal_weights_under_two_names_are_pointed_out(
     runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(runs[0], tmp_path / "copy")
-    assert run_command_line(["merge", "uniform", *map(str, runs), str(tmp_path / "copy"), "--out", str(tmp_path / "s")]) == 0
+    assert (
+        run_command_line(["merge", "uniform", *map(str, runs), str(tmp_path / "copy"), "--out", str(tmp_path / "s")])
+        == 0
+    )
     assert "holds exactly the same weights" in capsys.readouterr().err
 
 
@@ -190,9 +207,10 @@ def test_inspect_reads_headers_only(runs: list[Path], capsys: pytest.CaptureFixt
     described = run("inspect", *runs, "--tensors", capsys=capsys)["checkpoints"]
     assert described[0]["architecture"] == "resnet18"
     assert described[0]["parameters"] == 64 * 75 + 64 + 1
-    assert described[1]["files"] == ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"] or len(
-        described[1]["files"]
-    ) > 1
+    assert (
+        described[1]["files"] == ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+        or len(described[1]["files"]) > 1
+    )
     assert described[0]["metrics"]["held_out"]["top1"]["value"] == 0.7
 
 

@@ -100,7 +100,9 @@ def test_narrow_dtypes_are_rounded_once(name: str, data: st.DataObject) -> None:
     drawn = data.draw(st.lists(st.floats(-limit, limit), min_size=1, max_size=50))
     # values just beside the midpoints of the narrow dtype: where rounding twice goes wrong
     middle = np.array(drawn).astype(dtype).astype(np.float64)
-    step = np.abs(np.spacing(np.array(drawn).astype(dtype)).astype(np.float64)) / 2 if name == "F16" else middle * 2.0**-8
+    step = (
+        np.abs(np.spacing(np.array(drawn).astype(dtype)).astype(np.float64)) / 2 if name == "F16" else middle * 2.0**-8
+    )
     values = np.concatenate([drawn, middle + step, (middle + step) * (1 + 2.0**-40), (middle + step) * (1 - 2.0**-40)])
     values = values[np.abs(values) <= limit]
     out = np.empty(values.size, dtype)
@@ -129,9 +131,7 @@ def test_double_rounding_would_differ() -> None:
 
 @pytest.mark.parametrize("kind", ["F32", "BF16"])
 def test_the_bits_depend_on_nothing_but_the_weights(kind: str, save: Save) -> None:
-    ingredients = [
-        {"big": np.tile(model["a"].reshape(-1), 200), **model} for model in models(3, NUMPY_DTYPES[kind])
-    ]
+    ingredients = [{"big": np.tile(model["a"].reshape(-1), 200), **model} for model in models(3, NUMPY_DTYPES[kind])]
     assert ingredients[0]["big"].size > BLOCK
     mixture = weighted(names(3), [0.2, 0.3, 0.5])
     reference = combine(ingredients, mixture)

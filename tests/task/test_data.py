@@ -64,6 +64,7 @@ def test_training_examples_do_not_become_test_examples_in_another_command() -> N
         assert not indices(fitted)[1] & indices(other)[2]
         assert indices(other)[2] <= indices(fitted)[2]
         assert num_trained_with(fitted, other, "test") == 0
+        assert not (indices(other)[0] | indices(other)[1]) & indices(digits())[2]
     other_seed = digits(split_seed=1)
     assert num_trained_with(fitted, other_seed, "test") == len(indices(fitted)[0] & indices(other_seed)[2]) > 0
 

@@ -64,9 +64,11 @@ def test_small_floats_are_cast_up(dtype: type) -> None:
     np.testing.assert_array_equal(to_numpy(to_torch(given["weight"])).view(np.uint8), given["weight"].view(np.uint8))
 
 
-def test_read_only_and_strided_arrays() -> None:
+@pytest.mark.parametrize("strided", [True, False])
+def test_read_only_and_strided_arrays(strided: bool) -> None:
     model = torch.nn.Linear(4, 2, bias=False)
     weight = np.arange(8, dtype=np.float32).reshape(4, 2).T
+    weight = weight if strided else np.ascontiguousarray(weight)
     weight.setflags(write=False)
     load_weights(model, {"weight": weight})
     np.testing.assert_array_equal(model.weight.detach().numpy(), weight)
