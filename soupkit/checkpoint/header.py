@@ -52,21 +52,23 @@ def read_header(path: Path) -> Header:
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
-            return parse_header(_header_bytes(file.read(8), size, path, file), path, size)
+            return parse_header(file.read(header_length(file.read(8), path, size)), path, size)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
 
 
-def _header_bytes(prefix: bytes, size: int, path: Path, file: Any) -> bytes:
+def header_length(prefix: bytes, path: Path, file_size: int) -> int:
+    """The bytes of the JSON that follows the first eight, `prefix`. Raises CheckpointError when that cannot be."""
+    if prefix == b"version ":
+        raise CheckpointError(f"{path}: is a Git LFS pointer, not the file itself", hint="fetch the file: git lfs pull")
     if len(prefix) < 8:
-        _damaged(path, f"is {size} bytes long, too short for a safetensors file")
-    (length,) = struct.unpack("<Q", prefix)
+        _damaged(path, f"is {file_size} bytes long, too short for a safetensors file")
+    length: int = struct.unpack("<Q", prefix)[0]
     if length > MAX_HEADER_BYTES:
         _damaged(path, f"declares a header of {length} bytes, the format allows {MAX_HEADER_BYTES}")
-    if 8 + length > size:
-        _damaged(path, f"declares a header of {length} bytes in a file of {size}")
-    raw: bytes = file.read(length)
-    return raw
+    if 8 + length > file_size:
+        _damaged(path, f"declares a header of {length} bytes in a file of {file_size}")
+    return length
 
 
 def parse_header(raw: bytes, path: Path, file_size: int) -> Header:

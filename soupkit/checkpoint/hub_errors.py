@@ -7,6 +7,7 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from threading import Event
 from typing import Any, TypeVar
 
 from soupkit.errors import CheckpointError, OutputError, ReferenceError, SoupkitError
@@ -24,10 +25,10 @@ class Interrupted(Exception):
     """A body that ended before it was whole."""
 
 
-def retried(call: Callable[[], T]) -> T:
+def retried(call: Callable[[], T], *, stop: Event | None = None) -> T:
     """`call`, again and again while the network or the Hub fails for the moment: up to 6 tries, 1, 2, 4, … s apart.
 
-    A `Retry-After` of the Hub is obeyed up to a minute. The last failure is raised as it is.
+    A `Retry-After` of the Hub is obeyed up to a minute; `stop` ends the waiting. The last failure is raised as it is.
     """
     for number in range(NUM_TRIES):
         try:
@@ -35,12 +36,16 @@ def retried(call: Callable[[], T]) -> T:
         except Exception as error:
             if number == NUM_TRIES - 1 or not is_transient(error):
                 raise
-            time.sleep(_wait(error, number))
+            if stop is None:
+                time.sleep(_wait(error, number))
+            elif stop.wait(_wait(error, number)):
+                raise
     raise AssertionError
 
 
 def is_transient(error: BaseException) -> bool:
     """Whether the same request may succeed a moment later."""
+    error = _cause(error)
     status = _status(error)
     return status in TRANSIENT if status else is_network(error) or isinstance(error, Interrupted)
 
@@ -54,12 +59,19 @@ def is_network(error: BaseException) -> bool:
     )
 
 
+def _cause(error: BaseException) -> BaseException:
+    """What hf_hub_download met when it says that a file is not in the cache either."""
+    if type(error).__name__ == "LocalEntryNotFoundError" and error.__cause__ is not None:
+        return error.__cause__
+    return error
+
+
 def _status(error: BaseException) -> int | None:
     return getattr(getattr(error, "response", None), "status_code", None)
 
 
 def _wait(error: BaseException, number: int) -> float:
-    header = getattr(getattr(error, "response", None), "headers", {}).get("Retry-After", "")
+    header = getattr(getattr(_cause(error), "response", None), "headers", {}).get("Retry-After", "")
     if header.isdigit():
         return min(float(header), LONGEST_WAIT)
     return float(2**number) * random.uniform(0.75, 1.25)  # so that many clients do not come back at once
@@ -76,13 +88,13 @@ def explained(reference: str, *, typed: bool = False) -> Iterator[None]:
     except (SoupkitError, KeyboardInterrupt):
         raise
     except Exception as error:
-        explanation = _explain(error, reference, typed)
+        explanation = _explain(_cause(error), reference, typed)
         if explanation is None:
             raise
         raise explanation from error
 
 
-def _explain(error: Exception, reference: str, typed: bool) -> SoupkitError | None:
+def _explain(error: BaseException, reference: str, typed: bool) -> SoupkitError | None:
     from huggingface_hub import errors
 
     if isinstance(error, errors.GatedRepoError):
@@ -115,7 +127,7 @@ def not_cached(reference: str) -> ReferenceError:
     )
 
 
-def _explain_status(status: int, error: Exception, reference: str) -> SoupkitError:
+def _explain_status(status: int, error: BaseException, reference: str) -> SoupkitError:
     what = _first_line(error)
     if status == 401:
         hint = "log in again: hf auth login, or set HF_TOKEN"
@@ -146,7 +158,7 @@ def _no_repository(reference: str, typed: bool) -> ReferenceError:
     )
 
 
-def _unreachable(error: Exception, reference: str, typed: bool) -> ReferenceError:
+def _unreachable(error: BaseException, reference: str, typed: bool) -> ReferenceError:
     here = "no such file or directory here, and " if typed else ""
     reason = f"{type(error).__name__}: {_first_line(error)}".removesuffix(": ")
     return ReferenceError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 from soupkit.checkpoint.header import Header, TensorSpec, read_header
 from soupkit.errors import CheckpointError, ReferenceError
 
+ReadHeaders = Callable[[Sequence[Path]], list[Header]]
 INDEX_SUFFIX = ".safetensors.index.json"
 CONFIG_NAMES = ("open_clip_config.json", "config.json")
 COMPANION_SUFFIXES = (".json", ".txt", ".model", ".tiktoken", ".jinja", ".yaml", ".yml", ".py", ".bpe", ".vocab")
@@ -33,8 +34,13 @@ def read_layout(path: Path) -> Layout:
     return layout_of(weights, names={entry.name for entry in weights.parent.iterdir()})
 
 
-def layout_of(weights: Path, *, names: Collection[str], read: Callable[[Path], Header] = read_header) -> Layout:
-    """The layout of a weight file or shard index among the file `names` of its folder; `read` gives a file's header."""
+def read_headers(files: Sequence[Path]) -> list[Header]:
+    """The headers of files on this disk."""
+    return [read_header(file) for file in files]
+
+
+def layout_of(weights: Path, *, names: Collection[str], read: ReadHeaders = read_headers) -> Layout:
+    """The layout of a weight file or shard index among the file `names` of its folder; `read` gives files' headers."""
     if not weights.name.endswith(INDEX_SUFFIX):
         return _read_files(weights.parent, (weights,), read)
     return _read_index(weights, names, read)
@@ -45,10 +51,11 @@ def find_weights(directory: Path) -> Path:
     return directory / choose_weights({path.name for path in directory.iterdir()}, str(directory))
 
 
-def choose_weights(names: Collection[str], where: str, *, separator: str = "/") -> str:
+def choose_weights(names: Collection[str], where: str, *, separator: str = "/", globs: bool = True) -> str:
     """The weight file or shard index among the file names of the folder `where`, on disk or on the Hub.
 
-    Raises ReferenceError when there is none or no telling which; `separator` stands between `where` and a file.
+    Raises ReferenceError when there is none or no telling which. separator: stands between `where` and a file in a
+    reference; globs: whether references may hold patterns.
     """
     if "adapter_config.json" in names:
         raise ReferenceError(
@@ -69,7 +76,7 @@ def choose_weights(names: Collection[str], where: str, *, separator: str = "/") 
     if len(found) == 1:
         return found[0]
     if found:
-        every = "" if separator == ":" else f", or to all of them as checkpoints: '{where}/*.safetensors'"
+        every = "" if not globs else f", or to all of them as checkpoints: '{where}/*.safetensors'"
         raise ReferenceError(
             f"{where}: holds {len(found)} candidates for its weights ({', '.join(found[:5])})",
             hint=f"refer to one file, for example {where}{separator}{found[0]}{every}",
@@ -83,8 +90,8 @@ def _convert_hint(names: Collection[str], where: str) -> str:
     return "a checkpoint directory holds model.safetensors, open_clip_model.safetensors, or shards and their index"
 
 
-def _read_files(directory: Path, files: tuple[Path, ...], read: Callable[[Path], Header]) -> Layout:
-    headers = [read(file) for file in files]
+def _read_files(directory: Path, files: tuple[Path, ...], read: ReadHeaders) -> Layout:
+    headers = read(files)
     specs: dict[str, TensorSpec] = {}
     metadata: dict[str, str] = {}
     for header in headers:
@@ -99,7 +106,7 @@ def _read_files(directory: Path, files: tuple[Path, ...], read: Callable[[Path],
     return Layout(directory, files, specs, metadata)
 
 
-def _read_index(index: Path, there: Collection[str], read: Callable[[Path], Header]) -> Layout:
+def _read_index(index: Path, there: Collection[str], read: ReadHeaders) -> Layout:
     """Read a sharded checkpoint; the index and the headers must tell the same."""
     weight_map = _weight_map(index)
     names = sorted(set(weight_map.values()))

@@ -52,10 +52,8 @@ def merge_greedy(recipe: MergeGreedy, world: World, report: Report) -> dict[str,
         command="merge greedy",
         record=Record(trace(result, ingredients.names), _notes(result, ingredients)),
         replaced=soup.load(result.mixture) if soup and recipe.bn == "refresh" else None,
-        measure=(lambda written: soup.measure(written, test=recipe.test)) if soup else None,
+        measure=scorer.measure,
     )
-    if soup is None:
-        manifest["metrics"] = _external_metrics(result)
     report(_table(result, ingredients, manifest))
     return manifest
 
@@ -101,11 +99,6 @@ def _score_json(score: Any) -> dict[str, Any]:
         "standard_error": score.standard_error,
         "num_examples": score.num_examples,
     }
-
-
-def _external_metrics(result: Greedy) -> dict[str, Any]:
-    values = _score_json(result.score)
-    return {"held_out": {values.pop("metric"): values}}
 
 
 def _table(result: Greedy, ingredients: Ingredients, manifest: dict[str, Any]) -> Table:

@@ -29,8 +29,6 @@ from soupkit.task.score import Score, all_scores, direction_of, score_prediction
 from soupkit.task.task import Task, open_task
 from soupkit.world import World
 
-COUNT_METRICS = ("top1", "top5")
-
 
 class Memory:
     """A sink of the merge engine that keeps the tensors."""
@@ -91,16 +89,20 @@ class HeldOutScorer:
     def __init__(self, soup: SoupTask, *, metric: str, early_stop: bool) -> None:
         self._soup = soup
         self._metric = metric
-        self._early_stop = early_stop and metric in COUNT_METRICS
+        self._early_stop = early_stop
 
     def __call__(self, mixture: Mixture, bar: Bar | None) -> Score:
         self._soup.load(mixture)
         task = self._soup.task
-        if bar is None or not self._early_stop or bar.score.num_right is None:
+        if bar is None or bar.score.num_right is None:
             return score_predictions(task.predict(task.held_out), self._metric)
         order = None if bar.score.margins is None else np.argsort(bar.score.margins, kind="stable")
-        needed = bar.score.num_right + (bar.accept == "gt")
+        needed = bar.score.num_right + (bar.accept == "gt") if self._early_stop else None
         return task.trial(task.held_out, metric=self._metric, order=order, needed_right=needed)
+
+    def measure(self, checkpoint: Checkpoint) -> dict[str, Any]:
+        """All metrics of a written checkpoint, as a manifest holds them."""
+        return self._soup.measure(checkpoint, test=self._soup.recipe.test)
 
     def fingerprint(self) -> str:
         """What a remembered score depends on beside the weights."""
@@ -134,6 +136,11 @@ class WrittenScorer:
                 out=soup,
             )
             return self._command.score(soup)
+
+    def measure(self, checkpoint: Checkpoint) -> dict[str, Any]:
+        """The command's score of a written checkpoint, as a manifest holds it."""
+        score = self._command.score(checkpoint.directory)
+        return {"held_out": scores_to_json({score.metric: score})}
 
     def fingerprint(self) -> str:
         """What a remembered score depends on beside the weights."""

@@ -29,27 +29,42 @@ def elected(vectors_KN: Array, weight_K: Array, *, normalize: bool) -> Array:
     With equal weights that is the published mean over the agreeing, non-zero entries. Where the signs cancel exactly,
     no sign is elected and the result is zero. Costs five cheap operations per entry. May overwrite the vectors.
     """
-    size = vectors_KN.shape[1]
-    zeros = [np.zeros(size, vectors_KN.dtype) for _ in range(4 if normalize else 2)]
-    mass, positive, *shares = zeros
+    mass, positive = np.zeros((2, vectors_KN.shape[1]), vectors_KN.dtype)
+    shares = _Shares(weight_K, vectors_KN.shape[1]) if normalize else None
     for vector_N, weight in zip(vectors_KN, weight_K, strict=True):
         if weight != 1:
             np.multiply(vector_N, weight, out=vector_N)
         np.add(mass, vector_N, out=mass)
-        if normalize:
-            for share, agreeing in zip(shares, (vector_N > 0, vector_N < 0), strict=True):
-                np.add(share, agreeing if weight == 1 else agreeing * weight, out=share)
+        if shares:
+            shares.count(vector_N, weight)
         np.maximum(vector_N, 0, out=vector_N)
         np.add(positive, vector_N, out=positive)
-    return _winners(mass, positive, shares)
-
-
-def _winners(mass: Array, positive: Array, shares: list[Array]) -> Array:
-    """The positive sum where the mass is positive, the rest of the mass where it is negative, over its share."""
     wins = mass > 0
     result: Array = np.where(wins, positive, mass - positive)
     if shares:
-        divisor = np.where(wins, shares[0], shares[1])
-        np.divide(result, divisor, out=result, where=divisor != 0)
-    result[mass == 0] = 0
+        np.divide(result, shares.of(wins), out=result)
+    np.multiply(result, mass != 0, out=result)
     return result
+
+
+class _Shares:
+    """For every element, the weights of the entries above zero, and of those below. Equal weights are only counted."""
+
+    def __init__(self, weight_K: Array, size: int) -> None:
+        self._unit = float(weight_K[0]) if (weight_K == weight_K[0]).all() else None
+        kind = np.uint8 if self._unit is not None and len(weight_K) < 256 else np.float64
+        self._positive, self._negative = np.zeros((2, size), kind)
+
+    def count(self, vector_N: Array, weight: float) -> None:
+        """Add one ingredient's share where its entries are not zero."""
+        for share, agreeing in ((self._positive, vector_N > 0), (self._negative, vector_N < 0)):
+            if share.dtype == np.uint8:
+                np.add(share, agreeing.view(np.uint8), out=share)
+            else:
+                np.add(share, agreeing * weight, out=share)
+
+    def of(self, wins: Array) -> Array:
+        """The winners' share; 1 where that is zero."""
+        share: Array = np.where(wins, self._positive, self._negative)
+        share[share == 0] = 1
+        return share * self._unit if share.dtype == np.uint8 and self._unit is not None else share

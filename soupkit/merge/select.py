@@ -49,7 +49,7 @@ class Selected:
 
 def magnitude(piece: Array) -> Array:
     """|x| as float64."""
-    keys: Array = np.abs(piece, dtype=np.float64) if piece.dtype == np.float64 else np.abs(piece).astype(np.float64)
+    keys: Array = np.abs(piece).astype(np.float64, copy=False)
     return keys
 
 
@@ -96,7 +96,7 @@ class _Search:
         after = self.shift - _DIGIT
         histogram = np.zeros((self.counts.size, 1 << _DIGIT), np.int64)
         for row, bits in self.candidates():
-            digit = (bits >> np.uint64(after)).astype(np.intp)
+            digit = (bits >> np.uint64(after)).view(np.int64)  # bincount would copy any other type
             if self.shift < 64:
                 digit &= (1 << _DIGIT) - 1
             found = np.bincount(digit)

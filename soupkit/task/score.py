@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 import numpy as np
 from scipy.special import log_softmax, logsumexp
-from scipy.stats import binomtest
 
 from soupkit.errors import TaskError
 
@@ -235,6 +234,8 @@ def _counts(random: np.random.Generator, sizes: np.ndarray, n: int, rows: int) -
 
 def _mcnemar(right_a: np.ndarray, right_b: np.ndarray) -> float:
     """McNemar 1947, exact: given that one of the two is right, either is as likely as the other."""
+    from scipy.stats import binomtest  # half a second that a search can do without
+
     only_a, only_b = int((right_a > right_b).sum()), int((right_b > right_a).sum())
     return float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
 

@@ -129,6 +129,8 @@ class FactoryImages:
         if reader is not None and hasattr(reader, "samples"):
             return np.array([target for _, target in reader.samples], np.int64)
         targets = getattr(self.dataset, "targets", None)
+        if reader is not None and hasattr(reader, "label_key"):
+            targets = reader.dataset[reader.label_key]  # a column of a Hugging Face data set: no image is read
         return None if targets is None else np.asarray(targets, np.int64)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.checkpoint.output import remove_litter
-from soupkit.errors import OutputError, RecipeError
+from soupkit.errors import OutputError, RecipeError, SoupkitError
 from soupkit.events import Cell, Table
 from soupkit.manifest import MANIFEST_NAME, Manifest
 from soupkit.recipe.parse import recipe_to_json
@@ -102,7 +102,8 @@ def remove_unfinished(runs: Sequence[Run]) -> None:
 def finished(run: Run, base_content: str, *, overwrite: bool) -> Manifest | None:
     """The manifest of `run` if it was trained as its recipe says from this base, None if it is to be trained.
 
-    Raises OutputError for a directory that holds another run, unless `overwrite` says to train it again.
+    Raises OutputError for a directory that holds another run, CheckpointError for one whose weights are damaged, unless
+    `overwrite` says to train them again.
     """
     out = run.recipe.out
     if not out.exists():
@@ -111,15 +112,22 @@ def finished(run: Run, base_content: str, *, overwrite: bool) -> Manifest | None
     if manifest is None:
         raise OutputError(f"{out}: exists and has no {MANIFEST_NAME}", hint="remove it, or choose another --out")
     changes = differences(run, manifest, base_content)
-    if not changes:
-        Checkpoint(out)  # its headers: a run without its weights is no run
-        return manifest
-    if overwrite:
+    if overwrite and (changes or not _has_weights(out)):
         return None
-    raise OutputError(
-        f"{out} was trained with another recipe: {'; '.join(changes)}",
-        hint="choose another --out, or train what differs again with --overwrite",
-    )
+    if changes:
+        raise OutputError(
+            f"{out} was trained with another recipe: {'; '.join(changes)}",
+            hint="choose another --out, or train what differs again with --overwrite",
+        )
+    Checkpoint(out)  # raises: a run without its weights is no run
+    return manifest
+
+
+def _has_weights(directory: Path) -> bool:
+    try:
+        return len(Checkpoint(directory)) > 0
+    except SoupkitError:
+        return False
 
 
 def differences(run: Run, manifest: Manifest, base_content: str) -> list[str]:

@@ -24,7 +24,8 @@ COMMON_OPTIONS = {"json", "quiet", "help"}
 
 def blocks(language: str) -> list[str]:
     """The code blocks of the README in one language."""
-    return re.findall(rf"^```{language}\n(.*?)^```", README.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    fences = re.findall(r"^```(\w*)\n(.*?)^```", README.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    return [text for name, text in fences if name == language]
 
 
 def command_lines(text: str) -> Iterator[list[str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -234,6 +235,30 @@ def test_data_that_are_not_there(options: DataOptions, words: str, hint: str) ->
     with pytest.raises(TaskError, match=words) as caught:
         open_data(options)
     assert hint in str(caught.value.hint)
+
+
+def test_labels_of_a_hugging_face_column_cost_no_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As timm's reader for hfds/ keeps them."""
+    import timm.data
+
+    class Reader:
+        label_key, class_to_idx = "label", {"cat": 0, "dog": 1}
+        dataset: ClassVar = {"label": [0, 1] * 10}
+
+    class Images:
+        reader = Reader()
+
+        def __len__(self) -> int:
+            return 20
+
+        def __getitem__(self, index: int) -> object:
+            raise AssertionError("an image was read")
+
+    monkeypatch.setattr(timm.data, "create_dataset", lambda *_, **__: Images())
+    splits = open_data(DataOptions(data="hfds/some/thing", num_train=6))
+    assert splits.description["origin"] == {"train": "train", "held_out": "validation", "test": "test"}
+    assert splits.class_names == ("cat", "dog")
+    assert np.bincount(splits.train.targets).tolist() == [3, 3]  # type: ignore[arg-type]
 
 
 def test_streamed_data_are_read_into_memory(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,8 +7,11 @@ from typing import Any
 
 import torch
 
+from soupkit.checkpoint.checkpoint import Checkpoint
+from soupkit.checkpoint.hashing import content_hash
 from soupkit.recipe.train import Finetune, FinetuneSweep
 from soupkit.task.images import ImageSettings
+from soupkit.train.sweep import LOCK_NAME
 
 SETTINGS = ImageSettings((3, 16, 16), (0.5,) * 3, (0.5,) * 3, "bilinear", 1.0, "squash")
 
@@ -43,3 +46,15 @@ def sweep_recipe(base: Path, out: Path, **values: Any) -> FinetuneSweep:
     defaults = {"num_runs": 3, "data": "digits", "num_train": 96, "num_held_out": 120, "num_test": 110}
     defaults |= {"batch_size": 32, "epochs": "1", "lr": "log(1e-3,1e-2)", "mixup": "choice(0,0.3)", "device": "cpu"}
     return FinetuneSweep(base=str(base), out=out, **(defaults | values))
+
+
+def contents(out: Path) -> dict[str, str]:
+    return {path.name: content_hash(Checkpoint(path)) for path in sorted(out.glob("run-*"))}
+
+
+def touched(out: Path) -> dict[str, int]:
+    return {str(path): path.stat().st_mtime_ns for path in sorted(out.glob("run-*/*"))}
+
+
+def litter(out: Path) -> list[str]:
+    return [path.name for path in out.iterdir() if path.name.startswith(".") and path.name != LOCK_NAME]

@@ -3,20 +3,12 @@
 from __future__ import annotations
 
 import fcntl
-import os
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from train.small import finetune_recipe, sweep_recipe
+from train.small import contents, finetune_recipe, litter, sweep_recipe, touched
 
-from soupkit.checkpoint.checkpoint import Checkpoint
-from soupkit.checkpoint.hashing import content_hash
 from soupkit.checkpoint.reference import open_references
 from soupkit.errors import CheckpointError, OutputError, RecipeError, TaskError
 from soupkit.events import Advanced, Event, Scored, Started, Table, Told, Warned, silent
@@ -31,34 +23,16 @@ MEMBERS = ["run-000", "run-001", "run-002"]
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("base") / "base"
-    recipe = finetune_recipe(out=out, model="timm:test_resnet,img_size=32", num_train=64, epochs=1, device="cpu")
-    finetune(recipe, World("cpu", threads=1), silent)
-    return out
-
-
-@pytest.fixture(scope="module")
-def reference(base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Event], dict[str, Any]]:
+def reference(sweep_base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Event], dict[str, Any]]:
     """A sweep of three runs, trained in this process: the directory, the events, the result."""
     out, events = tmp_path_factory.mktemp("reference") / "sweep", []
-    result = finetune_sweep(sweep_recipe(base, out), WORLD, events.append)
+    result = finetune_sweep(sweep_recipe(sweep_base, out), WORLD, events.append)
     return out, events, result
 
 
-def contents(out: Path) -> dict[str, str]:
-    return {path.name: content_hash(Checkpoint(path)) for path in sorted(out.glob("run-*"))}
-
-
-def touched(out: Path) -> dict[str, int]:
-    return {str(path): path.stat().st_mtime_ns for path in sorted(out.glob("run-*/*"))}
-
-
-def litter(out: Path) -> list[str]:
-    return [path.name for path in out.iterdir() if path.name.startswith(".") and path.name != LOCK_NAME]
-
-
-def test_a_sweep_is_what_its_manifest_says(reference: tuple[Path, list[Event], dict[str, Any]], base: Path) -> None:
+def test_a_sweep_is_what_its_manifest_says(
+    reference: tuple[Path, list[Event], dict[str, Any]], sweep_base: Path
+) -> None:
     out, events, result = reference
     manifest = Manifest.read(out)
     assert manifest.to_json() == result
@@ -67,7 +41,7 @@ def test_a_sweep_is_what_its_manifest_says(reference: tuple[Path, list[Event], d
     assert [Path(each.reference).name for each in open_references([str(out)])] == MEMBERS
     assert len(set(contents(out).values())) == 3
     [entry] = manifest.inputs
-    assert (out / entry["path"]).resolve() == base.resolve()
+    assert (out / entry["path"]).resolve() == sweep_base.resolve()
     for name in MEMBERS:
         run = Manifest.read(out / name)
         assert run.command == "finetune"
@@ -91,97 +65,101 @@ def test_the_leaderboard_is_sorted_by_held_out(reference: tuple[Path, list[Event
 
 
 def test_runs_equal_the_finetune_command(
-    reference: tuple[Path, list[Event], dict[str, Any]], base: Path, tmp_path: Path
+    reference: tuple[Path, list[Event], dict[str, Any]], sweep_base: Path, tmp_path: Path
 ) -> None:
     settings = Manifest.read(reference[0] / "run-001").notes["hyper_parameters"]
-    values = {name: getattr(sweep_recipe(base, tmp_path), name) for name in ("num_train", "num_held_out", "num_test")}
-    recipe = finetune_recipe(out=tmp_path / "alone", base=str(base), model=None, **values, **settings)
+    values = {
+        name: getattr(sweep_recipe(sweep_base, tmp_path), name) for name in ("num_train", "num_held_out", "num_test")
+    }
+    recipe = finetune_recipe(out=tmp_path / "alone", base=str(sweep_base), model=None, **values, **settings)
     assert finetune(recipe, World("cpu", threads=1), silent)["outputs"]["content"] == contents(reference[0])["run-001"]
 
 
 def test_processes_make_the_same_bits_and_a_second_call_does_nothing(
-    reference: tuple[Path, list[Event], dict[str, Any]], base: Path, tmp_path: Path
+    reference: tuple[Path, list[Event], dict[str, Any]], sweep_base: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "sweep"
     events: list[Event] = []
-    result = finetune_sweep(sweep_recipe(base, out, jobs=2), WORLD, events.append)
+    result = finetune_sweep(sweep_recipe(sweep_base, out, jobs=2), WORLD, events.append)
     assert contents(out) == contents(reference[0])
     assert result["metrics"] == reference[2]["metrics"]
     assert sum(event.by for event in events if isinstance(event, Advanced)) == pytest.approx(3)
     before, events = touched(out), []
-    finetune_sweep(sweep_recipe(base, out, jobs=2), WORLD, events.append)
+    finetune_sweep(sweep_recipe(sweep_base, out, jobs=2), WORLD, events.append)
     assert touched(out) == before
     assert Told("3 of 3 runs are finished already") in events
     assert not [event for event in events if isinstance(event, Started | Advanced)]
 
 
 def test_a_sweep_grows_and_its_members_stay(
-    reference: tuple[Path, list[Event], dict[str, Any]], base: Path, tmp_path: Path
+    reference: tuple[Path, list[Event], dict[str, Any]], sweep_base: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "sweep"
-    finetune_sweep(sweep_recipe(base, out, num_runs=2), WORLD, silent)
+    finetune_sweep(sweep_recipe(sweep_base, out, num_runs=2), WORLD, silent)
     before = touched(out)
-    finetune_sweep(sweep_recipe(base, out, num_runs=3), WORLD, silent)
+    finetune_sweep(sweep_recipe(sweep_base, out, num_runs=3), WORLD, silent)
     assert {name: touched(out)[name] for name in before} == before
     assert contents(out) == contents(reference[0])
     assert Manifest.read(out).notes["members"] == MEMBERS
 
 
-def test_a_changed_recipe_is_refused_or_trained_again_where_it_differs(base: Path, tmp_path: Path) -> None:
+def test_a_changed_recipe_is_refused_or_trained_again_where_it_differs(sweep_base: Path, tmp_path: Path) -> None:
     out = tmp_path / "sweep"
-    finetune_sweep(sweep_recipe(base, out, num_runs=2, mixup="0"), WORLD, silent)
+    finetune_sweep(sweep_recipe(sweep_base, out, num_runs=2, mixup="0"), WORLD, silent)
     before, manifest = touched(out), (out / "soupkit.json").read_text()
     with pytest.raises(OutputError, match=r"run-000 was trained with another recipe: mixup was 0.0, is now 0.5"):
-        finetune_sweep(sweep_recipe(base, out, num_runs=2, mixup="0.5"), WORLD, silent)
+        finetune_sweep(sweep_recipe(sweep_base, out, num_runs=2, mixup="0.5"), WORLD, silent)
     assert touched(out) == before
     assert (out / "soupkit.json").read_text() == manifest
-    partly = sweep_recipe(base, out, num_runs=2, mixup="0", run_seed="0", overwrite=True)  # run 0 had this seed
+    partly = sweep_recipe(sweep_base, out, num_runs=2, mixup="0", run_seed="0", overwrite=True)  # run 0 had this seed
     finetune_sweep(partly, WORLD, silent)
     after = touched(out)
     assert {path for path in after if after[path] != before[path]} == {path for path in after if "run-001" in path}
 
 
-def test_another_base_is_refused(base: Path, tmp_path: Path) -> None:
-    finetune_sweep(sweep_recipe(base, tmp_path / "sweep", num_runs=1), WORLD, silent)
+def test_another_base_is_refused(sweep_base: Path, tmp_path: Path) -> None:
+    finetune_sweep(sweep_recipe(sweep_base, tmp_path / "sweep", num_runs=1), WORLD, silent)
     other = tmp_path / "other"
-    recipe = finetune_recipe(out=other, base=str(base), model=None, num_train=64, epochs=1, device="cpu")
+    recipe = finetune_recipe(out=other, base=str(sweep_base), model=None, num_train=64, epochs=1, device="cpu")
     finetune(recipe, World("cpu", threads=1), silent)
     with pytest.raises(OutputError, match="weights of the base are others"):
         finetune_sweep(sweep_recipe(other, tmp_path / "sweep", num_runs=1), WORLD, silent)
 
 
-def test_a_run_without_weights_is_no_run(base: Path, tmp_path: Path) -> None:
+def test_a_run_without_weights_is_no_run(sweep_base: Path, tmp_path: Path) -> None:
     out = tmp_path / "sweep"
-    finetune_sweep(sweep_recipe(base, out, num_runs=1), WORLD, silent)
+    finetune_sweep(sweep_recipe(sweep_base, out, num_runs=1), WORLD, silent)
     weights = out / "run-000" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(CheckpointError, match="run-000"):
-        finetune_sweep(sweep_recipe(base, out, num_runs=1), WORLD, silent)
+        finetune_sweep(sweep_recipe(sweep_base, out, num_runs=1), WORLD, silent)
+    finetune_sweep(sweep_recipe(sweep_base, out, num_runs=1, overwrite=True), WORLD, silent)
+    assert len(contents(out)) == 1
     (out / "run-000" / "soupkit.json").unlink()
     with pytest.raises(OutputError, match=r"run-000: exists and has no soupkit\.json"):
-        finetune_sweep(sweep_recipe(base, out, num_runs=1), WORLD, silent)
+        finetune_sweep(sweep_recipe(sweep_base, out, num_runs=1), WORLD, silent)
 
 
-def test_directories_that_are_no_sweep_are_left_alone(base: Path, tmp_path: Path) -> None:
+def test_directories_that_are_no_sweep_are_left_alone(sweep_base: Path, tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="holds the output of soupkit finetune"):
-        finetune_sweep(sweep_recipe(base, base), WORLD, silent)
+        finetune_sweep(sweep_recipe(sweep_base, sweep_base), WORLD, silent)
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.jpg").touch()
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="is no sweep"):
-        finetune_sweep(sweep_recipe(base, tmp_path / "photos", overwrite=True), WORLD, silent)
+        finetune_sweep(sweep_recipe(sweep_base, tmp_path / "photos", overwrite=True), WORLD, silent)
     with pytest.raises(OutputError, match="not a directory"):
-        finetune_sweep(sweep_recipe(base, tmp_path / "file"), WORLD, silent)
+        finetune_sweep(sweep_recipe(sweep_base, tmp_path / "file"), WORLD, silent)
     assert [path.name for path in (tmp_path / "photos").iterdir()] == ["cat.jpg"]
 
 
-def test_two_sweeps_do_not_share_a_directory(base: Path, tmp_path: Path) -> None:
+def test_two_sweeps_do_not_share_a_directory(sweep_base: Path, tmp_path: Path) -> None:
     out = tmp_path / "sweep"
     out.mkdir()
     with (out / LOCK_NAME).open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(OutputError, match="another sweep is running"):
-            finetune_sweep(sweep_recipe(base, out), WORLD, silent)
+            finetune_sweep(sweep_recipe(sweep_base, out), WORLD, silent)
 
 
 @pytest.mark.parametrize(
@@ -198,18 +176,18 @@ def test_two_sweeps_do_not_share_a_directory(base: Path, tmp_path: Path) -> None
 )
 @pytest.mark.parametrize("dry_run", [False, True])
 def test_bad_settings_are_refused_before_any_training(
-    base: Path, tmp_path: Path, values: dict[str, Any], words: str, dry_run: bool
+    sweep_base: Path, tmp_path: Path, values: dict[str, Any], words: str, dry_run: bool
 ) -> None:
     events: list[Event] = []
     with pytest.raises(RecipeError, match=words):
-        finetune_sweep(sweep_recipe(base, tmp_path / "sweep", dry_run=dry_run, **values), WORLD, events.append)
+        finetune_sweep(sweep_recipe(sweep_base, tmp_path / "sweep", dry_run=dry_run, **values), WORLD, events.append)
     assert not [event for event in events if isinstance(event, Started | Advanced)]
     assert not list(tmp_path.glob("sweep/run-*"))
 
 
-def test_dry_run_shows_the_draws_and_writes_nothing(base: Path, tmp_path: Path) -> None:
+def test_dry_run_shows_the_draws_and_writes_nothing(sweep_base: Path, tmp_path: Path) -> None:
     events: list[Event] = []
-    recipe = sweep_recipe(base, tmp_path / "sweep", dry_run=True)
+    recipe = sweep_recipe(sweep_base, tmp_path / "sweep", dry_run=True)
     result = finetune_sweep(recipe, WORLD, events.append)
     [table] = [event for event in events if isinstance(event, Table)]
     assert [row[0] for row in table.rows] == MEMBERS
@@ -217,111 +195,19 @@ def test_dry_run_shows_the_draws_and_writes_nothing(base: Path, tmp_path: Path) 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_grid_that_is_cut_off_is_mentioned(base: Path, tmp_path: Path) -> None:
+def test_a_grid_that_is_cut_off_is_mentioned(sweep_base: Path, tmp_path: Path) -> None:
     events: list[Event] = []
     values = {"draw": "grid", "lr": "choice(1e-3,1e-2)", "weight_decay": "choice(0,0.1)", "label_smoothing": "0"}
-    recipe = sweep_recipe(base, tmp_path / "sweep", dry_run=True, **values)
+    recipe = sweep_recipe(sweep_base, tmp_path / "sweep", dry_run=True, **values)
     finetune_sweep(recipe, WORLD, events.append)
     assert next(event.message for event in events if isinstance(event, Warned)).startswith("the grid has 8 points")
 
 
-def test_a_diverging_run_is_named_and_finished_runs_stay(base: Path, tmp_path: Path) -> None:
+def test_a_diverging_run_is_named_and_finished_runs_stay(sweep_base: Path, tmp_path: Path) -> None:
     out = tmp_path / "sweep"
     values = {"draw": "grid", "lr": "choice(1e-3,1e30)", "optimizer": "sgd", "warmup_epochs": 0.0, "epochs": "3"}
     values |= {"weight_decay": "0", "label_smoothing": "0", "mixup": "0"}
     with pytest.raises(TaskError, match=r"run-001: the training loss became (nan|inf) in epoch \d of 3"):
-        finetune_sweep(sweep_recipe(base, out, **values), WORLD, silent)
+        finetune_sweep(sweep_recipe(sweep_base, out, **values), WORLD, silent)
     assert Manifest.read(out).notes["members"] == [path.name for path in out.glob("run-*")] == ["run-000"]
     assert litter(out) == []
-
-
-def alive(pid: int) -> bool:
-    """Whether a process runs (a zombie, which only waits to be collected, does not)."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-def wait_for(condition: Callable[[], Any], *, seconds: float = 60) -> Any:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if found := condition():
-            return found
-        time.sleep(0.02)
-    raise AssertionError("waited in vain")
-
-
-def under_way(out: Path) -> list[int]:
-    """The workers that are training a run: the temporary directory of an output bears its writer's number."""
-    return [int(path.name.rpartition("soupkit-")[2].split("-")[0]) for path in out.glob(".run-*.soupkit-*")]
-
-
-LONG = {"num_runs": 5, "epochs": "6"}
-
-
-@pytest.fixture(scope="module")
-def long_reference(base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The content of every run of a sweep that nothing interrupts."""
-    out = tmp_path_factory.mktemp("long") / "sweep"
-    finetune_sweep(sweep_recipe(base, out, **LONG), WORLD, silent)
-    return contents(out)
-
-
-@pytest.fixture
-def under_attack(base: Path, tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], Path]]:
-    """A sweep with two workers in a process of its own, with one run finished and another under way."""
-    out = tmp_path / "sweep"
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        [sys.executable, str(Path(__file__).with_name("sweep_process.py")), str(base), str(out)],
-        env=environment, start_new_session=True, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    try:
-        wait_for(lambda: list(out.glob("run-*/soupkit.json")) and under_way(out))
-        yield process, out
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-
-
-def test_a_killed_sweep_continues(
-    under_attack: tuple[subprocess.Popen[str], Path], long_reference: dict[str, str], base: Path
-) -> None:
-    """kill -9 of the parent alone: its workers end by themselves, and the same command does what is left."""
-    process, out = under_attack
-    workers = under_way(out)
-    process.kill()
-    process.wait()
-    wait_for(lambda: not any(alive(pid) for pid in workers), seconds=20)
-    before = touched(out)
-    assert 0 < len(list(out.glob("run-*"))) < 5
-    events: list[Event] = []
-    result = finetune_sweep(sweep_recipe(base, out, **LONG), WORLD, events.append)
-    assert any(isinstance(event, Told) and "finished already" in event.message for event in events)
-    assert {name: touched(out)[name] for name in before} == before
-    assert contents(out) == long_reference
-    assert result["notes"]["members"] == sorted(long_reference)
-    assert litter(out) == []
-
-
-def test_ctrl_c_ends_workers_and_leaves_no_half_run(
-    under_attack: tuple[subprocess.Popen[str], Path], long_reference: dict[str, str]
-) -> None:
-    """SIGINT to the whole group, as a terminal sends it."""
-    process, out = under_attack
-    workers = under_way(out)
-    os.killpg(process.pid, signal.SIGINT)
-    began = time.monotonic()
-    _, said = process.communicate(timeout=30)
-    assert time.monotonic() - began < 15
-    assert process.returncode == -signal.SIGINT, said
-    assert said.count("Traceback") == 1, said
-    assert said.rstrip().endswith("KeyboardInterrupt")
-    assert not any(alive(pid) for pid in workers)
-    assert litter(out) == []
-    found = contents(out)
-    assert 0 < len(found) < 5
-    assert found.items() <= long_reference.items()
-    assert set(Manifest.read(out).notes["members"]) <= set(found)
