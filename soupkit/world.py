@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from soupkit.errors import RecipeError
@@ -15,6 +16,13 @@ if TYPE_CHECKING:
 def available_cores() -> int:
     """The cores that this process may use (affinity, not what the machine has)."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def cache_folder() -> Path:
+    """Where soupkit keeps what it can compute again."""
+    if own := os.environ.get("SOUPKIT_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "soupkit"
 
 
 @dataclass(frozen=True)

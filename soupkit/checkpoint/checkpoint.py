@@ -27,6 +27,10 @@ class Remote(Protocol):
         """Fill `view` with the bytes of `file` from `position` on, or bring the whole file to disk and return False."""
         ...
 
+    def sha256(self, file: Path) -> str | None:
+        """The SHA-256 of a weight file without reading it; None when it is not known."""
+        ...
+
     def fetch(self, *, weights: bool) -> None:
         """Bring companions, and with `weights` also weights, to disk."""
         ...
@@ -94,7 +98,7 @@ class Checkpoint(Mapping[str, Array]):
             done += more
 
     def fetch(self, *, weights: bool = True) -> Path:
-        """The directory with companions, and with `weights` also weights, on disk: downloaded now where they are not."""
+        """The directory with companions, and with `weights` also weights, on disk: what is not there is downloaded."""
         if self.remote is not None:
             self.remote.fetch(weights=weights)
         return self.directory

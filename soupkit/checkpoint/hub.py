@@ -1,8 +1,8 @@
 """Checkpoints on the Hugging Face Hub: `org/name[@revision][:subfolder]`, through huggingface_hub alone.
 
-Its cache, tokens, proxies, `HF_ENDPOINT` and `HF_HUB_OFFLINE` hold here as everywhere. A revision is resolved to a commit
-once, and everything is read at that commit, whatever happens to the branch meanwhile. Opening reads a file list, the
-configuration and the headers; weights come when they are read.
+Its cache, tokens, proxies, `HF_ENDPOINT` and `HF_HUB_OFFLINE` hold here as everywhere. A revision is resolved to a
+commit once, and everything is read at that commit, whatever happens to the branch meanwhile. Opening reads a file list,
+the configuration and the headers; weights come when they are read.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.checkpoint.hub_errors import endpoint, explained, not_cached, retried
 from soupkit.checkpoint.layout import choose_weights
 from soupkit.checkpoint.ranges import window_bytes
-from soupkit.checkpoint.remote import HubFile, HubFiles, Repository
+from soupkit.checkpoint.remote import HubFiles
+from soupkit.checkpoint.repository import HubFile, Repository
 from soupkit.errors import ReferenceError
 from soupkit.manifest import MANIFEST_NAME, Manifest
 

@@ -18,6 +18,8 @@ NUM_TRIES = 6
 LONGEST_WAIT = 60.0
 TRANSIENT = (408, 429, 500, 502, 503, 504)
 """Answers after which the same request may succeed."""
+INCOMPLETE = "Consistency check failed"
+"""What huggingface_hub says of a download that ended early."""
 _NETWORK_LIBRARIES = ("httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3")
 
 
@@ -25,16 +27,16 @@ class Interrupted(Exception):
     """A body that ended before it was whole."""
 
 
-def retried(call: Callable[[], T], *, stop: Event | None = None) -> T:
+def retried(call: Callable[[], T], *, num_tries: int = NUM_TRIES, stop: Event | None = None) -> T:
     """`call`, again and again while the network or the Hub fails for the moment: up to 6 tries, 1, 2, 4, … s apart.
 
     A `Retry-After` of the Hub is obeyed up to a minute; `stop` ends the waiting. The last failure is raised as it is.
     """
-    for number in range(NUM_TRIES):
+    for number in range(num_tries):
         try:
             return call()
         except Exception as error:
-            if number == NUM_TRIES - 1 or not is_transient(error):
+            if number == num_tries - 1 or not is_transient(error):
                 raise
             if stop is None:
                 time.sleep(_wait(error, number))
@@ -47,7 +49,9 @@ def is_transient(error: BaseException) -> bool:
     """Whether the same request may succeed a moment later."""
     error = _cause(error)
     status = _status(error)
-    return status in TRANSIENT if status else is_network(error) or isinstance(error, Interrupted)
+    if status:
+        return status in TRANSIENT
+    return is_network(error) or isinstance(error, Interrupted) or INCOMPLETE in str(error)
 
 
 def is_network(error: BaseException) -> bool:
@@ -60,9 +64,11 @@ def is_network(error: BaseException) -> bool:
 
 
 def _cause(error: BaseException) -> BaseException:
-    """What hf_hub_download met when it says that a file is not in the cache either."""
-    if type(error).__name__ == "LocalEntryNotFoundError" and error.__cause__ is not None:
-        return error.__cause__
+    """What huggingface_hub met before it said that a file is not in the cache either, or that an upload failed."""
+    while isinstance(error, RuntimeError) or type(error).__name__ == "LocalEntryNotFoundError":
+        if error.__cause__ is None:
+            break
+        error = error.__cause__
     return error
 
 
@@ -176,7 +182,7 @@ def _explain_disk(error: OSError, reference: str) -> SoupkitError | None:
         )
     if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
         return OutputError(f"{reference}: the cache {cache()} cannot be written", hint="set HF_HOME to another folder")
-    if "Consistency check failed" in str(error):
+    if INCOMPLETE in str(error):
         return CheckpointError(f"{reference}: arrived incomplete: {_first_line(error)}", hint="run it again")
     return CheckpointError(f"{reference}: cannot be downloaded: {_first_line(error)}") if error.errno is None else None
 

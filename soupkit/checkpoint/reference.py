@@ -3,44 +3,49 @@
 from __future__ import annotations
 
 import glob
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from soupkit.checkpoint import hub
 from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.errors import ReferenceError
 from soupkit.manifest import Manifest
 
-HUB = re.compile(r"(hf://)?[\w.-]+/[\w.-]+(@[^:]+)?(:.+)?")
 
-
-def open_references(refs: Sequence[str]) -> list[Checkpoint]:
+def open_references(refs: Sequence[str], *, stream: bool = False) -> list[Checkpoint]:
     """Open every checkpoint that the references name, in order: globs sorted, sweep directories as their members.
 
-    Reads headers only. Raises ReferenceError, CheckpointError.
+    Reads headers only, those of the Hub by range requests. stream: read weights of the Hub by ranges too, instead of
+    downloading them on first use. Raises ReferenceError, CheckpointError.
     """
     if not refs:
-        raise ReferenceError("no checkpoint given", hint="name directories, .safetensors files, or globs")
-    return [_open(path) for ref in refs for path in expand(ref)]
+        raise ReferenceError("no checkpoint given", hint="name directories, .safetensors files, globs, or org/name")
+    opened = [checkpoint for ref in refs for checkpoint in _open(ref, stream)]
+    if stream:
+        hub.share_buffers(opened)
+    return opened
 
 
 def open_checkpoint(ref: str) -> Checkpoint:
     """Open one checkpoint. Raises ReferenceError when the reference names several."""
-    paths = expand(ref)
-    if len(paths) != 1:
-        raise ReferenceError(f"{ref}: names {len(paths)} checkpoints, expected one", hint=f"for example {paths[0]}")
-    return _open(paths[0])
+    opened = _open(ref, stream=False)
+    if len(opened) != 1:
+        first = opened[0].reference
+        raise ReferenceError(f"{ref}: names {len(opened)} checkpoints, expected one", hint=f"for example {first}")
+    return opened[0]
 
 
-def _open(path: Path) -> Checkpoint:
-    return Checkpoint(path, reference=str(path))
+def _open(ref: str, stream: bool) -> list[Checkpoint]:
+    """What is here wins over what the Hub may have under the same name."""
+    on_disk = Path(ref).expanduser().exists() or glob.has_magic(ref)
+    if hub.looks_like_hub(ref) and not on_disk:
+        return hub.open_hub(ref, stream=stream)
+    return [Checkpoint(path, reference=str(path)) for path in expand(ref)]
 
 
 def expand(ref: str) -> list[Path]:
-    """The checkpoint paths behind one reference. Raises ReferenceError."""
+    """The paths of the checkpoints behind one reference to this disk. Raises ReferenceError."""
     path = Path(ref).expanduser()
-    if ref.startswith("hf://"):
-        raise _missing(ref)
     if path.exists():
         return sweep_members(path) or [path]
     if glob.has_magic(ref):
@@ -49,7 +54,7 @@ def expand(ref: str) -> list[Path]:
         if not found:
             raise ReferenceError(f"{ref}: matches no directory and no .safetensors file", hint="check the pattern")
         return [inner for match in found for inner in sweep_members(match) or [match]]
-    raise _missing(ref)
+    raise ReferenceError(f"{ref}: no such file or directory", hint="check the path; org/name is looked up on the Hub")
 
 
 def glob_paths(ref: str) -> list[Path]:
@@ -63,12 +68,3 @@ def sweep_members(directory: Path) -> list[Path]:
     manifest = Manifest.read_if_any(directory) if directory.is_dir() else None
     members = manifest.notes.get("members", []) if manifest else []
     return [directory / name for name in members]
-
-
-def _missing(ref: str) -> ReferenceError:
-    if HUB.fullmatch(ref):
-        return ReferenceError(
-            f"{ref}: no such file or directory, and this version of soupkit does not read from the Hugging Face Hub",
-            hint=f"download it first: hf download {ref.removeprefix('hf://')} --local-dir DIR",
-        )
-    return ReferenceError(f"{ref}: no such file or directory", hint="check the path")

@@ -1,199 +1,22 @@
-"""The files of one repository at one commit: which there are, and how their bytes come here."""
+"""The files of one checkpoint on the Hub, and how their bytes come here: downloaded on first use, or read by ranges."""
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from soupkit.checkpoint.header import Header, header_length, parse_header, read_header
-from soupkit.checkpoint.hub_errors import Interrupted, explained, is_transient, retried
+from soupkit.checkpoint.hub_errors import explained
 from soupkit.checkpoint.layout import CONFIG_NAMES, INDEX_SUFFIX, is_companion, layout_of
 from soupkit.checkpoint.ranges import Windows
-from soupkit.errors import CheckpointError
+from soupkit.checkpoint.repository import Advance, Repository
 from soupkit.manifest import MANIFEST_NAME
 
 FIRST_READ = 1 << 17
 """Bytes of the first request for a header: most fit."""
 NUM_CONNECTIONS = 8
-Advance = Callable[[int], None]
-
-
-@dataclass(frozen=True)
-class HubFile:
-    """What the Hub says of a file: bytes, SHA-256 for LFS files, git's own hash for others."""
-
-    size: int | None = None
-    sha256: str | None = None
-    blob_id: str | None = None
-
-
-@dataclass(frozen=True)
-class Repository:
-    """A repository at a commit and its place in huggingface_hub's cache; `files` by their path inside it."""
-
-    name: str
-    commit: str
-    files: Mapping[str, HubFile]
-
-    @property
-    def folder(self) -> Path:
-        """Where the cache keeps this repository."""
-        from huggingface_hub import constants
-        from huggingface_hub.file_download import repo_folder_name
-
-        return Path(constants.HF_HUB_CACHE).expanduser().resolve() / repo_folder_name(
-            repo_id=self.name, repo_type="model"
-        )
-
-    @property
-    def snapshot(self) -> Path:
-        """Where the cache keeps the files of this commit."""
-        return self.folder / "snapshots" / self.commit
-
-    def names_in(self, inside: str) -> list[str]:
-        """The names of the files directly in a folder."""
-        prefix = f"{inside.strip('/')}/" if inside.strip("/") else ""
-        names = (path.removeprefix(prefix) for path in self.files if path.startswith(prefix))
-        return sorted(name for name in names if name and "/" not in name and "\\" not in name)
-
-    def remember(self, revision: str | None) -> None:
-        """Note in the cache which commit a branch or tag meant, as huggingface_hub does, for work offline."""
-        if revision != self.commit:
-            path = self.folder / "refs" / (revision or "main")
-            with contextlib.suppress(OSError):
-                path.parent.mkdir(parents=True, exist_ok=True)
-                temporary = path.with_name(f".{path.name}.{os.getpid()}")
-                temporary.write_text(self.commit)
-                temporary.replace(path)
-
-    def remembered(self, revision: str | None) -> str | None:
-        """The commit that a revision meant when the Hub was last asked; None when it never was."""
-        if revision and (self.folder / "snapshots" / revision).is_dir():
-            return revision
-        try:
-            return (self.folder / "refs" / (revision or "main")).read_text().strip()
-        except OSError:
-            return None
-
-    def download(self, path: str, *, advance: Advance = lambda _num_bytes: None) -> Path:
-        """Bring one file into the cache, check it against what the Hub says of it, and return where it is.
-
-        A copy that the cache has is taken when its size is right. Raises CheckpointError for one that arrives damaged.
-        """
-        place, expected = self.snapshot / path, self.files[path]
-        if place.is_file() and expected.size in (None, place.stat().st_size):
-            return place
-        found = Path(retried(lambda: self._fetch(path, place.is_file(), advance)))
-        difference = _difference(found, expected)
-        if difference:
-            blob = found.resolve()
-            found.unlink()
-            blob.unlink(missing_ok=True)
-            raise CheckpointError(
-                f"{self.name}@{self.commit}:{path}: {difference}; it was removed from the cache",
-                hint="run it again; if it stays, the repository or a proxy on the way is at fault",
-            )
-        return found
-
-    def _fetch(self, path: str, again: bool, advance: Advance) -> str:
-        from huggingface_hub import hf_hub_download
-
-        bar: Any = type("Bar", (_Bar,), {"advance": staticmethod(advance)})
-        return hf_hub_download(self.name, path, revision=self.commit, force_download=again, tqdm_class=bar)
-
-    def read_range(self, path: str, start: int, stop: int, *, end: threading.Event | None = None) -> bytes:
-        """The bytes [start, stop) of a file. Raises CheckpointError when it is not the file that the Hub listed."""
-        return retried(lambda: self._range(path, start, stop), stop=end)
-
-    def _range(self, path: str, start: int, stop: int) -> bytes:
-        from huggingface_hub import constants, get_session, hf_hub_url
-        from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
-
-        url = hf_hub_url(self.name, path, revision=self.commit)
-        headers = {**build_hf_headers(), "Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
-        timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
-        with get_session().stream("GET", url, headers=headers, timeout=timeout, follow_redirects=True) as response:
-            hf_raise_for_status(response)
-            self._check_range(path, start, stop, response)
-            data = bytearray()
-            for chunk in response.iter_bytes():
-                data += chunk
-                if len(data) > stop - start:
-                    raise self._changed(path)
-        if len(data) < stop - start:
-            raise Interrupted(f"{len(data)} of {stop - start} bytes")
-        return bytes(data)
-
-    def _check_range(self, path: str, start: int, stop: int, response: Any) -> None:
-        """The answer must be the range of a file of the size that the Hub listed, before any of it is read."""
-        size = self.files[path].size
-        if response.status_code == 200 and start == 0 and response.headers.get("Content-Length") == str(stop):
-            return
-        if response.status_code != 206:
-            raise CheckpointError(
-                f"{self.name}:{path}: the server does not send parts of files (it answers {response.status_code})",
-                hint="leave --stream out, so that files are downloaded whole",
-            )
-        if response.headers.get("Content-Range", "") != f"bytes {start}-{stop - 1}/{size}":
-            raise self._changed(path)
-
-    def _changed(self, path: str) -> CheckpointError:
-        return CheckpointError(
-            f"{self.name}@{self.commit}:{path}: is not the file that the Hub listed; did it change meanwhile?",
-            hint="run it again",
-        )
-
-
-class _Bar:
-    """What huggingface_hub takes for a progress bar: passes on how many bytes came."""
-
-    advance: Advance
-
-    def __init__(self, *_arguments: Any, **options: Any) -> None:
-        self.n = options.get("initial", 0)
-
-    def __enter__(self) -> _Bar:
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        """Nothing to take down."""
-
-    def update(self, num_bytes: float | None = 1) -> None:
-        """Called for each piece; negative when a download begins again."""
-        self.advance(int(num_bytes or 0))
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("update_"):  # bars of Xet: bytes over the network, which are counted when they are written
-            raise AttributeError(name)
-        return lambda *_arguments, **_options: None
-
-
-def _difference(path: Path, expected: HubFile) -> str | None:
-    """How a downloaded file differs from what the Hub says of it; None when it does not."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        if expected.sha256 and file.read(24) == b"version https://git-lfs.":
-            return "arrived as a Git LFS pointer instead of the file"
-        if expected.size is not None and size != expected.size:
-            return f"arrived with {size} bytes, the Hub lists {expected.size}"
-        file.seek(0)
-        if expected.sha256:
-            found, known = hashlib.file_digest(file, "sha256").hexdigest(), expected.sha256
-        elif expected.blob_id and size < 100 << 20:
-            found, known = (
-                hashlib.sha1(b"blob %d\0" % size + file.read(), usedforsecurity=False).hexdigest(),
-                expected.blob_id,
-            )
-        else:
-            return None
-    return None if found == known else f"arrived with hash {found}, the Hub lists {known}"
 
 
 class HubFiles:
@@ -215,7 +38,8 @@ class HubFiles:
         self._end = threading.Event()
         self.windows = Windows(self._window)
         self._download([name for name in (*CONFIG_NAMES, MANIFEST_NAME) if name in self._names])
-        if weights.endswith(INDEX_SUFFIX):
+        self.index = self.directory / weights if weights.endswith(INDEX_SUFFIX) else None
+        if self.index:
             self._download([weights])
         self.layout = layout_of(self.directory / weights, names=self._names, read=self._read_headers)
 
@@ -236,6 +60,15 @@ class HubFiles:
                 self.windows.close()
                 raise
         return True
+
+    @property
+    def streams(self) -> bool:
+        """Whether weights that are not on disk are read by ranges, and stay where they are."""
+        return self._stream
+
+    def sha256(self, file: Path) -> str | None:
+        """What the Hub says of a weight file; None when it does not (small files, offline)."""
+        return self.repository.files[self._prefix + file.name].sha256
 
     def missing(self) -> Mapping[str, int]:
         """{name: bytes} of the weight files that are not on disk yet."""
@@ -282,6 +115,3 @@ class HubFiles:
 
     def _window(self, file: Path, start: int, stop: int) -> bytes:
         return self.repository.read_range(self._prefix + file.name, start, stop, end=self._end)
-
-
-__all__ = ["HubFile", "HubFiles", "Repository", "is_transient"]

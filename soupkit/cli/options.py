@@ -79,7 +79,7 @@ def _argument(field: dataclasses.Field[Any], hint: Any, panel: str | None) -> tu
 
 
 def _option(field: dataclasses.Field[Any], hint: Any, panel: str | None) -> tuple[Any, Any]:
-    name = field.name.replace("_", "-")
+    name = field.name.rstrip("_").replace("_", "-")  # lambda_: a word that Python keeps for itself
     required = field.default is dataclasses.MISSING
     metavar, text = _metavar(hint), field.metadata["help"]
     if len(metavar) > WIDEST_METAVAR:

@@ -180,7 +180,7 @@ def _score_outside(checkpoints: Sequence[Checkpoint], recipe: Evaluate, report: 
     rows = []
     report(Started("evaluating", len(checkpoints), "checkpoints"))
     for checkpoint in checkpoints:
-        rows.append(Row(checkpoint.reference, {recipe.metric: scorer.score(checkpoint.directory)}))
+        rows.append(Row(checkpoint.reference, {recipe.metric: scorer.score(checkpoint.fetch())}))
         report(_scored(EXTERNAL, rows[-1], recipe.metric))
         report(Advanced("evaluating", note=checkpoint.reference))
     report(Finished("evaluating"))

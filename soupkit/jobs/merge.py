@@ -22,7 +22,7 @@ BATCH_NORM_STATISTICS = ("running_mean", "running_var")
 
 def merge_uniform(recipe: MergeUniform, world: World, report: Report) -> dict[str, Any]:
     """Average all ingredients, or the best N of them."""
-    checkpoints = open_references(recipe.refs)
+    checkpoints = open_references(recipe.refs, stream=recipe.stream)
     if recipe.top is not None:
         checkpoints = best_of(checkpoints, recipe, report)
     ingredients = prepare(checkpoints, recipe, report)

@@ -18,6 +18,7 @@ from soupkit.checkpoint.hashing import content_hash
 from soupkit.checkpoint.header import Slot
 from soupkit.checkpoint.output import temporary_sibling
 from soupkit.events import Advanced, Finished, Report, Started, silent
+from soupkit.jobs.download import download
 from soupkit.jobs.merge import keep_batch_norm
 from soupkit.jobs.soup import Ingredients, stream_options, write_soup
 from soupkit.merge.mixture import Mixture, subset_mean
@@ -27,7 +28,7 @@ from soupkit.task.batch_norm import refresh
 from soupkit.task.external import CommandScorer
 from soupkit.task.score import Score, all_scores, direction_of, score_predictions, scores_to_json
 from soupkit.task.task import Task, open_task
-from soupkit.world import World
+from soupkit.world import World, cache_folder
 
 
 class Memory:
@@ -123,7 +124,7 @@ class WrittenScorer:
     def __call__(self, mixture: Mixture, _bar: Bar | None) -> Score:
         rows = mixture.used()
         if len(rows) == 1 and self._ingredients.checkpoints[rows[0]].path.is_dir():
-            return self._command.score(self._ingredients.checkpoints[rows[0]].directory)
+            return self._command.score(self._ingredients.checkpoints[rows[0]].fetch())
         with temporary_sibling(self._recipe.out) as directory:
             soup = directory / "soup"
             write_soup(
@@ -179,13 +180,6 @@ class RememberingScorer:
         return xxhash.xxh3_128_hexdigest(key.encode())
 
 
-def cache_folder() -> Path:
-    """Where soupkit keeps what it can compute again."""
-    if own := os.environ.get("SOUPKIT_CACHE"):
-        return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "soupkit"
-
-
 def _read_score(path: Path) -> Score | None:
     """A remembered score; None when there is none or it cannot be read."""
     try:
@@ -214,6 +208,7 @@ def _write_score(path: Path, score: Score) -> None:
 
 def contents_of(checkpoints: Sequence[Checkpoint], world: World, report: Report) -> list[str]:
     """The content hash of every ingredient."""
+    download(checkpoints, report)
     report(Started("hashing ingredients", len(checkpoints), "checkpoints"))
     contents = []
     for checkpoint in checkpoints:

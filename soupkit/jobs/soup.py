@@ -15,9 +15,11 @@ from soupkit.checkpoint.dtypes import FLOATING, LONG_NAMES, Array
 from soupkit.checkpoint.hashing import content_hash, file_sha256, file_xxh3
 from soupkit.checkpoint.header import Slot
 from soupkit.checkpoint.output import OutputDirectory, check_output
+from soupkit.checkpoint.ranges import NUM_READERS
 from soupkit.checkpoint.reference import open_references
 from soupkit.checkpoint.tensors import Plan, TensorFiles, parse_bytes, plan_files
 from soupkit.events import Advanced, Finished, Report, Started, Table, Told, Warned, Wrote
+from soupkit.jobs.download import download
 from soupkit.manifest import Manifest
 from soupkit.merge.mixture import Mixture
 from soupkit.merge.stream import CHUNK, Streamed, StreamOptions, stream
@@ -49,7 +51,8 @@ class Record:
 
 def open_ingredients(recipe: Any, report: Report, *, refs: Sequence[str] | None = None) -> Ingredients:
     """Open what a merge recipe refers to and check everything that headers can tell, the output included."""
-    return prepare(open_references(recipe.refs if refs is None else refs), recipe, report)
+    refs = recipe.refs if refs is None else refs
+    return prepare(open_references(refs, stream=getattr(recipe, "stream", False)), recipe, report)
 
 
 def prepare(checkpoints: Sequence[Checkpoint], recipe: Any, report: Report) -> Ingredients:
@@ -87,12 +90,17 @@ def _metadata(first: Checkpoint, agreement: Agreement) -> dict[str, str]:
 
 def stream_options(recipe: Any, world: World) -> StreamOptions:
     """The engine's options out of a recipe with WeightOptions."""
-    return StreamOptions(recipe.integers, recipe.non_finite, recipe.accumulate, world.num_threads)
+    return StreamOptions(recipe.integers, recipe.non_finite, recipe.accumulate, _threads(recipe, world))
+
+
+def _threads(recipe: Any, world: World) -> int:
+    """Over a network more readers only evict each other's buffers."""
+    return min(world.num_threads, NUM_READERS) if getattr(recipe, "stream", False) else world.num_threads
 
 
 def write_soup(
     ingredients: Ingredients,
-    mixture: Mixture,
+    mixture: Mixture | Engine,
     recipe: Any,
     world: World,
     report: Report,
@@ -105,11 +113,13 @@ def write_soup(
 ) -> dict[str, Any]:
     """Write the soup as a checkpoint directory with its manifest and model card; returns the manifest.
 
+    mixture: the coefficients, or what else makes the tensors (then the command and its recipe are the whole record).
     replaced: tensors outside the span of the ingredients (refreshed batch-norm statistics), written as they are.
     measure: scores the written checkpoint before it is published; its metrics go into the manifest.
     Raises OutputError, CheckpointError, CompatibilityError; then nothing is left behind.
     """
     out = out or recipe.out
+    download(ingredients.checkpoints, report)
     files = [path for checkpoint in ingredients.checkpoints for path in checkpoint.files]
     with OutputDirectory(
         out, overwrite=recipe.overwrite, num_bytes=ingredients.plan.num_bytes, inputs=files
@@ -124,7 +134,7 @@ def write_soup(
             inputs=describe_inputs(ingredients.checkpoints, out, streamed.inputs, sha256=recipe.sha256),
             outputs=describe_outputs(directory, streamed.output, sha256=recipe.sha256),
             metrics=dict(metrics),
-            mixture=mixture.to_json(),
+            mixture=mixture.to_json() if isinstance(mixture, Mixture) else None,
             trace=[dict(step) for step in record.trace],
             notes=dict(record.notes),
         )
@@ -137,7 +147,7 @@ def write_soup(
 def _stream_into(
     directory: Path,
     ingredients: Ingredients,
-    mixture: Mixture,
+    mixture: Mixture | Engine,
     recipe: Any,
     world: World,
     report: Report,
@@ -160,7 +170,7 @@ def _stream_into(
     report(Finished("merging"))
     known = dict(zip(rows, streamed.inputs, strict=True))
     streamed.inputs = [
-        known[row] if row in known else content_hash(checkpoint, threads=world.num_threads)
+        known[row] if row in known else content_hash(checkpoint, threads=_threads(recipe, world))
         for row, checkpoint in enumerate(ingredients.checkpoints)
     ]
     if replaced:
@@ -189,13 +199,22 @@ def describe_inputs(
     for checkpoint, content in zip(checkpoints, contents, strict=True):
         entry: dict[str, Any] = {
             "reference": checkpoint.reference,
-            "path": os.path.relpath(checkpoint.path.resolve(), out.resolve()),
+            **_place(checkpoint, out),
             "content": content,
         }
-        if sha256:
+        if sha256 and "sha256" not in entry:
             entry["sha256"] = {file.name: file_sha256(file) for file in checkpoint.files}
         described.append(entry)
     return described
+
+
+def _place(checkpoint: Checkpoint, out: Path) -> dict[str, Any]:
+    """Where an ingredient is: a commit on the Hub, which never changes, or a path."""
+    if checkpoint.remote is not None:
+        hashes = {file.name: checkpoint.remote.sha256(file) for file in checkpoint.files}
+        known = {name: sha256 for name, sha256 in hashes.items() if sha256}
+        return {"commit": checkpoint.remote.commit} | ({"sha256": known} if known else {})
+    return {"path": os.path.relpath(checkpoint.path.resolve(), out.resolve())}
 
 
 def describe_outputs(directory: Path, content: str, *, sha256: bool = False) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.checkpoint.convert import pickled_files
 from soupkit.checkpoint.hashing import FILES_HASH, content_hash, file_sha256, file_xxh3, files_hash
+from soupkit.checkpoint.reference import open_checkpoint
 from soupkit.commands import COMMANDS
 from soupkit.errors import CheckpointError, ReferenceError
 from soupkit.events import Report, Table, Told
@@ -78,6 +79,8 @@ def content_of_input(directory: Path, entry: dict[str, Any], world: World) -> st
 
 def _open_input(directory: Path, entry: dict[str, Any]) -> Checkpoint:
     """An ingredient, by its reference or by its place relative to the output. Raises ReferenceError."""
+    if "commit" in entry:
+        return open_checkpoint(entry["reference"])
     return Checkpoint(_input_path(directory, entry).resolve(), reference=entry["reference"])
 
 

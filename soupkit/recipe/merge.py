@@ -10,17 +10,18 @@ from soupkit.recipe.fields import argument, option
 from soupkit.recipe.shared import (
     BatchNormOptions,
     DataOptions,
+    HubOptions,
     ModelOptions,
     OutputOptions,
     ScoreOptions,
     WeightOptions,
 )
 
-REFS = "checkpoints: directories, .safetensors files, globs, sweep directories"
+REFS = "checkpoints: directories, .safetensors files, globs, sweep directories, org/name[@revision][:subfolder] (Hub)"
 
 
 @dataclass(frozen=True, kw_only=True)
-class MergeUniform(OutputOptions, WeightOptions, BatchNormOptions, DataOptions, ModelOptions):
+class MergeUniform(OutputOptions, WeightOptions, HubOptions, BatchNormOptions, DataOptions, ModelOptions):
     """Average the weights of checkpoints: the uniform soup.
 
     Example: soupkit merge uniform runs/sweep --out soups/uniform
@@ -37,7 +38,7 @@ class MergeUniform(OutputOptions, WeightOptions, BatchNormOptions, DataOptions, 
 
 
 @dataclass(frozen=True, kw_only=True)
-class MergeWeighted(OutputOptions, WeightOptions):
+class MergeWeighted(OutputOptions, WeightOptions, HubOptions):
     """Combine checkpoints with given coefficients.
 
     Example: soupkit merge weighted a b c --coefficients 0.5,0.3,0.2 --out soups/weighted
@@ -53,7 +54,9 @@ class MergeWeighted(OutputOptions, WeightOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MergeInterpolate(OutputOptions, WeightOptions, BatchNormOptions, DataOptions, ModelOptions, ScoreOptions):
+class MergeInterpolate(
+    OutputOptions, WeightOptions, HubOptions, BatchNormOptions, DataOptions, ModelOptions, ScoreOptions
+):
     """Interpolate from one checkpoint to another: (1 − at)·A + at·B (WiSE-FT).
 
     Several points need either data, and then the best on held-out is written, or --write all.
@@ -68,6 +71,8 @@ class MergeInterpolate(OutputOptions, WeightOptions, BatchNormOptions, DataOptio
     )
 
     def __post_init__(self) -> None:
+        if self.stream and (self.data or self.score_command):
+            raise RecipeError("stream reads ingredients once, scoring reads them often", hint="leave --stream out")
         if not self.at:
             raise RecipeError("at is empty", hint="give points such as --at 0,0.5,1")
         if len(set(self.at)) < len(self.at):

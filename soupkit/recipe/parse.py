@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
+import keyword
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -21,6 +23,7 @@ def parse_recipe(kind: type[R], values: Mapping[str, Any], *, where: str = "") -
     Raises RecipeError for unknown and missing keys, values of the wrong type, and for what the recipe itself refuses.
     """
     place = f"{where}: " if where else ""
+    values = {f"{name}_" if keyword.iskeyword(name) else name: value for name, value in values.items()}
     fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     _check_known(values, fields, place=place)
     for name, field in fields.items():
@@ -126,6 +129,8 @@ def _items(value: Any, inner: Any) -> Iterable[Any]:
     """The items of a list, of a lone number, or of a string with commas between numbers."""
     if isinstance(value, list | tuple):
         return value
+    if isinstance(value, Mapping) and inner is str:  # `set: {PATTERN: {option: VALUE}}`, as its repeated option takes it
+        return [json.dumps({key: item}) for key, item in value.items()]
     if inner in (int, float):
         if isinstance(value, str):
             return [item.strip() for item in value.split(",")] if value.strip() else []

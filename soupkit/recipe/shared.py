@@ -38,6 +38,15 @@ class WeightOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class HubOptions:
+    """How checkpoints of the Hugging Face Hub are read."""
+
+    stream: bool = option(
+        False, help="read checkpoints of the Hub by ranges while merging: none is stored, for a small disk"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataOptions:
     """Which examples: train fits, held-out selects, test reports."""
 

@@ -14,7 +14,7 @@ MAX_ROWS = 100
 def model_card(manifest: Manifest, out: Path, first: Checkpoint) -> str:
     """Markdown with Hub metadata: what the soup is, of what, how good, and the command that makes it again."""
     parts = [
-        f"---\nlibrary_name: {_library(first)}\ntags:\n- model-soup\n- merge\n- soupkit\n---",
+        _metadata(manifest, first),
         f"# {out.name}",
         f"Made with `soupkit {manifest.command}` (soupkit {manifest.soupkit}) from {len(manifest.inputs)} checkpoints.",
         _ingredients(manifest),
@@ -23,6 +23,14 @@ def model_card(manifest: Manifest, out: Path, first: Checkpoint) -> str:
         "`soupkit reproduce` makes them again.",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _metadata(manifest: Manifest, first: Checkpoint) -> str:
+    """The YAML head that the Hub reads; ingredients from the Hub become its links to base models."""
+    repositories = {entry["reference"].partition("@")[0]: None for entry in manifest.inputs if "commit" in entry}
+    names = "".join(f"\n- {name}" for name in repositories)
+    bases = f"\nbase_model:{names}\nbase_model_relation: merge" if names else ""
+    return f"---\nlibrary_name: {_library(first)}\ntags:\n- model-soup\n- merge\n- soupkit{bases}\n---"
 
 
 def _library(first: Checkpoint) -> str:
@@ -41,7 +49,8 @@ def _ingredients(manifest: Manifest) -> str:
     for entry, row in rows[:MAX_ROWS]:
         low, high = min(row), max(row)
         coefficient = f"{low:.4g}" if low == high else f"{low:.3g} … {high:.3g} over blocks"
-        lines.append(f"| {Path(entry['reference']).name} | {coefficient} | `{entry['content']}` |")
+        name = entry["reference"] if "commit" in entry else Path(entry["reference"]).name
+        lines.append(f"| {name} | {coefficient} | `{entry['content']}` |")
     if len(rows) > MAX_ROWS:
         lines.append(f"\n{len(rows) - MAX_ROWS} more in soupkit.json.")
     return "\n".join(lines)

@@ -11,7 +11,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import open_clip
 import timm
 import timm.data
 import torch
@@ -55,6 +54,8 @@ def build(spec: ModelSpec, *, num_classes: int | None = None) -> torch.nn.Module
 
 def build_tokenizer(spec: ModelSpec) -> Any:
     """open_clip's tokenizer of `spec`: texts → int64[N, context]. Raises TaskError."""
+    import open_clip  # a second of imports that timm models need not wait for
+
     length = spec.kwargs.get("context_length")
     try:
         if not spec.config:
@@ -115,6 +116,8 @@ def _build_timm(spec: ModelSpec, num_classes: int | None) -> torch.nn.Module:
 
 
 def _build_open_clip(spec: ModelSpec) -> torch.nn.Module:
+    import open_clip
+
     with _as_directory(OPEN_CLIP_CONFIG, _open_clip_config(spec)) as directory, _quiet():
         return _module(
             open_clip.create_model(
@@ -140,6 +143,8 @@ def _open_clip_config(spec: ModelSpec) -> dict[str, Any]:
     """open_clip_config.json of `spec`, with its options applied."""
     config = deepcopy(dict(spec.config))
     if not config:
+        import open_clip
+
         architecture = open_clip.get_model_config(spec.name)
         if architecture is None:
             raise TaskError(f"open_clip has no model {spec.name!r}", hint=_nearest(spec))
@@ -236,6 +241,8 @@ def _quiet() -> Iterator[None]:
 
 def _nearest(spec: ModelSpec) -> str | None:
     import difflib
+
+    import open_clip
 
     known = timm.list_models() if spec.library == "timm" else open_clip.list_models()
     near = [] if spec.name in known else difflib.get_close_matches(spec.name, known, n=3)

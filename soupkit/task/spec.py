@@ -59,7 +59,7 @@ def describe(checkpoint: Checkpoint | None, model: str | None) -> ModelSpec:
         return parse_model(model)
     if checkpoint is None:
         raise TaskError("no model is named", hint=f"give --model {_FORM}")
-    config, directory = checkpoint.config, checkpoint.directory
+    config, directory = checkpoint.config, checkpoint.fetch(weights=False)
     if "model_cfg" in config:
         return ModelSpec("open_clip", directory.name, {}, config, directory)
     if "architecture" in config:
