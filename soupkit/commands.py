@@ -52,21 +52,23 @@ COMMANDS: dict[str, Command] = {
     "merge nuslerp": Command("soupkit.recipe.methods:MergeNuslerp", "soupkit.jobs.methods:merge_method"),
     "merge multislerp": Command("soupkit.recipe.methods:MergeMultislerp", "soupkit.jobs.methods:merge_method"),
     "merge karcher": Command("soupkit.recipe.methods:MergeKarcher", "soupkit.jobs.methods:merge_method"),
-    "merge task-arithmetic": Command("soupkit.recipe.methods:MergeTaskArithmetic", "soupkit.jobs.methods:merge_method"),
-    "merge ties": Command("soupkit.recipe.methods:MergeTies", "soupkit.jobs.methods:merge_method"),
-    "merge dare-linear": Command("soupkit.recipe.methods:MergeDareLinear", "soupkit.jobs.methods:merge_method"),
-    "merge dare-ties": Command("soupkit.recipe.methods:MergeDareTies", "soupkit.jobs.methods:merge_method"),
-    "merge della-linear": Command("soupkit.recipe.methods:MergeDellaLinear", "soupkit.jobs.methods:merge_method"),
-    "merge della-ties": Command("soupkit.recipe.methods:MergeDellaTies", "soupkit.jobs.methods:merge_method"),
-    "merge breadcrumbs": Command("soupkit.recipe.methods:MergeBreadcrumbs", "soupkit.jobs.methods:merge_method"),
-    "merge breadcrumbs-ties": Command(
-        "soupkit.recipe.methods:MergeBreadcrumbsTies", "soupkit.jobs.methods:merge_method"
+    "merge task-arithmetic": Command(
+        "soupkit.recipe.task_vectors:MergeTaskArithmetic", "soupkit.jobs.methods:merge_method"
     ),
-    "merge model-stock": Command("soupkit.recipe.methods:MergeModelStock", "soupkit.jobs.methods:merge_method"),
-    "merge sce": Command("soupkit.recipe.methods:MergeSce", "soupkit.jobs.methods:merge_method"),
-    "merge consensus": Command("soupkit.recipe.methods:MergeConsensus", "soupkit.jobs.methods:merge_method"),
-    "merge tall-mask": Command("soupkit.recipe.methods:MergeTallMask", "soupkit.jobs.methods:merge_method"),
-    "merge nearswap": Command("soupkit.recipe.methods:MergeNearswap", "soupkit.jobs.methods:merge_method"),
+    "merge ties": Command("soupkit.recipe.task_vectors:MergeTies", "soupkit.jobs.methods:merge_method"),
+    "merge dare-linear": Command("soupkit.recipe.task_vectors:MergeDareLinear", "soupkit.jobs.methods:merge_method"),
+    "merge dare-ties": Command("soupkit.recipe.task_vectors:MergeDareTies", "soupkit.jobs.methods:merge_method"),
+    "merge della-linear": Command("soupkit.recipe.task_vectors:MergeDellaLinear", "soupkit.jobs.methods:merge_method"),
+    "merge della-ties": Command("soupkit.recipe.task_vectors:MergeDellaTies", "soupkit.jobs.methods:merge_method"),
+    "merge breadcrumbs": Command("soupkit.recipe.task_vectors:MergeBreadcrumbs", "soupkit.jobs.methods:merge_method"),
+    "merge breadcrumbs-ties": Command(
+        "soupkit.recipe.task_vectors:MergeBreadcrumbsTies", "soupkit.jobs.methods:merge_method"
+    ),
+    "merge model-stock": Command("soupkit.recipe.task_vectors:MergeModelStock", "soupkit.jobs.methods:merge_method"),
+    "merge sce": Command("soupkit.recipe.task_vectors:MergeSce", "soupkit.jobs.methods:merge_method"),
+    "merge consensus": Command("soupkit.recipe.task_vectors:MergeConsensus", "soupkit.jobs.methods:merge_method"),
+    "merge tall-mask": Command("soupkit.recipe.task_vectors:MergeTallMask", "soupkit.jobs.methods:merge_method"),
+    "merge nearswap": Command("soupkit.recipe.task_vectors:MergeNearswap", "soupkit.jobs.methods:merge_method"),
     "merge fusion": Command("soupkit.recipe.methods:MergeFusion", "soupkit.jobs.methods:merge_method"),
     "merge fisher": Command("soupkit.recipe.methods:MergeFisher", "soupkit.jobs.methods:merge_method"),
     "merge regmean": Command("soupkit.recipe.methods:MergeRegmean", "soupkit.jobs.methods:merge_method"),

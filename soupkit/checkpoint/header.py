@@ -20,6 +20,8 @@ from soupkit.errors import CheckpointError
 
 MAX_HEADER_BYTES = 100_000_000
 """The limit of the safetensors library itself."""
+_ENTRY_KEYS = {"dtype", "shape", "data_offsets"}
+_LIMIT = 2**63
 
 
 class TensorSpec(NamedTuple):
@@ -107,24 +109,31 @@ def _metadata(value: Any, path: Path) -> dict[str, str]:
 
 def _span(name: str, entry: Any, path: Path) -> tuple[int, int]:
     """The (start, stop) of a tensor after its own entry has been checked."""
-    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+    if type(entry) is not dict or entry.keys() != _ENTRY_KEYS:
         _damaged(path, f"tensor {name!r}: expected exactly dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in NUMPY_DTYPES:
+    if type(dtype) is not str or dtype not in NUMPY_DTYPES:
         _damaged(path, f"tensor {name!r}: dtype {dtype!r} is not one of {', '.join(NUMPY_DTYPES)}")
-    if not isinstance(shape, list) or not all(_is_count(size) for size in shape):
+    if not _are_counts(shape):
         _damaged(path, f"tensor {name!r}: shape {shape!r} is not a list of sizes")
-    if not isinstance(offsets, list) or len(offsets) != 2 or not all(_is_count(offset) for offset in offsets):
+    if not _are_counts(offsets) or len(offsets) != 2:
         _damaged(path, f"tensor {name!r}: data_offsets {offsets!r} are not two positions")
-    start, stop = offsets
+    start: int = offsets[0]
+    stop: int = offsets[1]
     expected = math.prod(shape) * NUMPY_DTYPES[dtype].itemsize
     if stop - start != expected:
         _damaged(path, f"tensor {name!r}: {dtype} {shape} takes {expected} bytes, its offsets span {stop - start}")
     return start, stop
 
 
-def _is_count(value: Any) -> bool:
-    return type(value) is int and 0 <= value < 2**63
+def _are_counts(values: Any) -> bool:
+    """Whether this is a list of integers from 0 to 2⁶³ − 1; a loop, since headers may hold 100,000 of them."""
+    if type(values) is not list:
+        return False
+    for value in values:  # noqa: SIM110
+        if type(value) is not int or not 0 <= value < _LIMIT:
+            return False
+    return True
 
 
 def _check_coverage(spans: list[tuple[tuple[int, int], str, Any]], path: Path, data_size: int) -> None:

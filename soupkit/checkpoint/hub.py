@@ -8,6 +8,7 @@ the configuration and the headers; weights come when they are read.
 from __future__ import annotations
 
 import itertools
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -161,19 +162,24 @@ def look_up(reference: HubReference) -> Repository:
 
     if constants.HF_HUB_OFFLINE:
         return _look_up_offline(reference)
-    info = retried(
-        lambda: HfApi().model_info(
-            reference.name,
-            revision=reference.revision,
-            files_metadata=True,
-            timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
+    timeout, revision = constants.HF_HUB_DOWNLOAD_TIMEOUT, reference.revision
+    api = HfApi()
+    try:
+        info = retried(
+            lambda: api.model_info(reference.name, revision=revision, files_metadata=True, timeout=timeout)
         )
-    )
-    if not isinstance(info.sha, str) or not _COMMIT.fullmatch(info.sha) or info.siblings is None:
-        raise ReferenceError(f"{reference}: {endpoint()} does not answer as a Hub does", hint="check HF_ENDPOINT")
-    repository = Repository(reference.name, info.sha, _files(info.siblings))
+        commit, files = info.sha or "", _files(info.siblings or [])
+    except (TypeError, KeyError, AttributeError, json.JSONDecodeError) as error:
+        raise _no_hub(reference) from error
+    if not _COMMIT.fullmatch(commit) or info.siblings is None:
+        raise _no_hub(reference)
+    repository = Repository(reference.name, commit, files)
     repository.remember(reference.revision)
     return repository
+
+
+def _no_hub(reference: HubReference) -> ReferenceError:
+    return ReferenceError(f"{reference}: {endpoint()} does not answer as a Hub does", hint="check HF_ENDPOINT")
 
 
 def _files(siblings: Sequence[Any]) -> Mapping[str, HubFile]:

@@ -11,7 +11,7 @@ from soupkit.checkpoint.header import Header, header_length, parse_header, read_
 from soupkit.checkpoint.hub_errors import explained
 from soupkit.checkpoint.layout import CONFIG_NAMES, INDEX_SUFFIX, is_companion, layout_of
 from soupkit.checkpoint.ranges import Windows
-from soupkit.checkpoint.repository import Advance, Repository
+from soupkit.checkpoint.repository import Advance, NoRanges, Repository
 from soupkit.manifest import MANIFEST_NAME
 
 FIRST_READ = 1 << 17
@@ -107,7 +107,12 @@ class HubFiles:
         size = self.repository.files[path].size
         if file.is_file() or size is None:
             return read_header(self.repository.download(path))
-        start = self.repository.read_range(path, 0, min(FIRST_READ, size)) if size else b""
+        try:
+            start = self.repository.read_range(path, 0, min(FIRST_READ, size)) if size else b""
+        except NoRanges:
+            if self._stream:
+                raise
+            return read_header(self.repository.download(path))
         length = header_length(start[:8], file, size)
         if 8 + length > len(start):
             start += self.repository.read_range(path, len(start), 8 + length)

@@ -19,6 +19,10 @@ NUM_DOWNLOAD_TRIES = 3
 Advance = Callable[[int], None]
 
 
+class NoRanges(CheckpointError):
+    """A server that sends files only whole."""
+
+
 @dataclass(frozen=True)
 class HubFile:
     """What the Hub says of a file: bytes, SHA-256 for LFS files, git's own hash for others."""
@@ -131,7 +135,7 @@ class Repository:
         if response.status_code == 200 and start == 0 and response.headers.get("Content-Length") == str(stop):
             return
         if response.status_code != 206:
-            raise CheckpointError(
+            raise NoRanges(
                 f"{self.name}:{path}: the server does not send parts of files (it answers {response.status_code})",
                 hint="leave --stream out, so that files are downloaded whole",
             )

@@ -6,6 +6,7 @@ met; 130 interrupted. Anything else that escapes is a bug and keeps its tracebac
 
 from __future__ import annotations
 
+import gc
 import inspect
 import io
 import os
@@ -34,6 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run one command line and exit."""
     # Two busy processes whose OpenMP threads spin while they wait slow each other down tenfold; sleeping costs little.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    gc.set_threshold(100_000, 50, 100)  # headers of 20,000 tensors are many objects and no garbage
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a file name that is no UTF-8 must not end a job

@@ -22,10 +22,13 @@ from soupkit.events import Advanced, Finished, Report, Started, Table, Told, War
 from soupkit.jobs.download import download
 from soupkit.manifest import Manifest
 from soupkit.merge.mixture import Mixture
-from soupkit.merge.stream import CHUNK, Streamed, StreamOptions, stream
+from soupkit.merge.stream import CHUNK, MOST_THREADS, Sink, Streamed, StreamOptions, stream
 from soupkit.recipe.parse import recipe_to_json
 from soupkit.report.card import model_card
 from soupkit.world import World
+
+Engine = Callable[[Sink, StreamOptions, Callable[[int], None]], Streamed]
+"""Writes every planned tensor to a sink, and tells its progress in bytes."""
 
 
 @dataclass(frozen=True)
@@ -153,29 +156,42 @@ def _stream_into(
     report: Report,
     replaced: Mapping[str, Array],
 ) -> Streamed:
-    """Write the weights; only ingredients with a coefficient are read, the others' hashes are computed apart."""
-    plan, rows = ingredients.plan, mixture.used()
+    """Write the weights."""
+    plan = ingredients.plan
+    engine = _mixing(ingredients, mixture) if isinstance(mixture, Mixture) else mixture
     report(Started("merging", plan.num_bytes, "bytes"))
     with TensorFiles(directory, plan) as files:
-        streamed = stream(
-            [ingredients.checkpoints[row] for row in rows],
-            mixture.select(rows),
-            files,
-            slots=plan.slots,
-            options=stream_options(recipe, world),
-            advance=lambda num_bytes: report(Advanced("merging", num_bytes)),
-        )
+        advance = lambda num_bytes: report(Advanced("merging", num_bytes))  # noqa: E731
+        streamed = engine(files, stream_options(recipe, world), advance)
         for name, values in replaced.items():
             files.write(name, 0, values.reshape(-1))
     report(Finished("merging"))
-    known = dict(zip(rows, streamed.inputs, strict=True))
-    streamed.inputs = [
-        known[row] if row in known else content_hash(checkpoint, threads=_threads(recipe, world))
-        for row, checkpoint in enumerate(ingredients.checkpoints)
-    ]
     if replaced:
         streamed.output = content_hash(Checkpoint(directory), threads=world.num_threads)
     return streamed
+
+
+def _mixing(ingredients: Ingredients, mixture: Mixture) -> Engine:
+    """Only ingredients with a coefficient are read; the others' hashes are computed apart."""
+    rows = mixture.used()
+
+    def engine(sink: Sink, options: StreamOptions, advance: Callable[[int], None]) -> Streamed:
+        streamed = stream(
+            [ingredients.checkpoints[row] for row in rows],
+            mixture.select(rows),
+            sink,
+            slots=ingredients.plan.slots,
+            options=options,
+            advance=advance,
+        )
+        known = dict(zip(rows, streamed.inputs, strict=True))
+        streamed.inputs = [
+            known[row] if row in known else content_hash(checkpoint, threads=options.threads)
+            for row, checkpoint in enumerate(ingredients.checkpoints)
+        ]
+        return streamed
+
+    return engine
 
 
 def _warn(streamed: Streamed, ingredients: Ingredients, report: Report) -> None:
@@ -247,7 +263,7 @@ def show_plan(ingredients: Ingredients, recipe: Any, world: World, report: Repor
         "bytes_to_write": plan.num_bytes,
         "files": [file.name for file in plan.files],
         "free_disk": shutil.disk_usage(parent).free,
-        "buffer_bytes": world.num_threads * CHUNK * 32,
+        "buffer_bytes": min(world.num_threads, MOST_THREADS) * CHUNK * 46,
     }
     rows = tuple(
         (key.replace("_", " "), ", ".join(value) if isinstance(value, list) else f"{value:,}")

@@ -13,10 +13,12 @@ from soupkit.checkpoint.reference import open_checkpoint
 from soupkit.commands import COMMANDS
 from soupkit.errors import CheckpointError, ReferenceError
 from soupkit.events import Report, Table, Told
+from soupkit.jobs.methods import merge_method, with_inputs
 from soupkit.jobs.soup import Record, prepare, show_plan, write_soup
 from soupkit.manifest import MANIFEST_NAME, Manifest
 from soupkit.merge.mixture import Mixture
 from soupkit.recipe.inspect import Reproduce, Verify
+from soupkit.recipe.methods import MethodRecipe
 from soupkit.recipe.parse import parse_recipe
 from soupkit.world import World
 
@@ -85,7 +87,9 @@ def _open_input(directory: Path, entry: dict[str, Any]) -> Checkpoint:
 
 
 def _input_path(directory: Path, entry: dict[str, Any]) -> Path:
-    candidates = [Path(entry["reference"]).expanduser()] + ([directory / entry["path"]] if entry.get("path") else [])
+    candidates = [Path(entry["reference"]).expanduser()]
+    if entry.get("path"):
+        candidates.append(directory / str(entry["path"]))
     for path in candidates:
         if path.exists():
             return path
@@ -101,6 +105,8 @@ def reproduce(recipe: Reproduce, world: World, report: Report) -> dict[str, Any]
     Raises CheckpointError when an ingredient has changed or the result differs.
     """
     manifest = Manifest.read(recipe.directory)
+    if manifest.command in COMMANDS and issubclass(COMMANDS[manifest.command].recipe_type(), MethodRecipe):
+        return _merge_again(recipe, manifest, _recorded_recipe(manifest, recipe), world, report)
     if manifest.mixture is None:
         raise CheckpointError(
             f"{recipe.directory}: was made by `soupkit {manifest.command}`, which records no coefficients",
@@ -133,6 +139,25 @@ def reproduce(recipe: Reproduce, world: World, report: Report) -> dict[str, Any]
     )
     report(Told("the same bits"))
     return again
+
+
+def _merge_again(
+    recipe: Reproduce, manifest: Manifest, made_with: MethodRecipe, world: World, report: Report
+) -> dict[str, Any]:
+    """A method's output has no coefficients: the recorded recipe runs again, on the recorded inputs."""
+    again = merge_method(
+        with_inputs(made_with, [_place_of(recipe.directory, entry) for entry in manifest.inputs]),
+        world,
+        report,
+        record=Record(manifest.trace, {**manifest.notes, "reproduces": manifest.outputs.get("content")}),
+        measure=lambda written: _same_bits(written, manifest, world),
+    )
+    report(Told("the same bits"))
+    return again
+
+
+def _place_of(directory: Path, entry: dict[str, Any]) -> str:
+    return str(entry["reference"] if "commit" in entry else _input_path(directory, entry))
 
 
 def _same_bits(written: Checkpoint, manifest: Manifest, world: World) -> dict[str, Any]:

@@ -114,7 +114,7 @@ def _of_directions(coefficients: Matrix, norms: Matrix) -> Matrix:
 
 def _length(coefficients: Matrix, cosines: Matrix) -> float:
     """‖Σ c_k u_k‖."""
-    return float(np.sqrt(max(0.0, coefficients @ cosines @ coefficients)))
+    return math.sqrt(max(0.0, float(coefficients @ cosines @ coefficients)))
 
 
 def _karcher_mean(shares_K: Matrix, cosines: Matrix, iterations: int, tolerance: float) -> Matrix:

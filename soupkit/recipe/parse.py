@@ -129,7 +129,8 @@ def _items(value: Any, inner: Any) -> Iterable[Any]:
     """The items of a list, of a lone number, or of a string with commas between numbers."""
     if isinstance(value, list | tuple):
         return value
-    if isinstance(value, Mapping) and inner is str:  # `set: {PATTERN: {option: VALUE}}`, as its repeated option takes it
+    if inner is str and isinstance(value, Mapping) and all(isinstance(item, Mapping) for item in value.values()):
+        # `set: {PATTERN: {option: VALUE}}`, which the command line takes as --set 'PATTERN: {option: VALUE}', repeated
         return [json.dumps({key: item}) for key, item in value.items()]
     if inner in (int, float):
         if isinstance(value, str):

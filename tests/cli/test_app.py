@@ -199,7 +199,7 @@ def test_every_help_has_summary_example_and_options(call: Call, name: str) -> No
     assert f"Example: soupkit {name}" in text
     for field in dataclasses.fields(kind):
         if not field.metadata["positional"]:
-            assert f"--{field.name.replace('_', '-')}" in text
+            assert f"--{field.name.rstrip('_').replace('_', '-')}" in text
     assert "--json" in text
     assert "--quiet" in text
 

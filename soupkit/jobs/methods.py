@@ -1,0 +1,189 @@
+"""The merges of the table of methods: one job for all of them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from soupkit.checkpoint.checkpoint import Checkpoint
+from soupkit.checkpoint.dtypes import FLOATING
+from soupkit.checkpoint.reference import open_checkpoint, open_references
+from soupkit.errors import RecipeError
+from soupkit.events import Report
+from soupkit.jobs.soup import Engine, Ingredients, Record, prepare, write_soup
+from soupkit.merge.methods import METHODS, MergeMethod, Parameter
+from soupkit.merge.per_tensor import Inputs, merge_tensors
+from soupkit.merge.stream import Sink, Streamed, StreamOptions
+from soupkit.recipe.methods import MethodRecipe
+from soupkit.recipe.settings import Layers, Setting, parse_settings, resolve
+from soupkit.world import World
+
+LAMBDA = "lambda"
+NOTHING_TO_ADD = Record()
+Numbers = dict[str, list[float]]
+
+
+@dataclass(frozen=True)
+class MethodMerge:
+    """A merge that is ready to run: everything is opened and checked.
+
+    ingredients lists the checkpoints, and the base last where there is one. numbers holds the parameters of every
+    floating tensor.
+    """
+
+    method: MergeMethod
+    ingredients: Ingredients
+    base: Checkpoint | None
+    statistics: Sequence[Checkpoint]
+    numbers: Mapping[str, Numbers]
+    seed: int
+
+    @property
+    def models(self) -> Sequence[Checkpoint]:
+        """The checkpoints without the base."""
+        checkpoints = self.ingredients.checkpoints
+        return checkpoints[:-1] if self.base is not None else checkpoints
+
+    def engine(self) -> Engine:
+        """What `write_soup` runs."""
+        inputs = Inputs(self.models, self.base, self.statistics)
+
+        def run(sink: Sink, options: StreamOptions, advance: Callable[[int], None]) -> Streamed:
+            return merge_tensors(
+                inputs,
+                self.method,
+                self._arguments,
+                sink,
+                slots=self.ingredients.plan.slots,
+                seed=self.seed,
+                options=options,
+                advance=advance,
+            )
+
+        return run
+
+    def _arguments(self, name: str) -> dict[str, Any]:
+        return {key: _argument(self.method, key, values) for key, values in self.numbers[name].items()}
+
+
+def merge_method(
+    recipe: MethodRecipe,
+    world: World,
+    report: Report,
+    *,
+    record: Record = NOTHING_TO_ADD,
+    measure: Callable[[Checkpoint], Mapping[str, Any]] | None = None,
+) -> dict[str, Any]:
+    """Merge checkpoints by the method that the recipe names; record and measure are for `write_soup`."""
+    models = open_references(recipe.refs)
+    base = getattr(recipe, "base", None)
+    merge = open_merge(recipe, models, open_checkpoint(base) if base else None, report)
+    if recipe.dry_run:
+        from soupkit.jobs.method_plan import show_method_plan
+
+        return show_method_plan(merge, recipe, world, report)
+    command = f"merge {recipe.METHOD}"
+    return write_soup(
+        merge.ingredients, merge.engine(), recipe, world, report, command=command, record=record, measure=measure
+    )
+
+
+def with_inputs(recipe: MethodRecipe, references: Sequence[str]) -> MethodRecipe:
+    """The recipe on other references: those of the checkpoints, and that of the base last where it has one."""
+    if getattr(recipe, "base", None) is None:
+        return dataclasses.replace(recipe, refs=tuple(references))
+    return dataclasses.replace(recipe, refs=tuple(references[:-1]), base=references[-1])  # type: ignore[call-arg]
+
+
+def open_merge(
+    recipe: MethodRecipe, models: Sequence[Checkpoint], base: Checkpoint | None, report: Report
+) -> MethodMerge:
+    """Check opened checkpoints and every parameter of every tensor. Raises RecipeError, CompatibilityError."""
+    method = METHODS[recipe.METHOD]
+    check_number(method, len(models))
+    statistics = [open_checkpoint(ref) for ref in getattr(recipe, "statistics", ())]
+    if statistics and len(statistics) != len(models):
+        raise RecipeError(
+            f"{len(statistics)} files of statistics for {len(models)} checkpoints", hint="give one for each"
+        )
+    references = [model.reference for model in models]
+    ingredients = prepare([*models, *([base] if base is not None else [])], recipe, report)
+    settings = parse_settings(recipe.set, known=parameters_of(method), references=references)
+    return MethodMerge(
+        as_read(method, base),
+        ingredients,
+        base,
+        statistics,
+        numbers_of(method, defaults_of(recipe, method, len(models)), settings, ingredients),
+        getattr(recipe, "seed", 0),
+    )
+
+
+def check_number(method: MergeMethod, num: int) -> None:
+    """Raise RecipeError when a method cannot take this many checkpoints."""
+    least, most = method.inputs
+    if num < least or (most is not None and num > most):
+        expected = f"{least}" if most == least else f"{least} to {most}" if most else f"at least {least}"
+        more = ", the base apart" if method.base != "none" else ""
+        raise RecipeError(f"{method.name} takes {expected} checkpoints{more}; the references name {num}")
+
+
+def as_read(method: MergeMethod, base: Checkpoint | None) -> MergeMethod:
+    """A method with an optional base reads weights when there is none."""
+    return dataclasses.replace(method, reads="weights") if base is None else method
+
+
+def parameters_of(method: MergeMethod) -> dict[str, Parameter]:
+    """The method's parameters, and lambda where it scales."""
+    return {**method.parameters, **({LAMBDA: Parameter()} if method.scales else {})}
+
+
+def defaults_of(recipe: Any, method: MergeMethod, num: int) -> Numbers:
+    """The recipe's value of every parameter: one number per checkpoint, or one. Raises RecipeError for other counts."""
+    defaults = {}
+    for name, parameter in parameters_of(method).items():
+        value = getattr(recipe, "lambda_" if name == LAMBDA else name)
+        numbers = [float(item) for item in value] if isinstance(value, tuple) else [float(value)]
+        if parameter.per_ingredient and len(numbers) not in (1, num):
+            raise RecipeError(
+                f"{name} has {len(numbers)} numbers for {num} checkpoints", hint="give one, or one for each"
+            )
+        defaults[name] = numbers * num if parameter.per_ingredient and len(numbers) == 1 else numbers
+    return defaults
+
+
+def numbers_of(
+    method: MergeMethod, defaults: Numbers, settings: Sequence[Setting], ingredients: Ingredients
+) -> dict[str, Numbers]:
+    """The parameters of every floating tensor, checked. Raises RecipeError naming the tensor."""
+    slots = ingredients.plan.slots
+    for setting in settings:
+        if not any(setting.pattern.search(name) for name in slots):
+            raise RecipeError(
+                f"set: {setting.pattern.pattern!r} matches no tensor", hint="soupkit inspect REF --tensors"
+            )
+    layers = Layers.of(slots)
+    known = parameters_of(method)
+    _check("", defaults, known)
+    numbers = {}
+    for name, slot in slots.items():
+        if slot.dtype in FLOATING:
+            numbers[name] = resolve(name, defaults, settings, layers) if settings else defaults
+            if settings:
+                _check(f"{name}: ", numbers[name], known)
+    return numbers
+
+
+def _check(where: str, numbers: Numbers, known: Mapping[str, Parameter]) -> None:
+    for parameter, values in numbers.items():
+        for value in values:
+            known[parameter].check(f"{where}{parameter}", value)
+
+
+def _argument(method: MergeMethod, name: str, values: Sequence[float]) -> Any:
+    parameter = parameters_of(method)[name]
+    return np.array(values, np.float64) if parameter.per_ingredient else parameter.kind(values[0])
