@@ -165,9 +165,7 @@ def look_up(reference: HubReference) -> Repository:
     timeout, revision = constants.HF_HUB_DOWNLOAD_TIMEOUT, reference.revision
     api = HfApi()
     try:
-        info = retried(
-            lambda: api.model_info(reference.name, revision=revision, files_metadata=True, timeout=timeout)
-        )
+        info = retried(lambda: api.model_info(reference.name, revision=revision, files_metadata=True, timeout=timeout))
         commit, files = info.sha or "", _files(info.siblings or [])
     except (TypeError, KeyError, AttributeError, json.JSONDecodeError) as error:
         raise _no_hub(reference) from error

@@ -136,8 +136,10 @@ def not_cached(reference: str) -> ReferenceError:
 def _explain_status(status: int, error: BaseException, reference: str) -> SoupkitError:
     what = _first_line(error)
     if status == 401:
-        hint = "log in again: hf auth login, or set HF_TOKEN"
-        return ReferenceError(f"{reference}: the Hub does not accept the token: {what}", hint=hint)
+        from huggingface_hub import get_token
+
+        problem = f"does not accept the token: {what}" if get_token() else "wants a token, and there is none"
+        return ReferenceError(f"{reference}: the Hub {problem}", hint="log in: hf auth login, or set HF_TOKEN")
     if status == 403:
         return ReferenceError(
             f"{reference}: access is forbidden: {what}",

@@ -11,10 +11,9 @@ from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.checkpoint.output import OutputDirectory
 from soupkit.errors import RecipeError
 from soupkit.events import Report, Scored, Table, Wrote, silent
-from soupkit.jobs.merge import keep_batch_norm
 from soupkit.jobs.soup import Ingredients, Record, describe_inputs, open_ingredients, show_plan, write_soup
 from soupkit.manifest import Manifest
-from soupkit.merge.mixture import Mixture, interpolate
+from soupkit.merge.mixture import Mixture, interpolate, keep_batch_norm
 from soupkit.recipe.merge import MergeInterpolate
 from soupkit.recipe.parse import recipe_to_json
 from soupkit.world import World

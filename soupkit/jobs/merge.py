@@ -12,12 +12,11 @@ from soupkit.errors import RecipeError
 from soupkit.events import Report, Told
 from soupkit.jobs.soup import open_ingredients, prepare, show_plan, write_soup
 from soupkit.manifest import Manifest
-from soupkit.merge.mixture import Mixture, uniform, weighted, with_batch_norm_of
+from soupkit.merge.mixture import keep_batch_norm, uniform, weighted
 from soupkit.recipe.merge import MergeUniform, MergeWeighted
 from soupkit.world import World
 
 LOWER_IS_BETTER = ("nll", "ece", "loss", "error", "err")
-BATCH_NORM_STATISTICS = ("running_mean", "running_var")
 
 
 def merge_uniform(recipe: MergeUniform, world: World, report: Report) -> dict[str, Any]:
@@ -49,12 +48,6 @@ def merge_weighted(recipe: MergeWeighted, world: World, report: Report) -> dict[
     if recipe.dry_run:
         return show_plan(ingredients, recipe, world, report)
     return write_soup(ingredients, mixture, recipe, world, report, command="merge weighted")
-
-
-def keep_batch_norm(mixture: Mixture, row: int, names: Sequence[str] | Any) -> Mixture:
-    """`--bn keep`: batch-norm statistics of one ingredient alone."""
-    statistics = [name for name in names if name.rpartition(".")[2] in BATCH_NORM_STATISTICS]
-    return with_batch_norm_of(mixture, row, statistics) if statistics else mixture
 
 
 def best_of(checkpoints: Sequence[Checkpoint], recipe: MergeUniform, report: Report) -> list[Checkpoint]:

@@ -19,9 +19,8 @@ from soupkit.checkpoint.header import Slot
 from soupkit.checkpoint.output import temporary_sibling
 from soupkit.events import Advanced, Finished, Report, Started, silent
 from soupkit.jobs.download import download
-from soupkit.jobs.merge import keep_batch_norm
 from soupkit.jobs.soup import Ingredients, stream_options, write_soup
-from soupkit.merge.mixture import Mixture, subset_mean
+from soupkit.merge.mixture import Mixture, keep_batch_norm, subset_mean
 from soupkit.merge.stream import stream
 from soupkit.soup.greedy import Bar, Direction
 from soupkit.task.batch_norm import refresh

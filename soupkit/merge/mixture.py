@@ -5,7 +5,7 @@ Shape suffixes: K ingredients, B blocks.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from soupkit.errors import RecipeError
+
+BATCH_NORM_STATISTICS = ("running_mean", "running_var")
 
 
 @dataclass(frozen=True)
@@ -106,11 +108,14 @@ def subset_mean(ingredients: Sequence[str], picks: Sequence[int]) -> Mixture:
     return Mixture(tuple(ingredients), coefficients, float(len(picks)))
 
 
-def with_batch_norm_of(mixture: Mixture, row: int, names: Sequence[str]) -> Mixture:
-    """The same mixture, except that the tensors `names` are those of ingredient `row` alone (`--bn keep`)."""
+def keep_batch_norm(mixture: Mixture, row: int, names: Iterable[str]) -> Mixture:
+    """The same mixture of the tensors `names`, but with the batch-norm statistics of ingredient `row` alone."""
     assert mixture.blocks is None
     assert mixture.coefficients.shape[1] == 1
+    statistics = [name for name in names if name.rpartition(".")[2] in BATCH_NORM_STATISTICS]
+    if not statistics:
+        return mixture
     only = np.zeros((len(mixture.ingredients), 1))
     only[row] = mixture.divisor
-    blocks = dict.fromkeys(names, 1)
-    return Mixture(mixture.ingredients, np.hstack([mixture.coefficients, only]), mixture.divisor, blocks)
+    coefficients = np.hstack([mixture.coefficients, only])
+    return Mixture(mixture.ingredients, coefficients, mixture.divisor, dict.fromkeys(statistics, 1))

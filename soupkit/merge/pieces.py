@@ -83,8 +83,8 @@ def rows_of_a_stratum(length: int) -> int:
 
 
 def kept(density: float, num_elements: int) -> int:
-    """How many entries a density keeps: k = max(1, round(density · n)), halves up; none of an empty tensor."""
-    return min(num_elements, max(1, math.floor(density * num_elements + 0.5)))
+    """How many entries a density keeps: k = max(1, round(density · n)); none of an empty tensor."""
+    return min(num_elements, max(1, round(density * num_elements)))
 
 
 class Draws:
