@@ -27,16 +27,17 @@ def window_bytes(num_ingredients: int) -> int:
 
 
 class Windows:
-    """The windows of one checkpoint's files that were read last, and those that will be read next.
+    """The windows of one checkpoint's files that are being read, and those that will be read next.
 
-    fetch(file, start, stop) gives bytes; it is called from threads of its own, and never twice for a window that is
-    kept. What it raises, the reader sees. Memory: NUM_KEPT windows.
+    fetch(file, start, stop) gives bytes; it is called from threads of its own, once for each window as long as not
+    more than NUM_READERS read at a time. What it raises, the reader sees. Memory: NUM_KEPT windows.
     """
 
     def __init__(self, fetch: FetchRange, *, window: int = LARGEST) -> None:
         self.window = window
         self._fetch = fetch
         self._kept: OrderedDict[tuple[Path, int], Future[bytes]] = OrderedDict()
+        self._left: dict[tuple[Path, int], int] = {}
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(NUM_READERS * NUM_AHEAD, thread_name_prefix="hub")
         weakref.finalize(self, self._pool.shutdown, wait=False, cancel_futures=True)
@@ -50,11 +51,23 @@ class Windows:
             piece = data[offset : offset + len(view) - done]
             view[done : done + len(piece)] = piece
             done += len(piece)
+            self._took(file, index, len(piece))
 
     def close(self) -> None:
         """Forget everything and fetch nothing more."""
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._kept.clear()
+
+    def _took(self, file: Path, index: int, num_bytes: int) -> None:
+        """A merge reads every byte once, so a window of which as many bytes were read as it has is not kept."""
+        with self._lock:
+            self._left[file, index] = self._left.get((file, index), 0) - num_bytes
+            if self._left[file, index] <= 0:
+                self._drop((file, index))
+
+    def _drop(self, key: tuple[Path, int]) -> None:
+        self._kept.pop(key, None)
+        self._left.pop(key, None)
 
     def _at(self, file: Path, index: int, size: int) -> Future[bytes]:
         with self._lock:
@@ -63,12 +76,14 @@ class Windows:
                 self._ask(file, ahead, size)
             self._kept.move_to_end((file, index))
             while len(self._kept) > NUM_KEPT:
-                self._kept.popitem(last=False)
+                self._drop(next(iter(self._kept)))
             return wanted
 
     def _ask(self, file: Path, index: int, size: int) -> Future[bytes]:
         key = (file, index)
         if key not in self._kept:
             start = index * self.window
-            self._kept[key] = self._pool.submit(self._fetch, file, start, min(start + self.window, size))
+            stop = min(start + self.window, size)
+            self._kept[key] = self._pool.submit(self._fetch, file, start, stop)
+            self._left[key] = stop - start
         return self._kept[key]

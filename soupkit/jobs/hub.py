@@ -177,6 +177,7 @@ def _upload(
 
     disable_progress_bars()
     api = HfApi()
+    _check_card(files[CARD], repository)
     if not recipe.pr:
         _prepare(api, repository, recipe)
     additions = [
@@ -196,6 +197,19 @@ def _upload(
     done = commit() if recipe.pr else retried(commit)  # a second try might open a second pull request
     report(Told(f"pushed to {done.pr_url or done.commit_url}"))
     return {"repository": repository, "commit": done.oid, "url": done.commit_url, "pull_request": done.pr_url}
+
+
+def _check_card(card: Path | bytes, repository: str) -> None:
+    """Let the Hub read the model card's metadata before anything is uploaded. Raises CheckpointError."""
+    from huggingface_hub import ModelCard
+
+    text = card.decode() if isinstance(card, bytes) else card.read_text(encoding="utf-8", errors="replace")
+    try:
+        retried(lambda: ModelCard(text).validate(repo_type="model"))
+    except ValueError as error:
+        raise CheckpointError(
+            f"{repository}: the Hub cannot read the head of {CARD}: {error}", hint=f"correct the YAML in {CARD}"
+        ) from error
 
 
 def _prepare(api: Any, repository: str, recipe: Push) -> None:

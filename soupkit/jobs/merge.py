@@ -10,10 +10,11 @@ from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.checkpoint.reference import open_references
 from soupkit.errors import RecipeError
 from soupkit.events import Report, Told
-from soupkit.jobs.soup import open_ingredients, prepare, show_plan, write_soup
+from soupkit.jobs.soup import Ingredients, open_ingredients, prepare, show_plan, write_soup
 from soupkit.manifest import Manifest
-from soupkit.merge.mixture import keep_batch_norm, uniform, weighted
+from soupkit.merge.mixture import by_tensor, keep_batch_norm, uniform, weighted
 from soupkit.recipe.merge import MergeUniform, MergeWeighted
+from soupkit.recipe.settings import Layers, check_matches, parse_settings, resolve
 from soupkit.world import World
 
 LOWER_IS_BETTER = ("nll", "ece", "loss", "error", "err")
@@ -42,12 +43,23 @@ def merge_weighted(recipe: MergeWeighted, world: World, report: Report) -> dict[
     """Combine the ingredients with the given coefficients."""
     ingredients = open_ingredients(recipe, report)
     mixture = weighted(ingredients.names, recipe.coefficients, normalize=recipe.normalize)
-    total = float(mixture.matrix.sum())
+    if recipe.set:
+        mixture = by_tensor(ingredients.names, _columns(recipe, ingredients), normalize=recipe.normalize)
+    total = max(mixture.matrix.sum(axis=0), key=lambda total: abs(total - 1))
     if abs(total - 1) > 1e-6:
         report(Told(f"the coefficients sum to {total:g}, not to 1: the weights are scaled (--normalize divides)"))
     if recipe.dry_run:
         return show_plan(ingredients, recipe, world, report)
     return write_soup(ingredients, mixture, recipe, world, report, command="merge weighted")
+
+
+def _columns(recipe: MergeWeighted, ingredients: Ingredients) -> dict[str, list[float]]:
+    """The coefficients of every tensor under --set."""
+    slots = ingredients.plan.slots
+    settings = parse_settings(recipe.set, known=["coefficient"], references=ingredients.names)
+    check_matches(settings, slots)
+    layers, defaults = Layers.of(slots), {"coefficient": list(recipe.coefficients)}
+    return {name: resolve(name, defaults, settings, layers)["coefficient"] for name in slots}
 
 
 def best_of(checkpoints: Sequence[Checkpoint], recipe: MergeUniform, report: Report) -> list[Checkpoint]:

@@ -10,16 +10,17 @@ from typing import Any
 import numpy as np
 
 from soupkit.checkpoint.checkpoint import Checkpoint
-from soupkit.checkpoint.dtypes import FLOATING
-from soupkit.checkpoint.reference import open_checkpoint, open_references
+from soupkit.checkpoint.dtypes import FLOATING, Array
+from soupkit.checkpoint.reference import open_checkpoint
 from soupkit.errors import RecipeError
 from soupkit.events import Report
-from soupkit.jobs.soup import Engine, Ingredients, Record, prepare, write_soup
+from soupkit.jobs.method_inputs import MethodInputs, open_inputs
+from soupkit.jobs.soup import Engine, Ingredients, Record, write_soup
 from soupkit.merge.methods import METHODS, MergeMethod, Parameter
 from soupkit.merge.per_tensor import Inputs, merge_tensors
 from soupkit.merge.stream import Sink, Streamed, StreamOptions
 from soupkit.recipe.methods import MethodRecipe
-from soupkit.recipe.settings import Layers, Setting, parse_settings, resolve
+from soupkit.recipe.settings import Layers, Setting, check_matches, parse_settings, resolve
 from soupkit.world import World
 
 LAMBDA = "lambda"
@@ -29,31 +30,25 @@ Numbers = dict[str, list[float]]
 
 @dataclass(frozen=True)
 class MethodMerge:
-    """A merge that is ready to run: everything is opened and checked.
-
-    ingredients lists the checkpoints, and the base last where there is one. numbers holds the parameters of every
-    floating tensor.
-    """
+    """A merge that is ready to run: everything is opened and checked. numbers: what every floating tensor takes."""
 
     method: MergeMethod
-    ingredients: Ingredients
-    base: Checkpoint | None
+    inputs: MethodInputs
     statistics: Sequence[Checkpoint]
     numbers: Mapping[str, Numbers]
     seed: int
 
     @property
-    def models(self) -> Sequence[Checkpoint]:
-        """The checkpoints without the base."""
-        checkpoints = self.ingredients.checkpoints
-        return checkpoints[:-1] if self.base is not None else checkpoints
+    def ingredients(self) -> Ingredients:
+        """What is recorded, and what is written."""
+        return self.inputs.ingredients
 
     def engine(self) -> Engine:
         """What `write_soup` runs."""
-        inputs = Inputs(self.models, self.base, self.statistics)
+        inputs = Inputs(self.inputs.models, self.inputs.base, self.statistics)
 
         def run(sink: Sink, options: StreamOptions, advance: Callable[[int], None]) -> Streamed:
-            return merge_tensors(
+            streamed = merge_tensors(
                 inputs,
                 self.method,
                 self._arguments,
@@ -63,6 +58,8 @@ class MethodMerge:
                 options=options,
                 advance=advance,
             )
+            streamed.inputs = self.inputs.contents(streamed.inputs, options.threads)
+            return streamed
 
         return run
 
@@ -79,9 +76,7 @@ def merge_method(
     measure: Callable[[Checkpoint], Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Merge checkpoints by the method that the recipe names; record and measure are for `write_soup`."""
-    models = open_references(recipe.refs)
-    base = getattr(recipe, "base", None)
-    merge = open_merge(recipe, models, open_checkpoint(base) if base else None, report)
+    merge = open_merge(recipe, report)
     if recipe.dry_run:
         from soupkit.jobs.method_plan import show_method_plan
 
@@ -99,28 +94,19 @@ def with_inputs(recipe: MethodRecipe, references: Sequence[str]) -> MethodRecipe
     return dataclasses.replace(recipe, refs=tuple(references[:-1]), base=references[-1])  # type: ignore[call-arg]
 
 
-def open_merge(
-    recipe: MethodRecipe, models: Sequence[Checkpoint], base: Checkpoint | None, report: Report
-) -> MethodMerge:
-    """Check opened checkpoints and every parameter of every tensor. Raises RecipeError, CompatibilityError."""
+def open_merge(recipe: MethodRecipe, report: Report) -> MethodMerge:
+    """Open and check the inputs, and every parameter of every tensor. Raises RecipeError, CompatibilityError, …"""
     method = METHODS[recipe.METHOD]
-    check_number(method, len(models))
+    inputs = open_inputs(recipe, report)
+    num = len(inputs.models)
+    check_number(method, num)
     statistics = [open_checkpoint(ref) for ref in getattr(recipe, "statistics", ())]
-    if statistics and len(statistics) != len(models):
-        raise RecipeError(
-            f"{len(statistics)} files of statistics for {len(models)} checkpoints", hint="give one for each"
-        )
-    references = [model.reference for model in models]
-    ingredients = prepare([*models, *([base] if base is not None else [])], recipe, report)
+    if statistics and len(statistics) != num:
+        raise RecipeError(f"{len(statistics)} files of statistics for {num} checkpoints", hint="give one for each")
+    references = inputs.ingredients.names[:num]
     settings = parse_settings(recipe.set, known=parameters_of(method), references=references)
-    return MethodMerge(
-        as_read(method, base),
-        ingredients,
-        base,
-        statistics,
-        numbers_of(method, defaults_of(recipe, method, len(models)), settings, ingredients),
-        getattr(recipe, "seed", 0),
-    )
+    numbers = numbers_of(method, defaults_of(recipe, method, num), settings, inputs.ingredients)
+    return MethodMerge(as_read(method, inputs.base), inputs, statistics, numbers, getattr(recipe, "seed", 0))
 
 
 def check_number(method: MergeMethod, num: int) -> None:
@@ -132,7 +118,7 @@ def check_number(method: MergeMethod, num: int) -> None:
         raise RecipeError(f"{method.name} takes {expected} checkpoints{more}; the references name {num}")
 
 
-def as_read(method: MergeMethod, base: Checkpoint | None) -> MergeMethod:
+def as_read(method: MergeMethod, base: Mapping[str, Array] | None) -> MergeMethod:
     """A method with an optional base reads weights when there is none."""
     return dataclasses.replace(method, reads="weights") if base is None else method
 
@@ -161,11 +147,7 @@ def numbers_of(
 ) -> dict[str, Numbers]:
     """The parameters of every floating tensor, checked. Raises RecipeError naming the tensor."""
     slots = ingredients.plan.slots
-    for setting in settings:
-        if not any(setting.pattern.search(name) for name in slots):
-            raise RecipeError(
-                f"set: {setting.pattern.pattern!r} matches no tensor", hint="soupkit inspect REF --tensors"
-            )
+    check_matches(settings, slots)
     layers = Layers.of(slots)
     known = parameters_of(method)
     _check("", defaults, known)

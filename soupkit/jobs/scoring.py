@@ -20,6 +20,7 @@ from soupkit.checkpoint.output import temporary_sibling
 from soupkit.events import Advanced, Finished, Report, Started, silent
 from soupkit.jobs.download import download
 from soupkit.jobs.soup import Ingredients, stream_options, write_soup
+from soupkit.merge.memory import Memory
 from soupkit.merge.mixture import Mixture, keep_batch_norm, subset_mean
 from soupkit.merge.stream import stream
 from soupkit.soup.greedy import Bar, Direction
@@ -28,19 +29,6 @@ from soupkit.task.external import CommandScorer
 from soupkit.task.score import Score, all_scores, direction_of, score_predictions, scores_to_json
 from soupkit.task.task import Task, open_task
 from soupkit.world import World, cache_folder
-
-
-class Memory:
-    """A sink of the merge engine that keeps the tensors."""
-
-    def __init__(self, slots: Mapping[str, Slot]) -> None:
-        self.tensors: dict[str, Array] = {
-            name: np.empty(slot.shape, NUMPY_DTYPES[slot.dtype]) for name, slot in slots.items()
-        }
-        self._flat = {name: tensor.reshape(-1) for name, tensor in self.tensors.items()}
-
-    def write(self, name: str, start: int, values: Array) -> None:
-        self._flat[name][start : start + values.size] = values
 
 
 class SoupTask:

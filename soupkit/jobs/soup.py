@@ -38,6 +38,8 @@ class Ingredients:
     checkpoints: Sequence[Checkpoint]
     agreement: Agreement
     plan: Plan
+    model: Checkpoint
+    """Whose configuration and tokenizer go with the output."""
 
     @property
     def names(self) -> list[str]:
@@ -60,18 +62,24 @@ def open_ingredients(recipe: Any, report: Report, *, refs: Sequence[str] | None 
 
 def prepare(checkpoints: Sequence[Checkpoint], recipe: Any, report: Report) -> Ingredients:
     """Check opened checkpoints against each other and plan the files of their soup."""
-    agreement = check_compatible(checkpoints)
+    return plan_soup(check_compatible(checkpoints), checkpoints, recipe, report, model=checkpoints[0])
+
+
+def plan_soup(
+    agreement: Agreement, checkpoints: Sequence[Checkpoint], recipe: Any, report: Report, *, model: Checkpoint
+) -> Ingredients:
+    """Plan the files of a soup of checkpoints that agree; the output takes `model`'s configuration and tokenizer."""
     if agreement.mixed and recipe.dtype == "auto":
         report(Told(f"{len(agreement.mixed)} tensors have mixed dtypes; the wider is written (--dtype chooses)"))
     plan = plan_files(
         _with_dtype(agreement.slots, recipe.dtype),
-        file_name=_file_name(checkpoints[0]),
+        file_name=_file_name(model),
         max_shard_bytes=parse_bytes(recipe.max_shard_size),
-        metadata=_metadata(checkpoints[0], agreement),
+        metadata=_metadata(model, agreement),
     )
     inputs = [path for checkpoint in checkpoints for path in checkpoint.files]
     check_output(recipe.out, overwrite=recipe.overwrite, num_bytes=plan.num_bytes, inputs=inputs)
-    return Ingredients(checkpoints, agreement, plan)
+    return Ingredients(checkpoints, agreement, plan, model)
 
 
 def _with_dtype(slots: Mapping[str, Slot], dtype: str) -> dict[str, Slot]:
@@ -127,7 +135,7 @@ def write_soup(
     with OutputDirectory(
         out, overwrite=recipe.overwrite, num_bytes=ingredients.plan.num_bytes, inputs=files
     ) as directory:
-        _copy_companions(ingredients.checkpoints[0], directory)
+        _copy_companions(ingredients.model, directory)
         streamed = _stream_into(directory, ingredients, mixture, recipe, world, report, replaced or {})
         _warn(streamed, ingredients, report)
         metrics = measure(Checkpoint(directory, reference=str(out))) if measure else {}
@@ -142,7 +150,7 @@ def write_soup(
             notes=dict(record.notes),
         )
         manifest.write(directory)
-        (directory / "README.md").write_text(model_card(manifest, out, ingredients.checkpoints[0]), encoding="utf-8")
+        (directory / "README.md").write_text(model_card(manifest, out, ingredients.model), encoding="utf-8")
     report(Wrote(out, ingredients.plan.num_bytes))
     return manifest.to_json()
 

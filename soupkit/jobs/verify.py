@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from soupkit.checkpoint.adapted import WEIGHTS, is_adapter
 from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.checkpoint.convert import pickled_files
 from soupkit.checkpoint.hashing import FILES_HASH, content_hash, file_sha256, file_xxh3, files_hash
@@ -43,7 +44,8 @@ def verify(recipe: Verify, world: World, report: Report) -> dict[str, Any]:
 
 def _check_output(directory: Path, world: World) -> list[tuple[str, bool, str]]:
     manifest = Manifest.read(directory)
-    content = content_hash(Checkpoint(directory), threads=world.num_threads)
+    weights = directory / WEIGHTS if is_adapter(directory) else directory
+    content = content_hash(Checkpoint(weights), threads=world.num_threads)
     recorded = manifest.outputs.get("content")
     checks = [(f"{directory}: weights", content == recorded, f"content {content}, recorded {recorded}")]
     for name, entry in manifest.outputs.get("files", {}).items():

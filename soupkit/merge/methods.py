@@ -209,6 +209,16 @@ METHODS: dict[str, MergeMethod] = {
             order_matters=True,
         ),
         MergeMethod(
+            "passthrough",
+            task_arithmetic.scaled,
+            "Goddard 2023 (mergekit)",
+            PIECE,
+            reads="weights",
+            base="none",
+            parameters={"scale": Parameter()},
+            inputs=(1, 1),
+        ),
+        MergeMethod(
             "fisher",
             statistics.fisher,
             "Matena & Raffel 2022",

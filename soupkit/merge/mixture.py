@@ -96,6 +96,24 @@ def weighted(ingredients: Sequence[str], coefficients: Sequence[float], *, norma
     return Mixture(tuple(ingredients), column, float(column.sum()) if normalize else 1.0)
 
 
+def by_tensor(
+    ingredients: Sequence[str], columns: Mapping[str, Sequence[float]], *, normalize: bool = False
+) -> Mixture:
+    """Σ_k c_k w_k with coefficients of its own for every tensor; each column divided by its sum when normalized.
+
+    Raises RecipeError for a column that sums to zero and cannot be divided.
+    """
+    blocks: dict[tuple[float, ...], int] = {}
+    places = {name: blocks.setdefault(tuple(column), len(blocks)) for name, column in columns.items()}
+    matrix = np.array(list(blocks), np.float64).T
+    if normalize:
+        sums = matrix.sum(axis=0)
+        if (sums == 0).any():
+            raise RecipeError("coefficients sum to zero and cannot be normalized", hint="leave --normalize out")
+        matrix = matrix / sums
+    return Mixture(tuple(ingredients), matrix, 1.0, places)
+
+
 def interpolate(a: str, b: str, at: float) -> Mixture:
     """(1 − at)·A + at·B (WiSE-FT: Wortsman et al. 2022, arXiv:2109.01903, eq. 1)."""
     return Mixture((a, b), np.array([[1.0 - at], [at]]))

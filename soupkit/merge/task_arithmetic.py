@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from soupkit.checkpoint.dtypes import Array
+from soupkit.errors import RecipeError
 from soupkit.merge.election import total
 from soupkit.merge.pieces import Pieces
 
@@ -18,6 +19,12 @@ def task_arithmetic(pieces: Pieces, *, weight: Array, normalize: bool = False) -
     """Σ_k w_k τ_k (Ilharco et al. 2023, arXiv:2212.04089, §2): negative weights forget. Memory: a piece."""
     for vectors_KN in pieces:
         yield total(vectors_KN, weight, normalize=normalize)
+
+
+def scaled(pieces: Pieces, *, scale: float) -> Iterator[Array]:
+    """scale · x for the one input x: what a stack of layers passes through. Memory: a piece."""
+    for weights_KN in pieces:
+        yield weights_KN[0] * scale
 
 
 def tall_masks(vectors_KN: Array, merged_N: Array, threshold: float) -> Array:
@@ -43,7 +50,9 @@ def consensus(
 
 def tall_mask(pieces: Pieces, *, task: int, threshold: float = 0.4) -> Iterator[Array]:
     """m_task ⊙ Σ_k τ_k: what is left of one task in the sum of all, as TALL masks recover it (Wang et al. 2024,
-    arXiv:2405.07813, eq. 3). Memory: a piece."""
+    arXiv:2405.07813, eq. 3). Raises RecipeError when there is no such task. Memory: a piece."""
+    if task >= pieces.num_ingredients:
+        raise RecipeError(f"task is {task}, expected a position from 0 to {pieces.num_ingredients - 1}")
     for vectors_KN in pieces:
         merged = np.add.reduce(vectors_KN)
         yield merged * tall_masks(vectors_KN[task : task + 1], merged, threshold)[0]

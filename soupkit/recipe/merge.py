@@ -47,6 +47,11 @@ class MergeWeighted(OutputOptions, WeightOptions, HubOptions):
     refs: tuple[str, ...] = argument(help=REFS)
     coefficients: tuple[float, ...] = option(help="one number per checkpoint, in order: 0.5,0.3,0.2")
     normalize: bool = option(False, help="divide the coefficients by their sum")
+    set: tuple[str, ...] = option(
+        (),
+        help="coefficients per tensor, 'PATTERN: {coefficient: VALUE}' such as 'mlp: {coefficient: {0: [0, 1]}}'; "
+        "a list is a gradient over the layers, {0: VALUE} speaks of the first checkpoint; repeat for more",
+    )
 
     def __post_init__(self) -> None:
         if self.normalize and sum(self.coefficients) == 0:

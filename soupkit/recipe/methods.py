@@ -130,3 +130,19 @@ class MergeRegmean(MethodRecipe):
     )
     weight: tuple[float, ...] = option((1.0,), help="one weight, or one per checkpoint")
     shrink: float = option(0.9, help="factor of the off-diagonal entries of XᵀX")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergePassthrough(MethodRecipe):
+    """Stack ranges of layers into one deeper or shallower model (frankenmerge).
+
+    What stands before the layers comes from the first checkpoint, what stands after from the last.
+
+    Example: soupkit merge passthrough a b --layers 0:16 --layers 8:24 --out soups/deep
+    """
+
+    METHOD = "passthrough"
+
+    layers: tuple[str, ...] = option(help="START:STOP of the layers to take, one per checkpoint; repeat in their order")
+    stack: str | None = option(None, help="what the layers' names begin with; default: where most layers are numbered")
+    scale: float = option(1.0, help="factor of every weight; --set 'o_proj: {scale: 0.5}' for some")

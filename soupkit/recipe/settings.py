@@ -7,6 +7,7 @@ model as a gradient; or {ingredient: number or list}, by position from 0 or by r
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -43,7 +44,7 @@ def name_pattern(text: str) -> re.Pattern[str]:
 
 def _parse(text: str, known: Sequence[str], references: Sequence[str]) -> Iterable[Setting]:
     where = f"--set {text}"
-    values = load_yaml(text, where=where)
+    values = load_yaml(text if text.startswith("{") else _quoted(text), where=where)
     if not isinstance(values, dict) or not all(isinstance(inner, dict) for inner in values.values()):
         raise RecipeError(
             f"{where}: expected PATTERN: {{parameter: value}}", hint="--set 'layers.*.mlp: {weight: 0.5}'"
@@ -58,9 +59,15 @@ def _parse(text: str, known: Sequence[str], references: Sequence[str]) -> Iterab
                 yield Setting(name_pattern(str(pattern)), parameter, _value(number, where=where), position)
 
 
+def _quoted(text: str) -> str:
+    """`*: {weight: 1}` → `"*": {weight: 1}`, since YAML gives a meaning of its own to a star."""
+    pattern, colon, rest = text.partition(":")
+    return f"{json.dumps(pattern.strip(chr(34) + chr(39) + ' '))}: {rest}" if colon else text
+
+
 def _position(ingredient: Any, references: Sequence[str], *, where: str) -> int:
-    if isinstance(ingredient, int) and not isinstance(ingredient, bool) and 0 <= ingredient < len(references):
-        return ingredient
+    if str(ingredient).isdigit() and int(ingredient) < len(references):
+        return int(ingredient)
     found = [place for place, reference in enumerate(references) if reference.rstrip("/").endswith(str(ingredient))]
     if len(found) != 1:
         raise RecipeError(
@@ -84,6 +91,16 @@ def _number(value: Any, *, where: str) -> float:
             f"{where}: {value!r} is not a number", hint="write a number, or a list of numbers for a gradient"
         )
     return float(value)
+
+
+def check_matches(settings: Iterable[Setting], names: Iterable[str]) -> None:
+    """Raise RecipeError for a setting that speaks of no tensor."""
+    known = list(names)
+    for setting in settings:
+        if not any(setting.pattern.search(name) for name in known):
+            raise RecipeError(
+                f"set: {setting.pattern.pattern!r} matches no tensor", hint="soupkit inspect REF --tensors"
+            )
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,15 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "soupkit"
 FILES = sorted(PACKAGE.rglob("*.py"))
 FLOOR = {"errors", "events", "world", "manifest", "commands", "recipe"}
-LEVELS = [FLOOR, {"checkpoint"}, {"task"}, {"soup", "merge", "align", "curve", "train", "report"}, {"jobs"}, {"cli"}]
+LEVELS = [
+    FLOOR,
+    {"checkpoint"},
+    {"task"},
+    {"soup", "merge", "align", "curve", "train", "report"},
+    {"jobs"},
+    {"api"},
+    {"soups", "cli"},
+]
 LEVEL = {room: number for number, rooms in enumerate(LEVELS) for room in rooms}
 MAY_IMPORT_MERGE = {"soup", "curve", "train"}
 TORCH_FREE = FLOOR | {"checkpoint", "merge", "cli"}

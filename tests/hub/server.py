@@ -12,6 +12,7 @@ import re
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,19 @@ TOKEN = "hf_right"
 LFS = (".safetensors", ".bin", ".pt")
 
 
+@lru_cache(maxsize=16)
+def sha256(content: bytes) -> str:
+    """The hash by which LFS files are known; not again for the same large object."""
+    return hashlib.sha256(content).hexdigest()
+
+
 def git_sha1(content: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
 def pointer(content: bytes) -> bytes:
     """What git holds in place of an LFS file."""
-    digest = hashlib.sha256(content).hexdigest()
+    digest = sha256(content)
     return f"version https://git-lfs.github.com/spec/v1\noid sha256:{digest}\nsize {len(content)}\n".encode()
 
 
@@ -60,7 +67,8 @@ class Fault:
 
     kind: status, cut (the connection breaks after `after` bytes of the body), truncate (the body ends there as if it
     were whole), slow (a pause before every 64 KiB), stall (nothing more comes), corrupt (one byte differs), replace
-    (another body), pointer (what git holds in place of an LFS file), whole (ranges are ignored), drop (the connection closes before an answer).
+    (another body), pointer (what git holds in place of an LFS file), whole (ranges are ignored), drop (the connection
+    closes before an answer).
     """
 
     where: str
@@ -139,7 +147,7 @@ class Hub:
             repo.tags[tag] = sha
         for path, content in files.items():
             if path.endswith(LFS):
-                self.stored[hashlib.sha256(content).hexdigest()] = content
+                self.stored[sha256(content)] = content
         return sha
 
     def fail(self, where: str, kind: str, **options: Any) -> Fault:
@@ -287,7 +295,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif self.fault and self.fault.kind == "pointer":
             self._content(pointer(content), common | {"ETag": f'"{git_sha1(pointer(content))}"'})
         elif path.endswith(LFS):
-            digest = hashlib.sha256(content).hexdigest()
+            digest = sha256(content)
             location = f"{self.server.hub.storage}/blobs/{digest}?signature=x"
             linked = {"X-Linked-Etag": f'"{digest}"', "X-Linked-Size": str(len(content)), "Location": location}
             self._answer(302, b"", common | linked)
@@ -310,7 +318,8 @@ class _Handler(BaseHTTPRequestHandler):
         elif values["organization"] == "forbidden":
             self._refuse(403, "", "You don't have the rights to create a model under this namespace")
         elif name in self.server.hub.repos:
-            self._answer(409, json.dumps({"error": "You already created this model repo"}).encode())
+            known = {"error": "You already created this model repo", "url": f"{self.server.hub.url}/{name}"}
+            self._answer(409, json.dumps(known).encode())
         else:
             private = values.get("private") is True or values.get("visibility") == "private"
             repo = self.server.hub.repos[name] = Repo(private=private)
@@ -335,7 +344,7 @@ class _Handler(BaseHTTPRequestHandler):
                 oid = None
                 if path in present:
                     content = present[path]
-                    oid = hashlib.sha256(content).hexdigest() if path.endswith(LFS) else git_sha1(content)
+                    oid = sha256(content) if path.endswith(LFS) else git_sha1(content)
                 mode = "lfs" if path.endswith(LFS) else "regular"
                 files.append({"path": path, "uploadMode": mode, "shouldIgnore": False, "oid": oid})
             self._json({"files": files})
@@ -430,9 +439,8 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _sibling(path: str, content: bytes) -> dict[str, Any]:
-    sibling: dict[str, Any] = {"rfilename": path, "size": len(content), "blobId": git_sha1(content)}
-    if path.endswith(LFS):
-        text = pointer(content)
-        sibling |= {"blobId": git_sha1(text)}
-        sibling["lfs"] = {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": len(text)}
-    return sibling
+    if not path.endswith(LFS):
+        return {"rfilename": path, "size": len(content), "blobId": git_sha1(content)}
+    text = pointer(content)
+    lfs = {"sha256": sha256(content), "size": len(content), "pointerSize": len(text)}
+    return {"rfilename": path, "size": len(content), "blobId": git_sha1(text), "lfs": lfs}

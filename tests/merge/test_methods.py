@@ -223,9 +223,8 @@ def test_model_stock(num: int) -> None:
     np.testing.assert_allclose(run("model-stock", arrays, rows=True), np.stack(rows), rtol=1e-10)
 
 
-def test_model_stock_minimizes_the_distance_that_it_is_made_for() -> None:
-    """The point of the line from the base to the mean that lies nearest to the plane of the fine-tuned models' centre: in
-    the paper's geometry (equal lengths, equal angles) the foot of the perpendicular from the base's side."""
+def test_model_stock_in_the_geometry_that_it_is_made_for() -> None:
+    """In the paper's geometry (equal lengths, equal angles θ), where the formula is exact."""
     cosine, num = 0.3, 3
     gram = np.full((num, num), cosine) + (1 - cosine) * np.eye(num)
     arrays = list(np.linalg.cholesky(gram))
@@ -340,7 +339,7 @@ def random_parameters(name: str, num: int, density: float, **more: Any) -> dict[
 
 @pytest.mark.parametrize("name", RANDOM)
 def test_random_methods_keep_every_entry_with_its_probability(name: str) -> None:
-    """Over many seeds: each entry is kept as often as it should be, and the mean of the rescaled results is the input."""
+    """Over many seeds: each entry is kept as often as it should be, and the rescaled results average to the input."""
     shape, density, seeds = (3, 8), 0.5, 2000
     (array,) = vectors(shape, num=1)
     results = np.stack(
