@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import platform
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
@@ -70,25 +71,52 @@ class Manifest:
         return cls.read(directory) if (directory / MANIFEST_NAME).is_file() else None
 
 
+_KINDS = {
+    "command": str,
+    "recipe": dict,
+    "inputs": list,
+    "outputs": dict,
+    "metrics": dict,
+    "trace": list,
+    "notes": dict,
+}
+_INPUT_KINDS = {"reference": str, "path": str, "content": str, "commit": str, "sha256": dict}
+
+
 def _checked(values: Any, path: Path) -> Manifest:
-    kinds = {
-        "command": str,
-        "recipe": dict,
-        "inputs": list,
-        "outputs": dict,
-        "metrics": dict,
-        "trace": list,
-        "notes": dict,
-    }
-    if not isinstance(values, dict) or any(not isinstance(values.get(key), kind) for key, kind in kinds.items()):
+    """Whoever reads a manifest may rely on these kinds, and on names that lead nowhere else than into its directory."""
+    if not isinstance(values, dict) or any(not isinstance(values.get(key), kind) for key, kind in _KINDS.items()):
         raise CheckpointError(f"{path}: is not a manifest of soupkit")
-    if not isinstance(values.get("format"), int) or values["format"] > FORMAT:
+    for what, holds in _parts(values):
+        if not holds:
+            raise CheckpointError(f"{path}: is not a manifest of soupkit: {what} is not what it should be")
+    if type(values.get("format")) is not int or values["format"] > FORMAT:
         raise CheckpointError(
             f"{path}: has manifest format {values.get('format')!r}, this soupkit reads up to {FORMAT}",
             hint="upgrade soupkit",
         )
     names = {entry.name for entry in dataclasses.fields(Manifest)}
     return Manifest(**{key: value for key, value in values.items() if key in names})
+
+
+def _parts(values: dict[str, Any]) -> Iterator[tuple[str, bool]]:
+    """What must hold of a manifest's parts, each with its name."""
+    for number, entry in enumerate(values["inputs"]):
+        is_input = isinstance(entry, dict) and isinstance(entry.get("reference"), str)
+        yield f"inputs.{number}", is_input and all(isinstance(entry.get(k, v()), v) for k, v in _INPUT_KINDS.items())
+    files, members = values["outputs"].get("files", {}), values["notes"].get("members", [])
+    yield "outputs.files", isinstance(files, dict) and all(isinstance(entry, dict) for entry in files.values())
+    yield "outputs.files", all(is_plain_name(name) for name in files)
+    yield "notes.members", isinstance(members, list) and all(is_plain_name(name) for name in members)
+    yield "outputs.content", isinstance(values["outputs"].get("content", ""), str)
+    yield "mixture", isinstance(values.get("mixture"), dict | None)
+    yield "versions", isinstance(values.get("versions", {}), dict)
+    yield "created", isinstance(values.get("created", ""), str) and isinstance(values.get("soupkit", ""), str)
+
+
+def is_plain_name(name: Any) -> bool:
+    """Whether this names a file or folder directly in a directory, and nothing outside of it."""
+    return isinstance(name, str) and name not in ("", ".", "..") and not set(name) & set("/\\\0")
 
 
 def installed_versions() -> dict[str, str]:

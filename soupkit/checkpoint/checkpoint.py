@@ -13,7 +13,7 @@ import numpy as np
 
 from soupkit.checkpoint.dtypes import NUMPY_DTYPES, Array, safetensors_name
 from soupkit.checkpoint.header import Slot, TensorSpec
-from soupkit.checkpoint.layout import Layout, companions, read_config, read_layout
+from soupkit.checkpoint.layout import Layout, check_same, companions, read_config, read_layout
 from soupkit.errors import CheckpointError
 
 
@@ -60,6 +60,7 @@ class Checkpoint(Mapping[str, Array]):
         self.specs = _with_aliases(layout)
         self.slots = {name: Slot(spec.dtype, spec.shape) for name, spec in self.specs.items()}
         self.config_name, self.config = read_config(layout.directory)
+        self._identities = layout.identities
         self._descriptors: dict[Path, int] = {}
         self._lock = threading.Lock()
         weakref.finalize(self, _close_all, self._descriptors)
@@ -119,8 +120,20 @@ class Checkpoint(Mapping[str, Array]):
         with self._lock:
             if file not in self._descriptors:
                 _allow_many_files()
-                self._descriptors[file] = os.open(file, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+                self._descriptors[file] = self._open_same(file)
             return self._descriptors[file]
+
+    def _open_same(self, file: Path) -> int:
+        """Open the file whose header was read, and no other that has taken its place since."""
+        identity = self._identities.get(file)
+        check_same(file, identity, file.stat)
+        descriptor = os.open(file, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        try:
+            check_same(file, identity, lambda: os.fstat(descriptor))
+        except CheckpointError:
+            os.close(descriptor)
+            raise
+        return descriptor
 
 
 def _with_aliases(layout: Layout) -> Mapping[str, TensorSpec]:

@@ -11,7 +11,7 @@ import math
 import os
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -41,22 +41,33 @@ class TensorSpec(NamedTuple):
         return self.num_elements * NUMPY_DTYPES[self.dtype].itemsize
 
 
+Identity = tuple[int, int, int, int]
+
+
 @dataclass(frozen=True)
 class Header:
-    """Tensors of one file, in the order of their data, and its metadata."""
+    """Tensors of one file, in the order of their data, and its metadata; which file it was, when it is on this disk."""
 
     specs: Mapping[str, TensorSpec]
     metadata: Mapping[str, str]
+    identity: Identity | None = None
 
 
 def read_header(path: Path) -> Header:
     """Read and check the header of one file. Raises CheckpointError naming the file and what is wrong with it."""
     try:
         with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            return parse_header(file.read(header_length(file.read(8), path, size)), path, size)
+            status = os.fstat(file.fileno())
+            size = status.st_size
+            header = parse_header(file.read(header_length(file.read(8), path, size)), path, size)
+            return replace(header, identity=identity_of(status))
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def identity_of(status: os.stat_result) -> Identity:
+    """What tells a file from another that took its place."""
+    return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
 
 
 def header_length(prefix: bytes, path: Path, file_size: int) -> int:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from soupkit.checkpoint.header import Header, TensorSpec, read_header
+from soupkit.checkpoint.header import Header, Identity, TensorSpec, identity_of, read_header
 from soupkit.errors import CheckpointError, ReferenceError
 
 ReadHeaders = Callable[[Sequence[Path]], list[Header]]
@@ -20,12 +21,13 @@ NOT_COMPANIONS = ("soupkit.json", "trainer_state.json", "training_args.json", "s
 
 @dataclass(frozen=True)
 class Layout:
-    """The files that hold the weights, what their headers say, and the index file if there is one."""
+    """The files that hold the weights, what their headers say, and which files those were at the time."""
 
     directory: Path
     files: tuple[Path, ...]
     specs: Mapping[str, TensorSpec]
     metadata: Mapping[str, str]
+    identities: Mapping[Path, Identity]
 
 
 def read_layout(path: Path) -> Layout:
@@ -48,7 +50,11 @@ def layout_of(weights: Path, *, names: Collection[str], read: ReadHeaders = read
 
 def find_weights(directory: Path) -> Path:
     """The weight file or shard index of a directory. Raises ReferenceError when there is none or no telling which."""
-    return directory / choose_weights({path.name for path in directory.iterdir()}, str(directory))
+    try:
+        names = {path.name for path in directory.iterdir()}
+    except OSError as error:
+        raise ReferenceError(f"{directory}: cannot be read: {error.strerror}", hint="check the path") from error
+    return directory / choose_weights(names, str(directory))
 
 
 def choose_weights(names: Collection[str], where: str, *, separator: str = "/", globs: bool = True) -> str:
@@ -103,7 +109,20 @@ def _read_files(directory: Path, files: tuple[Path, ...], read: ReadHeaders) -> 
                 )
             specs[name] = spec
         metadata.update(header.metadata)
-    return Layout(directory, files, specs, metadata)
+    identities = {file: each.identity for file, each in zip(files, headers, strict=True) if each.identity}
+    for file, identity in identities.items():
+        check_same(file, identity, file.stat)
+    return Layout(directory, files, specs, metadata, identities)
+
+
+def check_same(file: Path, identity: Identity | None, status: Callable[[], os.stat_result]) -> None:
+    """Raise CheckpointError when a file is no longer the one whose header was read: another writer replaced it."""
+    try:
+        same = identity is None or identity_of(status()) == identity
+    except FileNotFoundError:
+        same = False
+    if not same:
+        raise CheckpointError(f"{file}: was replaced, changed or removed while it was read", hint="run it again")
 
 
 def _read_index(index: Path, there: Collection[str], read: ReadHeaders) -> Layout:

@@ -57,10 +57,13 @@ class OutputDirectory:
         """Sync, then rename into place; an earlier output is exchanged in one step and removed afterwards."""
         _sync_tree(directory)
         check_output(self.out, overwrite=self.overwrite)
-        if self.out.exists() and any(self.out.iterdir()):
-            _exchange(directory, self.out)
-        else:
+        try:
             directory.rename(self.out)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            _check_replaceable(self.out, self.overwrite)  # again: another writer may have been first
+            _exchange(directory, self.out)
         _sync(self.out.parent)
 
 
@@ -70,15 +73,28 @@ def temporary_sibling(out: Path) -> Iterator[Path]:
     with _as_output_error(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         remove_litter(out)
-        directory = Path(tempfile.mkdtemp(prefix=f"{_prefix(out)}{os.getpid()}-", dir=out.parent))
-        directory.chmod(0o777 & ~_umask())
-        lock = os.open(directory, os.O_RDONLY)
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        directory, lock = _locked_directory(out)
     try:
         yield directory
     finally:
         shutil.rmtree(directory, ignore_errors=True)
         os.close(lock)
+
+
+def _locked_directory(out: Path) -> tuple[Path, int]:
+    """A new temporary sibling and the descriptor that holds its lock.
+
+    Until it is locked it looks like litter, and another process may remove it: then a new one is made.
+    """
+    while True:
+        directory = Path(tempfile.mkdtemp(prefix=f"{_prefix(out)}{os.getpid()}-", dir=out.parent))
+        with contextlib.suppress(FileNotFoundError):
+            directory.chmod(0o777 & ~_umask())
+            lock = os.open(directory, os.O_RDONLY)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if directory.exists():
+                return directory, lock
+            os.close(lock)
 
 
 def check_output(out: Path, *, overwrite: bool = False, num_bytes: int = 0, inputs: Iterable[Path] = ()) -> None:
@@ -154,7 +170,7 @@ def _exchange(a: Path, b: Path) -> None:
     at_cwd, exchange = -100, 2
     if renameat2 is not None and renameat2(at_cwd, os.fsencode(a), at_cwd, os.fsencode(b), exchange) == 0:
         return
-    aside = a.with_name(f"{a.name}-old")
+    aside = b.with_name(f"{b.name}.replaced-{os.getpid()}")  # a kill here must not leave it looking like litter
     b.rename(aside)
     a.rename(b)
     aside.rename(a)

@@ -37,7 +37,7 @@ def open_checkpoint(ref: str) -> Checkpoint:
 
 def _open(ref: str, stream: bool) -> list[Checkpoint]:
     """What is here wins over what the Hub may have under the same name."""
-    on_disk = Path(ref).expanduser().exists() or glob.has_magic(ref)
+    on_disk = local_path(ref).exists() or glob.has_magic(ref)
     if hub.looks_like_hub(ref) and not on_disk:
         return hub.open_hub(ref, stream=stream)
     return [Checkpoint(path, reference=str(path)) for path in expand(ref)]
@@ -45,7 +45,7 @@ def _open(ref: str, stream: bool) -> list[Checkpoint]:
 
 def expand(ref: str) -> list[Path]:
     """The paths of the checkpoints behind one reference to this disk. Raises ReferenceError."""
-    path = Path(ref).expanduser()
+    path = local_path(ref)
     if path.exists():
         return sweep_members(path) or [path]
     if glob.has_magic(ref):
@@ -57,9 +57,19 @@ def expand(ref: str) -> list[Path]:
     raise ReferenceError(f"{ref}: no such file or directory", hint="check the path; org/name is looked up on the Hub")
 
 
+def local_path(ref: str) -> Path:
+    """A reference as a path, its home directory expanded. Raises ReferenceError for what cannot be one."""
+    try:
+        path = Path(ref).expanduser()
+        path.exists()
+    except (RuntimeError, ValueError, OSError) as error:
+        raise ReferenceError(f"{ref!r}: cannot be a path: {error}", hint="check the path") from error
+    return path
+
+
 def glob_paths(ref: str) -> list[Path]:
     """What a pattern with *, ?, [] or ** matches, sorted."""
-    pattern = str(Path(ref).expanduser())
+    pattern = str(local_path(ref))
     return [Path(match) for match in sorted(glob.glob(pattern, recursive=True))]  # noqa: PTH207  (may be absolute)
 
 

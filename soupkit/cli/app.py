@@ -26,6 +26,7 @@ from soupkit.world import world_of
 
 GROUPS = {"merge": "Turn many checkpoints into one."}
 ROOT_EXAMPLES = ("demo", "finetune-sweep", "merge greedy", "evaluate")
+NUM_EXAMPLES = 4
 SETTINGS = {"help_option_names": ["-h", "--help"]}
 # BadParameter → UsageError → the root of click's errors; typer carries click under changing names, but not this chain.
 CLICK_ERROR: type[Exception] = typer.BadParameter.__mro__[2]
@@ -45,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 def run_command_line(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit code."""
     try:
-        return build_app()(args=list(arguments), prog_name="soupkit", standalone_mode=False) or 0
+        return build_app(arguments)(args=list(arguments), prog_name="soupkit", standalone_mode=False) or 0
     except CLICK_ERROR as error:
         return _report_usage(error)
     except (KeyboardInterrupt, typer.Abort):
@@ -53,8 +54,11 @@ def run_command_line(arguments: Sequence[str]) -> int:
         return 130
 
 
-def build_app() -> typer.Typer:
-    """The typer application: one command per entry of COMMANDS, "merge uniform" as `uniform` in the group `merge`."""
+def build_app(arguments: Sequence[str] = ()) -> typer.Typer:
+    """The typer application: one command per entry of COMMANDS, "merge uniform" as `uniform` in the group `merge`.
+
+    Only the command that the arguments name gets its options; the others are there to be listed.
+    """
     app = _typer("Turn many model checkpoints into one better model.", _examples(ROOT_EXAMPLES))
     app.callback(invoke_without_command=True)(_root)
     groups: dict[str, typer.Typer] = {}
@@ -62,9 +66,10 @@ def build_app() -> typer.Typer:
         group, _, leaf = name.rpartition(" ")
         if group and group not in groups:
             members = [other for other in COMMANDS if other.startswith(f"{group} ")]
-            groups[group] = _typer(GROUPS.get(group, f"Commands of {group}."), _examples(members))
+            groups[group] = _typer(GROUPS.get(group, f"Commands of {group}."), _examples(members[:NUM_EXAMPLES]))
             app.add_typer(groups[group], name=group)
-        _add_command(groups.get(group, app), leaf, command)
+        words = name.split()
+        _add_command(groups.get(group, app), leaf, command, listed=list(arguments[: len(words)]) != words)
     return app
 
 
@@ -90,7 +95,7 @@ def _root(
         typer.echo(context.get_help())
 
 
-def _add_command(app: typer.Typer, name: str, command: Command) -> None:
+def _add_command(app: typer.Typer, name: str, command: Command, *, listed: bool) -> None:
     kind = command.recipe_type()
     description = describe(kind)
     app.command(
@@ -99,7 +104,12 @@ def _add_command(app: typer.Typer, name: str, command: Command) -> None:
         short_help=escape(description.summary),
         epilog=_epilog(description.examples),
         context_settings=SETTINGS,
-    )(_callback(kind, command))
+    )(_listed if listed else _callback(kind, command))
+
+
+def _listed() -> None:
+    """Stands for a command that is only listed."""
+    raise AssertionError("this command line names another command")
 
 
 def _callback(kind: type[Any], command: Command) -> Callable[..., None]:

@@ -7,7 +7,8 @@ from typing import Any
 from soupkit.commands import COMMANDS
 from soupkit.errors import RecipeError
 from soupkit.events import Report, Told
-from soupkit.recipe.mergekit import MergeMergekit, translate
+from soupkit.recipe.mergekit import translate
+from soupkit.recipe.methods import MergeMergekit
 from soupkit.recipe.parse import parse_recipe
 from soupkit.world import World
 

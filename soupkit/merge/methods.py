@@ -119,7 +119,7 @@ METHODS: dict[str, MergeMethod] = {
         MergeMethod(
             "karcher",
             spherical.karcher,
-            "Karcher 1977; arXiv:2603.04972",
+            "Karcher 1977",
             PIECE,
             base="optional",
             parameters={"weight": SHARE, "iterations": COUNT, "tolerance": Parameter(low=0)},

@@ -79,7 +79,7 @@ def multislerp(pieces: Pieces, *, weight: Array) -> Iterator[Array]:
 
 def karcher(pieces: Pieces, *, weight: Array, iterations: int = 50, tolerance: float = 1e-9) -> Iterator[Array]:
     """Σ_k w_k‖x_k‖ · m, with m = argmin Σ_k w_k · angle(m, u_k)²: the Karcher mean on the sphere (Karcher 1977,
-    doi:10.1002/cpa.3160300502; for weights: arXiv:2603.04972).
+    doi:10.1002/cpa.3160300502).
 
     m ← exp_m(Σ_k w_k log_m u_k) from the normalized mean on, until the step is shorter than `tolerance` (radians).
     Unique when all directions lie within a quarter turn of one another. For K = 2 it is slerp of the directions.

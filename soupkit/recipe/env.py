@@ -11,3 +11,11 @@ class Env:
 
     Example: soupkit env --json
     """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Methods:
+    """List the methods of merging: paper, needs, number of checkpoints, peak memory.
+
+    Example: soupkit methods --json
+    """

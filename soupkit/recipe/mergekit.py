@@ -13,10 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from soupkit.errors import RecipeError
-from soupkit.recipe.fields import argument, option
 from soupkit.recipe.mergekit_methods import METHODS
 from soupkit.recipe.parse import suggestion
-from soupkit.recipe.shared import OutputOptions
 from soupkit.recipe.steps import load_yaml
 
 DTYPES = {"float32": "float32", "float16": "float16", "bfloat16": "bfloat16", "float64": "float64"}
@@ -26,20 +24,6 @@ KEYS = (
     "merge_method", "models", "slices", "base_model", "dtype", "out_dtype", "parameters", "tokenizer_source", "name",
     "tokenizer", "chat_template",
 )  # fmt: skip
-
-
-@dataclass(frozen=True, kw_only=True)
-class MergeMergekit(OutputOptions):
-    """Do what a mergekit YAML file describes, for the methods that soupkit has too.
-
-    Example: soupkit merge mergekit config.yaml --out soups/like-mergekit
-    """
-
-    file: Path = argument(help="a mergekit configuration: YAML")
-    models: Path | None = option(None, help="folder that relative model names are in; default: where you are")
-    seed: int = option(0, help="for dare and della; mergekit's own draws cannot be repeated")
-    max_shard_size: str = option("50GB", help="start a new shard when a file would grow beyond this")
-    threads: int = option(0, help="worker threads; 0 takes every core")
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar, Literal
 
 from soupkit.recipe.fields import argument, option
@@ -146,3 +147,17 @@ class MergePassthrough(MethodRecipe):
     layers: tuple[str, ...] = option(help="START:STOP of the layers to take, one per checkpoint; repeat in their order")
     stack: str | None = option(None, help="what the layers' names begin with; default: where most layers are numbered")
     scale: float = option(1.0, help="factor of every weight; --set 'o_proj: {scale: 0.5}' for some")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeMergekit(OutputOptions):
+    """Do what a mergekit YAML file describes, for the methods that soupkit has too.
+
+    Example: soupkit merge mergekit config.yaml --out soups/like-mergekit
+    """
+
+    file: Path = argument(help="a mergekit configuration: YAML")
+    models: Path | None = option(None, help="folder that relative model names are in; default: where you are")
+    seed: int = option(0, help="for dare and della; mergekit's own draws cannot be repeated")
+    max_shard_size: str = option("50GB", help="start a new shard when a file would grow beyond this")
+    threads: int = option(0, help="worker threads; 0 takes every core")

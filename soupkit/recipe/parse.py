@@ -172,7 +172,10 @@ def _path(value: Any) -> Path:
     """A home directory is expanded, since no shell has seen what comes from YAML."""
     if not isinstance(value, str | Path) or not str(value):
         raise ValueError(value)
-    return Path(value).expanduser()
+    try:
+        return Path(value).expanduser()
+    except RuntimeError:
+        raise ValueError(value) from None
 
 
 def _json_value(value: Any) -> Any:

@@ -28,6 +28,7 @@ from soupkit.errors import RecipeError
 from soupkit.recipe.expect import Condition, parse_condition
 from soupkit.recipe.parse import parse_recipe, suggestion
 
+MOST_VALUES = 100_000
 FILE_KEYS = ("description", "variables", "steps")
 STEP_NAME = re.compile(r"[A-Za-z0-9_-]+")
 VARIABLE = re.compile(r"\$\{([^}]*)\}")
@@ -80,9 +81,23 @@ def parse_steps(text: str, settings: Sequence[str] = (), *, where: str, name: st
 def load_yaml(text: str, *, where: str) -> Any:
     """Parse YAML: only true and false are booleans, 1e-3 is a number, no key may stand twice. Raises RecipeError."""
     try:
-        return yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
+        value = yaml.load(text, Loader=_Loader)
+    except (yaml.YAMLError, RecursionError) as error:
         raise RecipeError(f"{where}: is not valid YAML: {error}") from error
+    _check_finite(value, where=where)
+    return value
+
+
+def _check_finite(value: Any, *, where: str) -> None:
+    """YAML's anchors can make a value that holds itself, or one that is endless once it is written out."""
+    todo, count = [value], 0
+    while todo:
+        item = todo.pop()
+        inner = list(item.values()) if isinstance(item, dict) else item if isinstance(item, list) else []
+        count += len(inner)
+        if count > MOST_VALUES:
+            raise RecipeError(f"{where}: holds more than {MOST_VALUES} values", hint="does an anchor refer to itself?")
+        todo.extend(inner)
 
 
 def _sections(values: dict[Any, Any], *, where: str, name: str) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:

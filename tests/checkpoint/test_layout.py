@@ -155,6 +155,7 @@ def test_tied_tensors_of_save_model_are_seen_under_both_names(save: Save) -> Non
 def test_a_file_cut_while_open_is_noticed(save: Save) -> None:
     directory = save("cut", {"a": np.zeros(10_000, np.float32)})
     checkpoint = Checkpoint(directory)
+    assert checkpoint["a"].size == 10_000
     os.truncate(directory / "model.safetensors", 5_000)
     with pytest.raises(CheckpointError, match="ended while"):
         checkpoint["a"]

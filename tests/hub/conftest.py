@@ -44,7 +44,9 @@ def no_thread_is_left() -> Iterator[None]:
     before = set(threading.enumerate())
     yield
     left = {thread for thread in set(threading.enumerate()) - before if thread.name[:4] not in ("hub_", "tqdm")}
-    assert not left
+    for thread in left:
+        thread.join(10)
+    assert not [thread for thread in left if thread.is_alive()]
 
 
 def tensors(seed: int = 0, *, size: int = 64) -> dict[str, np.ndarray]:

@@ -197,5 +197,8 @@ def test_a_dict_and_a_described_model_are_enough(resnet: Path) -> None:
     class Fake(dict[str, np.ndarray]):
         config, directory, reference = described(resnet).config, resnet, "fake"
 
+        def fetch(self, *, weights: bool = True) -> Path:
+            return resnet
+
     task = open_task(Fake(Checkpoint(resnet).items()), recipe(), WORLD, splits=open_data(recipe()))  # type: ignore[arg-type]
     assert task.predict(task.test).logits.shape == (100, 10)
