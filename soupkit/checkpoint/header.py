@@ -88,6 +88,8 @@ def parse_header(raw: bytes, path: Path, file_size: int) -> Header:
     """Check a header's JSON against the size of its file. Raises CheckpointError."""
     try:
         entries = json.loads(raw.decode("utf-8"), object_pairs_hook=_without_duplicates)
+        if b"-0" in raw or b"\\u" in raw:
+            _check_as_safetensors_does(raw, entries)
     except (ValueError, RecursionError) as error:
         _damaged(path, f"has a header that is not valid: {error}")
     if not isinstance(entries, dict):
@@ -102,6 +104,18 @@ def parse_header(raw: bytes, path: Path, file_size: int) -> Header:
         for (start, _), name, entry in spans
     }
     return Header(specs, metadata)
+
+
+def _check_as_safetensors_does(raw: bytes, entries: Any) -> None:
+    """Raise ValueError for what Python's JSON takes and safetensors refuses: -0, and half a surrogate pair."""
+    json.loads(raw, parse_int=_without_minus_zero)
+    json.dumps(entries, ensure_ascii=False).encode()
+
+
+def _without_minus_zero(text: str) -> int:
+    if text == "-0":
+        raise ValueError("-0 is not a size or position")
+    return int(text)
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

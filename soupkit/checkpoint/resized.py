@@ -95,7 +95,8 @@ def _vocabulary(sources: Sequence[Mapping[str, Array]]) -> list[str]:
     sizes = {tuple(shape[0] if shape else 0 for shape in _shapes(slots, name)) for name in differing}
     inner = all(len({shape[1:] for shape in _shapes(slots, name)}) == 1 for name in differing)
     floating = all(slot[name].dtype in FLOATING for slot in slots for name in differing)
-    return differing if len(sizes) == 1 and inner and floating else []
+    tables = any(len(slots[0][name].shape) > 1 for name in differing)
+    return differing if len(sizes) == 1 and inner and floating and tables else []
 
 
 def _shapes(slots: Sequence[Mapping[str, Slot]], name: str) -> list[tuple[int, ...]]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import tempfile
+import weakref
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -116,8 +118,9 @@ class Reconfigured:
         self.config = _with_depth(source.config, num_layers)
         self.companions = source.companions
         if source.config_name and self.config != source.config:
-            self._folder = tempfile.TemporaryDirectory(prefix="soupkit-config-")
-            changed = Path(self._folder.name) / source.config_name
+            folder = Path(tempfile.mkdtemp(prefix="soupkit-config-"))
+            weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+            changed = folder / source.config_name
             changed.write_text(json.dumps(self.config, indent=2) + "\n", encoding="utf-8")
             self.companions = [changed if path.name == source.config_name else path for path in source.companions]
 

@@ -46,7 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 def run_command_line(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit code."""
     try:
-        return build_app(arguments)(args=list(arguments), prog_name="soupkit", standalone_mode=False) or 0
+        named = [word for word in _words_to_complete() or arguments if not word.startswith("-")]
+        return build_app(named)(args=list(arguments), prog_name="soupkit", standalone_mode=False) or 0
     except CLICK_ERROR as error:
         return _report_usage(error)
     except (KeyboardInterrupt, typer.Abort):
@@ -54,12 +55,23 @@ def run_command_line(arguments: Sequence[str]) -> int:
         return 130
 
 
+def _words_to_complete() -> list[str]:
+    """What stands on the command line that a shell asks to complete; empty when none does.
+
+    typer's scripts, which --install-completion installs, hand it over in these variables.
+    """
+    if "_SOUPKIT_COMPLETE" not in os.environ:
+        return []
+    line = os.environ.get("COMP_WORDS") or os.environ.get("_TYPER_COMPLETE_ARGS") or ""
+    return line.split()[1:]
+
+
 def build_app(arguments: Sequence[str] = ()) -> typer.Typer:
     """The typer application: one command per entry of COMMANDS, "merge uniform" as `uniform` in the group `merge`.
 
     Only the command that the arguments name gets its options; the others are there to be listed.
     """
-    app = _typer("Turn many model checkpoints into one better model.", _examples(ROOT_EXAMPLES))
+    app = _typer("Turn many model checkpoints into one better model.", _examples(ROOT_EXAMPLES), completion=True)
     app.callback(invoke_without_command=True)(_root)
     groups: dict[str, typer.Typer] = {}
     for name, command in COMMANDS.items():
@@ -73,12 +85,12 @@ def build_app(arguments: Sequence[str] = ()) -> typer.Typer:
     return app
 
 
-def _typer(help: str, examples: Iterable[str]) -> typer.Typer:
+def _typer(help: str, examples: Iterable[str], *, completion: bool = False) -> typer.Typer:
     # Rich marks bold and dim even under NO_COLOR, so help is plain text then.
     return typer.Typer(
         help=help,
         epilog=_epilog(examples),
-        add_completion=False,
+        add_completion=completion,
         context_settings=SETTINGS,
         pretty_exceptions_enable=False,
         rich_markup_mode=None if "NO_COLOR" in os.environ else "rich",

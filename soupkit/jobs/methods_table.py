@@ -14,7 +14,14 @@ CHUNKS = "chunks of 131,072 elements per thread"
 SOUPS: tuple[tuple[Cell, ...], ...] = (
     ("uniform", "Wortsman et al. 2022", "no; --bn refresh: yes", "none", "1 or more", CHUNKS),
     ("weighted", "", "no", "none", "1 or more", CHUNKS),
-    ("interpolate", "Wortsman et al. 2022 (WiSE-FT)", "to choose the point", "none", "2", f"{CHUNKS}; a model with data"),
+    (
+        "interpolate",
+        "Wortsman et al. 2022 (WiSE-FT)",
+        "to choose the point",
+        "none",
+        "2",
+        f"{CHUNKS}; a model with data",
+    ),
     ("greedy", "Wortsman et al. 2022, Recipe 1", "held-out", "none", "1 or more", "one model and its copy"),
 )
 
@@ -22,7 +29,9 @@ SOUPS: tuple[tuple[Cell, ...], ...] = (
 def methods(_recipe: Methods, _world: World, report: Report) -> dict[str, Any]:
     """List the methods of `soupkit merge`."""
     rows = (*SOUPS, *(_row(method) for method in METHODS.values()))
-    caption = "data: what selects or weighs; statistics are files of yours. Each has its own soupkit merge METHOD --help"
+    caption = (
+        "data: what selects or weighs; statistics are files of yours. Each has its own soupkit merge METHOD --help"
+    )
     report(Table("soupkit merge METHOD", COLUMNS, rows, caption))
     return {"methods": [dict(zip(COLUMNS, row, strict=True)) for row in rows]}
 

@@ -30,7 +30,7 @@ def fusion(pieces: Pieces, *, fence: float = 1.5) -> Iterator[Array]:
     Reads the two weights, a first. Memory: a piece, or the longest row.
     """
     size, length = pieces.num_elements, pieces.row_length
-    quartiles = [_value_at(pieces, round(share * (size - 1)), length) for share in (0.25, 0.5, 0.75)]
+    quartiles = [_value_at(pieces, int(share * (size - 1)), length) for share in (0.25, 0.5, 0.75)]
     threshold = quartiles[1] + fence * (quartiles[2] - quartiles[0])
     for pair in pieces:
         yield np.where(_importance(pair, length)[0] >= threshold, pair[1], pair[0])

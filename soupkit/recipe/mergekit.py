@@ -80,6 +80,8 @@ class _Translation:
         """(reference, parameters) of every model, in order."""
         if ("models" in self.config) == ("slices" in self.config):
             self._refuse("expected either `models` or `slices`")
+        if self.name == "passthrough" and "models" in self.config:
+            self._refuse("passthrough without slices", hint="give slices with sources and layer_range")
         if "models" in self.config:
             return [self._source(entry) for entry in self.config["models"]]
         slices = self.config["slices"]
@@ -147,7 +149,7 @@ class _Translation:
 
     def _parameter(self, theirs: str, ours: str, default: float | None, shared: Any, own: Sequence[Any]) -> None:
         """The option's plain value, and --set for filters, gradients and what one model says."""
-        if own and all(isinstance(value, int | float) for value in own):
+        if self.name != "passthrough" and own and all(isinstance(value, int | float) for value in own):
             self._set_option(ours, [self._scaled(theirs, value) for value in own])
             return
         plain = shared if isinstance(shared, int | float) else default
@@ -156,9 +158,15 @@ class _Translation:
         for pattern, value in _conditions(shared):
             if value is not plain:
                 self.settings.append(_setting(pattern, ours, self._scaled(theirs, value)))
+        first = 0
         for position, setting in enumerate(own):
+            place = ""
+            if self.name == "passthrough":  # its one ingredient is the stack: what a source says, its layers take
+                last = first + self.ranges[position][1] - self.ranges[position][0] - 1
+                place, first = f" @{first}-{last}", last + 1
             for pattern, value in _conditions(setting):
-                self.settings.append(_setting(pattern, ours, {position: self._scaled(theirs, value)}))
+                scaled = self._scaled(theirs, value)
+                self.settings.append(_setting(pattern + place, ours, scaled if place else {position: scaled}))
 
     def _set_option(self, ours: str, value: Any) -> None:
         if ours == "coefficient":
@@ -183,8 +191,6 @@ class _Translation:
         if self.name == "linear" and "coefficients" not in self.options:
             self.options["coefficients"] = [1.0] * len(self.sources)
         if self.name == "passthrough":
-            if not self.ranges:
-                self._refuse("passthrough without slices", hint="give slices with sources and layer_range")
             self.options["layers"] = [f"{start}:{stop}" for start, stop in self.ranges]
         shared = self.config.get("parameters") or {}
         if self.name == "nuslerp" and shared.get("nuslerp_flatten") is False:

@@ -1,8 +1,9 @@
 """Options per tensor: `--set 'layers.*.mlp: {weight: [0.2, 0.8]}'` and what they come to for one tensor.
 
 A setting is a pattern and some parameters. The pattern matches whole parts of a tensor's dotted name, anywhere in it;
-`*` stands for any text within one part. A value is a number; a list of numbers, which is spread over the layers of the
-model as a gradient; or {ingredient: number or list}, by position from 0 or by reference. Later settings win.
+`*` stands for any text within one part, and ` @3-5` after the pattern keeps it to layers 3 to 5. A value is a number; a
+list of numbers, which is spread over the layers of the model as a gradient; or {ingredient: number or list}, by
+position from 0 or by reference. Later settings win.
 """
 
 from __future__ import annotations
@@ -25,9 +26,18 @@ class Setting:
     """Values of one parameter for the tensors that a pattern matches; ingredient None: for every ingredient."""
 
     pattern: re.Pattern[str]
+    layers: tuple[int, int] | None
     parameter: str
     value: Value
     ingredient: int | None = None
+
+    def matches(self, name: str) -> bool:
+        """Whether it speaks of a tensor."""
+        if self.layers is not None:
+            number = layer_of(name)[1]
+            if number is None or not self.layers[0] <= number <= self.layers[1]:
+                return False
+        return self.pattern.search(name) is not None
 
 
 def parse_settings(texts: Iterable[str], *, known: Iterable[str], references: Sequence[str]) -> tuple[Setting, ...]:
@@ -49,14 +59,22 @@ def _parse(text: str, known: Sequence[str], references: Sequence[str]) -> Iterab
         raise RecipeError(
             f"{where}: expected PATTERN: {{parameter: value}}", hint="--set 'layers.*.mlp: {weight: 0.5}'"
         )
-    for pattern, parameters in values.items():
+    for text, parameters in values.items():
+        pattern, layers = _split_layers(str(text))
         for parameter, value in parameters.items():
             if parameter not in known:
                 raise RecipeError(f"{where}: unknown parameter {parameter!r}", hint=suggestion(str(parameter), known))
             inner = value.items() if isinstance(value, dict) else [(None, value)]
             for ingredient, number in inner:
                 position = None if ingredient is None else _position(ingredient, references, where=where)
-                yield Setting(name_pattern(str(pattern)), parameter, _value(number, where=where), position)
+                yield Setting(pattern, layers, parameter, _value(number, where=where), position)
+
+
+def _split_layers(text: str) -> tuple[re.Pattern[str], tuple[int, int] | None]:
+    match = re.fullmatch(r"(.*?) *@ *(\d+)(?:-(\d+))?", text)
+    if not match:
+        return name_pattern(text), None
+    return name_pattern(match[1] or "*"), (int(match[2]), int(match[3] or match[2]))
 
 
 def _quoted(text: str) -> str:
@@ -97,7 +115,7 @@ def check_matches(settings: Iterable[Setting], names: Iterable[str]) -> None:
     """Raise RecipeError for a setting that speaks of no tensor."""
     known = list(names)
     for setting in settings:
-        if not any(setting.pattern.search(name) for name in known):
+        if not any(map(setting.matches, known)):
             raise RecipeError(
                 f"set: {setting.pattern.pattern!r} matches no tensor", hint="soupkit inspect REF --tensors"
             )
@@ -157,7 +175,7 @@ def resolve(
     values = {parameter: list(numbers) for parameter, numbers in defaults.items()}
     depth = layers.depth(name)
     for setting in settings:
-        if setting.pattern.search(name):
+        if setting.matches(name):
             number = at_depth(setting.value, depth)
             numbers = values[setting.parameter]
             places = range(len(numbers)) if setting.ingredient is None or len(numbers) == 1 else [setting.ingredient]

@@ -283,7 +283,7 @@ def test_fusion() -> None:
     divergence = rel_entr(softmax(b, axis=1), softmax(a, axis=1)).sum(axis=1, keepdims=True)
     importance = np.abs(b - a) * divergence
     ordered = np.sort(importance.reshape(-1))
-    first, median, third = (ordered[round(share * (ordered.size - 1))] for share in (0.25, 0.5, 0.75))
+    first, median, third = (ordered[int(share * (ordered.size - 1))] for share in (0.25, 0.5, 0.75))
     chosen = importance >= median + 1.5 * (third - first)
     assert 0 < chosen.sum() < chosen.size / 2
     np.testing.assert_array_equal(run("fusion", [a, b], fence=1.5), np.where(chosen, b, a))

@@ -77,6 +77,13 @@ def test_a_setting_speaks_of_all_ingredients_or_of_one() -> None:
     assert values("embed.weight", "mlp: {weight: 0.25}") == DEFAULTS
 
 
+def test_a_setting_may_speak_of_some_layers() -> None:
+    names = [f"model.layers.{i}.mlp.up.weight" for i in range(5)]
+    assert [values(name, "mlp @1-2: {lambda: 0.5}")["lambda"] for name in names] == [[1.0], [0.5], [0.5], [1.0], [1.0]]
+    assert [values(name, "'* @3': {lambda: [0, 1]}")["lambda"] for name in names[2:]] == [[1.0], [0.75], [1.0]]
+    assert values("embed.weight", "* @0-9: {lambda: 0.5}") == DEFAULTS
+
+
 def test_later_settings_win() -> None:
     name = "model.layers.4.mlp.up.weight"
     assert values(name, "*: {weight: 0.1}", "mlp: {weight: {0: 0.2}}")["weight"] == [0.2, 0.1]
