@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from soupkit.checkpoint.header import Slot
 from soupkit.checkpoint.layout import companions
-from soupkit.checkpoint.pickles import flat_array, load_pickle, mapping_of, release, slot_of, ties_of
+from soupkit.checkpoint.pickles import flat_array, load_pickle, mappings_of, release, slot_of, ties_of
 from soupkit.checkpoint.state_dict import Prefer, clean_names, find_state_dict
 from soupkit.checkpoint.tensors import Plan, TensorFiles
 from soupkit.errors import CheckpointError, ReferenceError
+from soupkit.manifest import is_plain_name
 
 if TYPE_CHECKING:
     import torch
@@ -66,14 +67,18 @@ def pickled_files(path: Path) -> list[Path]:
     if not path.is_file():
         raise ReferenceError(f"{path}: no such file or directory", hint="check the path")
     if path.name.endswith(PICKLE_INDEX):
-        return _shards(path)
+        names = shard_names(path, [entry.name for entry in path.parent.iterdir()])
+        return [path.parent / name for name in names]
     if path.suffix == ".safetensors":
         raise ReferenceError(f"{path}: is safetensors already", hint="soupkit reads it as it is")
     return [path]
 
 
-def choose_pickle(names: Sequence[str], where: str) -> str:
-    """The pickle or shard index among a directory's file names. Raises ReferenceError when there is no telling."""
+def choose_pickle(names: Sequence[str], where: str, *, separator: str = "/") -> str:
+    """The pickle or shard index among a folder's file names. Raises ReferenceError when there is no telling.
+
+    separator: stands between `where` and a file in a reference.
+    """
     found = [name for name in PREFERRED if name in names][:1]
     others = (name for name in names if name.endswith((PICKLE_INDEX, *PICKLES)) and name not in NOT_WEIGHTS)
     found = found or sorted(others)
@@ -82,26 +87,28 @@ def choose_pickle(names: Sequence[str], where: str) -> str:
     if not found:
         raise ReferenceError(f"{where}: holds no {', '.join(PICKLES)} file", hint="name the file to convert")
     raise ReferenceError(
-        f"{where}: holds {len(found)} candidates ({', '.join(found[:5])})", hint=f"name one: {where}/{found[0]}"
+        f"{where}: holds {len(found)} candidates ({', '.join(found[:5])})",
+        hint=f"name one: {where}{separator}{found[0]}",
     )
 
 
-def _shards(index: Path) -> list[Path]:
+def shard_names(index: Path, present: Collection[str]) -> list[str]:
+    """The files that a shard index names, all of which must be present beside it. Raises CheckpointError."""
     try:
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        files = [index.parent / name for name in sorted(names)]
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError) as error:
         raise CheckpointError(f"{index}: is not a shard index with a weight_map: {error!r}") from error
-    for file in files:
-        if file.parent != index.parent or not file.is_file():
-            raise CheckpointError(f"{index}: names the shard {file.name}, which is not there", hint="download it")
-    return files
+    for name in names:
+        if not is_plain_name(name) or name not in present:
+            raise CheckpointError(f"{index}: names the shard {name!r}, which is not there", hint="download it")
+    return names
 
 
-def read_pickled(path: Path, selection: Selection = Selection()) -> Pickled:
+def read_pickled(path: Path, selection: Selection = Selection(), *, directory: Path | None = None) -> Pickled:
     """Open a pickled checkpoint without running anything of it. Raises ReferenceError, CheckpointError.
 
-    Memory: tensors of zip archives (torch ≥ 1.6) are mapped and cost nothing; older files are read whole.
+    directory: where its companions are, when `path` is only one of many files there. Memory: tensors of zip archives
+    (torch ≥ 1.6) are mapped and cost nothing; older files are read whole.
     """
     files = pickled_files(path)
     tensors: dict[str, torch.Tensor] = {}
@@ -114,7 +121,8 @@ def read_pickled(path: Path, selection: Selection = Selection()) -> Pickled:
             tensors[name] = tensor
     cleaned = clean_names(tensors, path, strip=selection.strip, drop=selection.drop)
     facts = _facts(value) if len(files) == 1 else {}
-    directory = path if path.is_dir() else path.parent if path.name.endswith(PICKLE_INDEX) else None
+    if directory is None and (path.is_dir() or path.name.endswith(PICKLE_INDEX)):
+        directory = path if path.is_dir() else path.parent
     slots = {name: slot_of(name, tensor) for name, tensor in cleaned.items()}
     ties = ties_of(cleaned)
     own = {name: slot for name, slot in slots.items() if name not in ties}
@@ -133,12 +141,11 @@ def write_pickled(directory: Path, pickled: Pickled, plan: Plan, *, advance: Cal
 
     Memory: one tensor, beside what torch itself takes. Raises OSError (a full disk), CheckpointError.
     """
-    mappings = [mapping_of(file) for file in pickled.files]
+    mappings = [mapping for file in pickled.files for mapping in mappings_of(file)]
     with TensorFiles(directory, plan) as files:
         for name in (name for file in plan.files for name in file.order):
             tensor = pickled.tensors[name]
             array = flat_array(tensor)
             files.write(name, 0, array)
             advance(array.nbytes)
-            for mapping in mappings:
-                release(tensor, mapping)
+            release(tensor, mappings)

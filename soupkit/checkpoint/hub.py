@@ -16,8 +16,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from soupkit.checkpoint.checkpoint import Checkpoint
+from soupkit.checkpoint.convert import PICKLE_INDEX, PICKLES, choose_pickle, shard_names
 from soupkit.checkpoint.hub_errors import endpoint, explained, not_cached, retried
-from soupkit.checkpoint.layout import choose_weights
+from soupkit.checkpoint.layout import choose_weights, is_companion
 from soupkit.checkpoint.ranges import window_bytes
 from soupkit.checkpoint.remote import HubFiles
 from soupkit.checkpoint.repository import HubFile, Repository
@@ -33,6 +34,7 @@ _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)(?:\.\.(-?\d+))?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 MOST_BRANCHES = 10_000
+FILE_SUFFIXES = (".safetensors", ".json", ".yaml", *PICKLES)
 
 
 @dataclass(frozen=True)
@@ -59,13 +61,16 @@ def parse_hub(ref: str) -> HubReference | None:
 def looks_like_hub(ref: str) -> bool:
     """Whether a string that names nothing on this disk may name a repository.
 
-    Not when its first part is a folder here: then it is a misspelled path, which is nobody else's business.
+    Not when its first part is a folder here, or its name that of a file: then it is a misspelled path, which is nobody
+    else's business.
     """
     if ref.startswith("hf://"):
         return True
     plain = _BRACES.sub("0", ref)
     found = parse_hub(plain)
-    return found is not None and not Path(plain.partition("/")[0]).exists()
+    if found is None or found.name.endswith(FILE_SUFFIXES):
+        return False
+    return not Path(plain.partition("/")[0]).exists()
 
 
 def expand_braces(ref: str) -> list[str]:
@@ -98,6 +103,32 @@ def open_hub(ref: str, *, stream: bool = False) -> list[Checkpoint]:
     return [checkpoint for each in expand_braces(ref) for checkpoint in _open(each, stream)]
 
 
+def fetch_pickles(ref: str) -> list[tuple[str, Path, Path]]:
+    """Download the pickled weights of repositories, with their companions: (pinned reference, file, folder) of each.
+
+    The file is the pickle, or the index of its shards. Raises ReferenceError, CheckpointError.
+    """
+    return [_fetch_pickle(each) for each in expand_braces(ref)]
+
+
+def _fetch_pickle(ref: str) -> tuple[str, Path, Path]:
+    reference = _parsed(ref)
+    with explained(ref, typed=not ref.startswith("hf://")):
+        repository = look_up(reference)
+        pinned = replace(reference, revision=repository.commit)
+        inside = PurePosixPath(reference.inside)
+        alone = reference.inside in repository.files
+        folder = str(inside.parent if alone else inside).strip(".")
+        names = repository.names_in(folder)
+        name = inside.name if alone else choose_pickle(names, str(pinned), separator="/" if folder else ":")
+        prefix = f"{folder}/" if folder else ""
+        file = repository.download(prefix + name)
+        shards = shard_names(file, names) if name.endswith(PICKLE_INDEX) else []
+        for each in [*shards, *(name for name in names if is_companion(name))]:
+            repository.download(prefix + each)
+    return str(pinned), file, repository.snapshot / folder if folder else repository.snapshot
+
+
 def share_buffers(checkpoints: Sequence[Checkpoint]) -> None:
     """Divide the memory for reading ahead among the checkpoints of one merge."""
     for checkpoint in checkpoints:
@@ -106,12 +137,17 @@ def share_buffers(checkpoints: Sequence[Checkpoint]) -> None:
 
 
 def _open(ref: str, stream: bool) -> Iterator[Checkpoint]:
-    reference = parse_hub(ref)
-    if reference is None:
-        raise ReferenceError(f"{ref}: is not a reference to the Hub", hint="write org/name[@revision][:subfolder]")
+    reference = _parsed(ref)
     with explained(ref, typed=not ref.startswith("hf://")):
         repository = look_up(reference)
         yield from _open_at(replace(reference, revision=repository.commit), repository, stream)
+
+
+def _parsed(ref: str) -> HubReference:
+    reference = parse_hub(ref)
+    if reference is None:
+        raise ReferenceError(f"{ref}: is not a reference to the Hub", hint="write org/name[@revision][:subfolder]")
+    return reference
 
 
 def _open_at(reference: HubReference, repository: Repository, stream: bool) -> Iterator[Checkpoint]:

@@ -163,26 +163,27 @@ def ties_of(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
     return ties
 
 
-def mapping_of(path: Path) -> range:
+def mappings_of(path: Path) -> list[range]:
     """The addresses at which `path` is mapped into this process; empty where the system does not say."""
     try:
-        inode = path.stat().st_ino
+        inode = str(path.stat().st_ino)
         lines = [line.split(maxsplit=5) for line in Path("/proc/self/maps").read_text().splitlines()]
     except OSError:
-        return range(0)
-    spans = [line[0].split("-") for line in lines if line[4] == str(inode) and "p" in line[1]]
-    return range(int(spans[0][0], 16), int(spans[-1][1], 16)) if spans else range(0)
+        return []
+    spans = [line[0].split("-") for line in lines if line[4] == inode and "p" in line[1]]
+    return [range(int(start, 16), int(stop, 16)) for start, stop in spans]
 
 
-def release(tensor: torch.Tensor, mapping: range) -> None:
-    """Give the whole pages of a tensor back to the system if it lies in `mapping`: the file still holds them.
+def release(tensor: torch.Tensor, mappings: Sequence[range]) -> None:
+    """Give the whole pages of a tensor back to the system if it lies in a mapping: the file still holds them.
 
-    Anything outside the mapping is memory that only this process holds, and is left alone.
+    Anything outside the mappings is memory that only this process holds, and is left alone.
     """
     import ctypes
     import mmap
 
     start = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
     stop = (tensor.data_ptr() + tensor.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
-    if tensor.is_contiguous() and start < stop and start in mapping and stop - 1 in mapping:
+    inside = any(start in mapping and stop - 1 in mapping for mapping in mappings)
+    if inside and start < stop and tensor.is_contiguous():
         ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(stop - start), mmap.MADV_DONTNEED)

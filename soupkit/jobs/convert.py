@@ -6,14 +6,16 @@ import glob
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from soupkit.checkpoint import hub
 from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.checkpoint.convert import Pickled, Selection, read_pickled, write_pickled
 from soupkit.checkpoint.hashing import content_hash, files_hash
 from soupkit.checkpoint.output import OutputDirectory
-from soupkit.checkpoint.reference import glob_paths
+from soupkit.checkpoint.reference import glob_paths, local_path
 from soupkit.checkpoint.tensors import Plan, parse_bytes, plan_files
 from soupkit.errors import ReferenceError, SoupkitError
 from soupkit.events import Advanced, Finished, Report, Started, Table, Told, Wrote
@@ -33,12 +35,12 @@ def convert(recipe: Convert, world: World, report: Report) -> dict[str, Any]:
     Memory: one tensor at a time for files of torch ≥ 1.6, the whole file for older ones; the model with --model.
     Raises ReferenceError, CheckpointError, TaskError, OutputError; then nothing is left behind.
     """
-    paths = [path for ref in recipe.refs for path in _expand(ref)]
-    members = _member_names(paths)
-    opened = [_open(path, recipe) for path in paths]
+    sources = [source for ref in recipe.refs for source in _expand(ref)]
+    members = _member_names(sources)
+    opened = [_open(source, recipe) for source in sources]
     finish = _finisher(recipe)
     if recipe.dry_run:
-        return _show_plan(paths, opened, report)
+        return _show_plan(sources, opened, report)
     total = sum(plan.num_bytes for _, plan in opened)
     with OutputDirectory(
         recipe.out,
@@ -48,48 +50,68 @@ def convert(recipe: Convert, world: World, report: Report) -> dict[str, Any]:
     ) as directory:
         report(Started("converting", total, "bytes"))
         manifests = []
-        for path, name, (pickled, plan) in zip(paths, members, opened, strict=True):
+        for source, name, (pickled, plan) in zip(sources, members, opened, strict=True):
             target = directory / name
             target.mkdir(exist_ok=True)
-            manifests.append(_write(target, path, pickled, plan, finish, recipe, world, report))
+            manifests.append(_write(target, source, pickled, plan, finish, recipe, world, report))
         report(Finished("converting"))
-        manifest = manifests[0] if len(paths) == 1 else _of_members(members, manifests, recipe)
+        manifest = manifests[0] if len(sources) == 1 else _of_members(members, manifests, recipe)
         manifest.write(directory)
     report(Wrote(recipe.out, total))
     return manifest.to_json()
 
 
-def _expand(ref: str) -> list[Path]:
-    path = Path(ref).expanduser()
+@dataclass(frozen=True)
+class Source:
+    """A pickle: what it is called, where it is, and where its companions are when it is one of many files there."""
+
+    reference: str
+    path: Path
+    directory: Path | None = None
+
+    @property
+    def on_hub(self) -> hub.HubReference | None:
+        """The pinned reference of what came from the Hub."""
+        return hub.parse_hub(self.reference) if self.directory else None
+
+    def names(self) -> tuple[str, str]:
+        """What to call its folder, and what when that is taken."""
+        name = self.path.name.removesuffix(".index.json").removesuffix(".tar")
+        stem = name if self.path.is_dir() else Path(name).stem
+        if self.on_hub:
+            repository = self.on_hub.name.rpartition("/")[2]
+            return repository, f"{repository}-{(self.on_hub.revision or '')[:8]}"
+        return stem, f"{self.path.resolve().parent.name}-{stem}"
+
+
+def _expand(ref: str) -> list[Source]:
+    """The pickles behind one reference, on this disk or on the Hub."""
+    path = local_path(ref)
+    if not path.exists() and not glob.has_magic(ref) and hub.looks_like_hub(ref):
+        return [Source(*fetched) for fetched in hub.fetch_pickles(ref)]
     if path.exists() or not glob.has_magic(ref):
-        return [path]
-    matches = glob_paths(ref)
+        return [Source(ref, path)]
+    matches = [Source(str(match), match) for match in glob_paths(ref)]
     if not matches:
         raise ReferenceError(f"{ref}: matches nothing", hint="check the pattern")
     return matches
 
 
-def _member_names(paths: Sequence[Path]) -> list[str]:
+def _member_names(sources: Sequence[Source]) -> list[str]:
     """Where each file goes inside OUT: nowhere else for one, by its name for several."""
-    if len(paths) == 1:
+    if len(sources) == 1:
         return ["."]
-    names = [_stem(path) for path in paths]
-    if len(set(names)) < len(names):
-        names = [f"{path.resolve().parent.name}-{_stem(path)}" for path in paths]
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ReferenceError(f"several files would become {twice}", hint="convert them one by one, or rename them")
-    return names
+    for number in (0, 1):
+        names = [source.names()[number] for source in sources]
+        if len(set(names)) == len(names):
+            return names
+    twice = next(name for name in names if names.count(name) > 1)
+    raise ReferenceError(f"several files would become {twice}", hint="convert them one by one, or rename them")
 
 
-def _stem(path: Path) -> str:
-    name = path.name.removesuffix(".index.json").removesuffix(".tar")
-    return name if path.is_dir() else Path(name).stem
-
-
-def _open(path: Path, recipe: Convert) -> tuple[Pickled, Plan]:
+def _open(source: Source, recipe: Convert) -> tuple[Pickled, Plan]:
     selection = Selection(recipe.key, recipe.prefer, recipe.strip, recipe.drop, recipe.ignore)
-    pickled = read_pickled(path, selection)
+    pickled = read_pickled(source.path, selection, directory=source.directory)
     with_clip = recipe.model is not None and recipe.model.startswith("open_clip:")
     plan = plan_files(
         pickled.slots,
@@ -120,7 +142,7 @@ def _finisher(recipe: Convert) -> Finish:
 
 def _write(
     directory: Path,
-    path: Path,
+    source: Source,
     pickled: Pickled,
     plan: Plan,
     finish: Finish,
@@ -129,18 +151,18 @@ def _write(
     report: Report,
 ) -> Manifest:
     """One checkpoint directory with its manifest."""
-    _tell(path, pickled, recipe, report)
+    _tell(source.reference, pickled, recipe, report)
     for companion in pickled.companions:
         shutil.copyfile(companion, directory / companion.name)
     write_pickled(directory, pickled, plan, advance=lambda num_bytes: report(Advanced("converting", num_bytes)))
     try:
         finish(directory)
     except SoupkitError as error:
-        raise type(error)(f"{path}: {error.message}", hint=error.hint) from error
+        raise type(error)(f"{source.reference}: {error.message}", hint=error.hint) from error
     manifest = Manifest(
         command=COMMAND,
         recipe=recipe_to_json(recipe),
-        inputs=[_describe(path, pickled, recipe.out)],
+        inputs=[_describe(source, pickled, recipe.out)],
         outputs=describe_outputs(directory, content_hash(Checkpoint(directory), threads=world.num_threads)),
         notes={"where": pickled.where, "others": list(pickled.others), "facts": dict(pickled.facts)},
     )
@@ -148,15 +170,14 @@ def _write(
     return manifest
 
 
-def _describe(path: Path, pickled: Pickled, out: Path) -> dict[str, Any]:
-    return {
-        "reference": str(path),
-        "path": os.path.relpath(path.resolve(), out.resolve()),
-        "content": files_hash(pickled.files),
-    }
+def _describe(source: Source, pickled: Pickled, out: Path) -> dict[str, Any]:
+    place: dict[str, Any] = {"path": os.path.relpath(source.path.resolve(), out.resolve())}
+    if source.on_hub:
+        place = {"commit": source.on_hub.revision}
+    return {"reference": source.reference, **place, "content": files_hash(pickled.files)}
 
 
-def _tell(path: Path, pickled: Pickled, recipe: Convert, report: Report) -> None:
+def _tell(path: str, pickled: Pickled, recipe: Convert, report: Report) -> None:
     if pickled.others and recipe.key is None:
         report(Told(f"{path}: took {pickled.where}; the file also holds {', '.join(pickled.others)} (--key, --prefer)"))
     if pickled.ties:
@@ -176,10 +197,10 @@ def _of_members(members: Sequence[str], manifests: Sequence[Manifest], recipe: C
     )
 
 
-def _show_plan(paths: Sequence[Path], opened: Sequence[tuple[Pickled, Plan]], report: Report) -> dict[str, Any]:
+def _show_plan(sources: Sequence[Source], opened: Sequence[tuple[Pickled, Plan]], report: Report) -> dict[str, Any]:
     plans: list[dict[str, Any]] = [
         {
-            "reference": str(path),
+            "reference": source.reference,
             "where": pickled.where,
             "others": list(pickled.others),
             "tensors": len(pickled.tensors),
@@ -188,7 +209,7 @@ def _show_plan(paths: Sequence[Path], opened: Sequence[tuple[Pickled, Plan]], re
             "bytes_to_write": plan.num_bytes,
             "files": [file.name for file in plan.files],
         }
-        for path, (pickled, plan) in zip(paths, opened, strict=True)
+        for source, (pickled, plan) in zip(sources, opened, strict=True)
     ]
     rows = tuple((plan["reference"], plan["where"], plan["tensors"], plan["bytes_to_write"]) for plan in plans)
     report(Table("plan: nothing was written", ("file", "key", "tensors", "bytes"), rows))

@@ -11,7 +11,7 @@ from typing import Any
 from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.checkpoint.hashing import content_hash
 from soupkit.checkpoint.hub import parse_hub
-from soupkit.checkpoint.hub_errors import explained, retried
+from soupkit.checkpoint.hub_errors import endpoint, explained, retried
 from soupkit.checkpoint.output import OutputDirectory
 from soupkit.checkpoint.reference import open_references, sweep_members
 from soupkit.checkpoint.remote import HubFiles
@@ -201,15 +201,23 @@ def _upload(
 
 def _check_card(card: Path | bytes, repository: str) -> None:
     """Let the Hub read the model card's metadata before anything is uploaded. Raises CheckpointError."""
-    from huggingface_hub import ModelCard
+    from huggingface_hub import get_session
+    from huggingface_hub.utils import hf_raise_for_status  # type: ignore[attr-defined]
 
     text = card.decode() if isinstance(card, bytes) else card.read_text(encoding="utf-8", errors="replace")
-    try:
-        retried(lambda: ModelCard(text).validate(repo_type="model"))
-    except ValueError as error:
+
+    def ask() -> Any:
+        url, values = f"{endpoint()}/api/validate-yaml", {"content": text, "repoType": "model"}
+        answer = get_session().post(url, json=values, timeout=60)
+        if answer.status_code != 400:
+            hf_raise_for_status(answer)
+        return answer
+
+    answer = retried(ask)
+    if answer.status_code == 400:
         raise CheckpointError(
-            f"{repository}: the Hub cannot read the head of {CARD}: {error}", hint=f"correct the YAML in {CARD}"
-        ) from error
+            f"{repository}: the Hub cannot read the head of {CARD}: {answer.text}", hint=f"correct the YAML in {CARD}"
+        )
 
 
 def _prepare(api: Any, repository: str, recipe: Push) -> None:

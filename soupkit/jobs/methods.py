@@ -11,6 +11,7 @@ import numpy as np
 
 from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.checkpoint.dtypes import FLOATING, Array
+from soupkit.checkpoint.header import Slot
 from soupkit.checkpoint.reference import open_checkpoint
 from soupkit.errors import RecipeError
 from soupkit.events import Report
@@ -43,8 +44,8 @@ class MethodMerge:
         """What is recorded, and what is written."""
         return self.inputs.ingredients
 
-    def engine(self) -> Engine:
-        """What `write_soup` runs."""
+    def engine(self, slots: Mapping[str, Slot] | None = None) -> Engine:
+        """What `write_soup` runs; with `slots`, on those tensors only."""
         inputs = Inputs(self.inputs.models, self.inputs.base, self.statistics)
 
         def run(sink: Sink, options: StreamOptions, advance: Callable[[int], None]) -> Streamed:
@@ -53,12 +54,13 @@ class MethodMerge:
                 self.method,
                 self._arguments,
                 sink,
-                slots=self.ingredients.plan.slots,
+                slots=self.ingredients.plan.slots if slots is None else slots,
                 seed=self.seed,
                 options=options,
                 advance=advance,
             )
-            streamed.inputs = self.inputs.contents(streamed.inputs, options.threads)
+            if slots is None:
+                streamed.inputs = self.inputs.contents(streamed.inputs, options.threads)
             return streamed
 
         return run

@@ -260,10 +260,21 @@ def _copy_companions(first: Checkpoint, directory: Path) -> None:
 
 def show_plan(ingredients: Ingredients, recipe: Any, world: World, report: Report) -> dict[str, Any]:
     """What --dry-run prints: everything is checked by now and nothing is written."""
+    values = plan_values(ingredients, recipe, world)
+    rows = tuple(
+        (key.replace("_", " "), ", ".join(value) if isinstance(value, list) else f"{value:,}")
+        for key, value in values.items()
+    )
+    report(Table("plan: nothing was written", ("", ""), rows))
+    return {"plan": values}
+
+
+def plan_values(ingredients: Ingredients, recipe: Any, world: World) -> dict[str, Any]:
+    """Counts and bytes of what is read and written, the files, and the free disk."""
     plan = ingredients.plan
     to_read = sum(checkpoint.num_bytes for checkpoint in ingredients.checkpoints)
     parent = next(path for path in (recipe.out.resolve(), *recipe.out.resolve().parents) if path.exists())
-    values = {
+    return {
         "ingredients": len(ingredients.checkpoints),
         "tensors": len(plan.slots),
         "parameters": sum(slot.num_elements for slot in plan.slots.values()),
@@ -273,9 +284,3 @@ def show_plan(ingredients: Ingredients, recipe: Any, world: World, report: Repor
         "free_disk": shutil.disk_usage(parent).free,
         "buffer_bytes": min(world.num_threads, MOST_THREADS) * CHUNK * 46,
     }
-    rows = tuple(
-        (key.replace("_", " "), ", ".join(value) if isinstance(value, list) else f"{value:,}")
-        for key, value in values.items()
-    )
-    report(Table("plan: nothing was written", ("", ""), rows))
-    return {"plan": values}

@@ -10,6 +10,7 @@ from soupkit.checkpoint.adapted import WEIGHTS, is_adapter
 from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.checkpoint.convert import pickled_files
 from soupkit.checkpoint.hashing import FILES_HASH, content_hash, file_sha256, file_xxh3, files_hash
+from soupkit.checkpoint.hub import fetch_pickles
 from soupkit.checkpoint.reference import open_checkpoint
 from soupkit.commands import COMMANDS
 from soupkit.errors import CheckpointError, ReferenceError
@@ -77,7 +78,7 @@ def content_of_input(directory: Path, entry: dict[str, Any], world: World) -> st
     Raises ReferenceError when it is gone.
     """
     if str(entry.get("content")).startswith(FILES_HASH):
-        return files_hash(pickled_files(_input_path(directory, entry)))
+        return files_hash(pickled_files(_pickle_path(directory, entry)))
     return content_hash(_open_input(directory, entry), threads=world.num_threads)
 
 
@@ -86,6 +87,12 @@ def _open_input(directory: Path, entry: dict[str, Any]) -> Checkpoint:
     if "commit" in entry:
         return open_checkpoint(entry["reference"])
     return Checkpoint(_input_path(directory, entry).resolve(), reference=entry["reference"])
+
+
+def _pickle_path(directory: Path, entry: dict[str, Any]) -> Path:
+    if "commit" in entry:
+        return fetch_pickles(entry["reference"])[0][1]
+    return _input_path(directory, entry)
 
 
 def _input_path(directory: Path, entry: dict[str, Any]) -> Path:

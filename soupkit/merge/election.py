@@ -29,42 +29,46 @@ def elected(vectors_KN: Array, weight_K: Array, *, normalize: bool) -> Array:
     With equal weights that is the published mean over the agreeing, non-zero entries. Where the signs cancel exactly,
     no sign is elected and the result is zero. Costs five cheap operations per entry. May overwrite the vectors.
     """
+    unit = float(weight_K[0]) if weight_K[0] != 0 and (weight_K == weight_K[0]).all() else None
     mass, positive = np.zeros((2, vectors_KN.shape[1]), vectors_KN.dtype)
-    shares = _Shares(weight_K, vectors_KN.shape[1]) if normalize else None
+    shares = _Shares(vectors_KN.shape[1], counted=unit is not None and len(weight_K) < 256) if normalize else None
     for vector_N, weight in zip(vectors_KN, weight_K, strict=True):
-        if weight != 1:
+        if unit is None:
             np.multiply(vector_N, weight, out=vector_N)
         np.add(mass, vector_N, out=mass)
         if shares:
-            shares.count(vector_N, weight)
+            shares.add(vector_N, 1.0 if unit is not None else weight)
         np.maximum(vector_N, 0, out=vector_N)
         np.add(positive, vector_N, out=positive)
     wins = mass > 0
     result: Array = np.where(wins, positive, mass - positive)
-    if shares:
+    if shares:  # a weight that all have cancels
         np.divide(result, shares.of(wins), out=result)
+    elif unit is not None and unit != 1:
+        np.multiply(result, unit, out=result)
     np.multiply(result, mass != 0, out=result)
     return result
 
 
 class _Shares:
-    """For every element, the weights of the entries above zero, and of those below. Equal weights are only counted."""
+    """For every element, the weights of the entries above zero, and of those below; counted: the weights are ones."""
 
-    def __init__(self, weight_K: Array, size: int) -> None:
-        self._unit = float(weight_K[0]) if (weight_K == weight_K[0]).all() else None
-        kind = np.uint8 if self._unit is not None and len(weight_K) < 256 else np.float64
-        self._positive, self._negative = np.zeros((2, size), kind)
+    def __init__(self, size: int, *, counted: bool) -> None:
+        self._counted = counted
+        self._positive, self._negative = np.zeros((2, size), np.uint8 if counted else np.float64)
 
-    def count(self, vector_N: Array, weight: float) -> None:
+    def add(self, vector_N: Array, weight: float) -> None:
         """Add one ingredient's share where its entries are not zero."""
         for share, agreeing in ((self._positive, vector_N > 0), (self._negative, vector_N < 0)):
-            if share.dtype == np.uint8:
-                np.add(share, agreeing.view(np.uint8), out=share)
-            else:
-                np.add(share, agreeing * weight, out=share)
+            np.add(share, agreeing.view(np.uint8) if self._counted else agreeing * weight, out=share)
 
     def of(self, wins: Array) -> Array:
         """The winners' share; 1 where that is zero."""
-        share: Array = np.where(wins, self._positive, self._negative)
-        share[share == 0] = 1
-        return share * self._unit if share.dtype == np.uint8 and self._unit is not None else share
+        if not self._counted:
+            share: Array = np.where(wins, self._positive, self._negative)
+            share[share == 0] = 1
+            return share
+        # Bytes wrap around and come back: negative + wins · (positive − negative), several times faster than a choice.
+        count: Array = self._negative + wins.view(np.uint8) * (self._positive - self._negative)
+        result: Array = np.maximum(count, 1, out=count).astype(np.float64)
+        return result

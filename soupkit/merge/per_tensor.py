@@ -23,10 +23,11 @@ from soupkit.merge.methods import MergeMethod
 from soupkit.merge.pieces import STRATUM, Draws, Pieces, row_length, rows_of_a_stratum
 from soupkit.merge.policy import overflow, settle_integers
 from soupkit.merge.pool import run_batches
-from soupkit.merge.stream import Sink, Streamed, StreamOptions
+from soupkit.merge.stream import Sink, Streamed, StreamOptions, threads_for
 from soupkit.merge.tensor_pieces import BlockHash, Buffers, Source, TensorPieces
-from soupkit.world import available_cores
 
+PIECE = STRATUM
+"""Elements of a piece: few enough to stay in cache, enough that threads seldom wait for the interpreter."""
 BATCH = 1 << 16
 """Elements that one task of the pool covers at least: tiny tensors are batched."""
 DEFAULTS = StreamOptions()
@@ -60,7 +61,8 @@ def merge_tensors(
     """
     run = _Run(inputs, method, parameters, sink, slots, seed, options)
     order = sorted(slots, key=lambda name: (slots[name].dtype in FLOATING, -slots[name].num_elements))
-    threads = 1 if method.pieces == "tensor" else options.threads or available_cores()
+    num_bytes = sum(slot.num_bytes for slot in slots.values())
+    threads = 1 if method.pieces == "tensor" else threads_for(options, num_bytes, len(slots))
     run_batches(run.merge, _batches(order, slots), threads=threads, advance=advance)
     return run.result()
 
@@ -76,6 +78,14 @@ def _batches(order: Sequence[str], slots: Mapping[str, Slot]) -> Iterator[list[s
             batch, size = [], 0
     if batch:
         yield batch
+
+
+def piece_of(method: MergeMethod, slot: Slot) -> int:
+    """How many elements the method's pieces of a tensor hold."""
+    if method.pieces == "tensor":
+        return max(1, slot.num_elements)
+    length = row_length(slot.shape)
+    return length * rows_of_a_stratum(length) if method.pieces == "row" else PIECE
 
 
 class _Run:
@@ -121,7 +131,7 @@ class _Run:
 
     def _merge_floating(self, name: str) -> None:
         slot = self.slots[name]
-        piece = self._piece(slot)
+        piece = piece_of(self.method, slot)
         buffers = self._buffers(piece)
         pieces = TensorPieces(
             name,
@@ -144,18 +154,11 @@ class _Run:
             f"{self.method.name} yielded {start} of {slot.num_elements} elements of {name}"
         )
 
-    def _piece(self, slot: Slot) -> int:
-        """How many elements the method's pieces of this tensor hold."""
-        if self.method.pieces == "tensor":
-            return max(1, slot.num_elements)
-        length = row_length(slot.shape)
-        return length * rows_of_a_stratum(length) if self.method.pieces == "row" else STRATUM
-
     def _buffers(self, size: int) -> Buffers:
         """This thread's buffers; those for a tensor with longer rows are not kept."""
-        if size <= STRATUM:
+        if size <= PIECE:
             if not hasattr(self._local, "buffers"):
-                self._local.buffers = Buffers(STRATUM, len(self.ingredients), self.options.accumulate)
+                self._local.buffers = Buffers(PIECE, len(self.ingredients), self.options.accumulate)
             own: Buffers = self._local.buffers
             return own
         return Buffers(size, len(self.ingredients), self.options.accumulate)

@@ -83,9 +83,14 @@ def stream(
     run = _Run(ingredients, mixture, sink, slots, options)
     units = sorted(_units(slots), key=lambda unit: slots[unit[0]].dtype in FLOATING)
     num_bytes = sum(slot.num_bytes for slot in slots.values())
-    threads = 1 if num_bytes < _TINY * len(units) else min(options.threads or available_cores(), MOST_THREADS)
+    threads = threads_for(options, num_bytes, len(units))
     run_batches(run.combine, _batches(units, slots), threads=threads, advance=advance)
     return run.result()
+
+
+def threads_for(options: StreamOptions, num_bytes: int, num_units: int) -> int:
+    """How many threads pay: one for tiny tensors, few for large ones."""
+    return 1 if num_bytes < _TINY * num_units else min(options.threads or available_cores(), MOST_THREADS)
 
 
 def _units(slots: Mapping[str, Slot]) -> Iterator[tuple[str, int]]:

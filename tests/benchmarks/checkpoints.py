@@ -54,7 +54,9 @@ def write_checkpoints(folder: Path, shapes: dict[str, tuple[int, ...]], *, count
     In a process of its own: a measured child's peak memory begins with that of the process that started it.
     """
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(_write, folder, shapes, count, dtype).result()
+        paths = pool.submit(_write, folder, shapes, count, dtype).result()
+    os.sync()  # or the disk would still be busy with the inputs while outputs are measured
+    return paths
 
 
 def _write(folder: Path, shapes: dict[str, tuple[int, ...]], count: int, dtype: str) -> list[Path]:

@@ -16,6 +16,7 @@ from convert.pickled import foreign_class, save, weights
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from soupkit.checkpoint.pickles import load_pickle, mappings_of, release
 from soupkit.cli.app import run_command_line
 from soupkit.errors import CheckpointError, ReferenceError, SoupkitError
 from soupkit.events import Event, Told, silent
@@ -239,7 +240,9 @@ def test_sharded_pickles(tmp_path: Path, by: str) -> None:
     run(source if by == "directory" else index, out=tmp_path / "out")
     assert_same(tmp_path / "out", weights())
     (source / "pytorch_model-00002-of-00002.bin").unlink()
-    with pytest.raises(CheckpointError, match=r"names the shard pytorch_model-00002-of-00002.bin, which is not there"):
+    with pytest.raises(
+        CheckpointError, match=r"names the shard 'pytorch_model-00002-of-00002.bin', which is not there"
+    ):
         run(source, out=tmp_path / "other")
 
 
@@ -347,7 +350,7 @@ def test_does_not_overwrite(tmp_path: Path) -> None:
 
 
 PEAK = """
-import resource, sys
+import sys
 from pathlib import Path
 from soupkit.events import silent
 from soupkit.jobs.convert import convert
@@ -355,12 +358,15 @@ from soupkit.recipe.hub import Convert
 from soupkit.world import World
 import torch, numpy
 torch.ones(10)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def peak():
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
+before = peak()
 convert(Convert(refs=(sys.argv[1],), out=Path(sys.argv[2])), World(threads=1), silent)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+print(peak() - before)
 """
 
 
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="the system does not say what is mapped where")
 def test_the_peak_is_about_one_tensor(tmp_path: Path) -> None:
     """80 tensors of 1 MB: resident memory grows by a few of them, not by the file."""
     path = save({f"layer{i}": torch.rand(256, 1024) for i in range(80)}, tmp_path / "m.pt")
@@ -383,3 +389,16 @@ def test_a_step_of_a_recipe_is_skipped_until_its_file_changes(tmp_path: Path) ->
     assert actions() == ["skip"]
     save(weights(1), path)
     assert actions() == ["run"]
+
+
+def test_memory_that_no_file_backs_is_left_alone(tmp_path: Path) -> None:
+    """Giving back pages of the heap would zero them."""
+    own = torch.full((1 << 20,), 7.0)
+    path = save({"mapped": torch.full((1 << 20,), 3.0)}, tmp_path / "m.pt")
+    mapped = load_pickle(path)["mapped"]
+    mappings = mappings_of(path)
+    assert any(mapped.data_ptr() in mapping for mapping in mappings)
+    for tensor in (own, mapped, own[100:5000], mapped[100:5000]):
+        release(tensor, mappings)
+    assert float(own.min()) == float(own.max()) == 7.0
+    assert float(mapped.min()) == float(mapped.max()) == 3.0

@@ -171,7 +171,7 @@ def writer(two: list[Path], tmp_path: Path) -> Iterator[Path]:
 def test_readers_during_writes_see_one_checkpoint_or_an_error(writer: Path) -> None:
     """Never shards of two, never new bytes under old headers."""
     seen, refused = set(), []
-    deadline = time.monotonic() + 4
+    deadline = time.monotonic() + 3
     while time.monotonic() < deadline:
         try:
             seen.add(whole(writer))

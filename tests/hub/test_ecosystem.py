@@ -4,6 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import soupkit.task.torchvision_ops  # noqa: F401  (before timm and open_clip)
+
+# isort: split
 import open_clip
 import pytest
 import timm
@@ -13,7 +16,6 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from task.small import CLIP_CONFIG
 
-import soupkit.task.torchvision_ops  # noqa: F401  (before timm and open_clip)
 from soupkit.cli.app import run_command_line
 
 IMAGES = torch.rand(2, 3, 160, 160, generator=torch.Generator().manual_seed(0))

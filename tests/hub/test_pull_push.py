@@ -230,3 +230,53 @@ def _with_yaml(answer: dict[str, Any]) -> Any:
             route(handler)
 
     return replaced
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_convert_from_the_hub(hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str], sharded: bool) -> None:
+    """A repository of pickles, as the error about it suggests."""
+    torch = pytest.importorskip("torch")
+    old = tmp_path / "old"
+    old.mkdir()
+    parts = [{"a": torch.ones(2)}, {"b": torch.zeros(3)}] if sharded else [{"a": torch.ones(2), "b": torch.zeros(3)}]
+    names = [f"pytorch_model-{i + 1:05d}-of-00002.bin" for i in range(2)] if sharded else ["pytorch_model.bin"]
+    for part, name in zip(parts, names, strict=True):
+        torch.save(part, old / name)
+    if sharded:
+        weight_map = {key: name for part, name in zip(parts, names, strict=True) for key in part}
+        (old / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    (old / "config.json").write_text('{"model_type": "bert"}')
+    (old / "optimizer.pt").write_bytes(b"not needed")
+    commit = hub.add("org/old", old)
+    text = fails("inspect", "org/old", capsys=capsys)
+    assert f"soupkit convert org/old@{commit} --out DIR" in text
+    manifest = run("convert", f"org/old@{commit}", "--out", str(tmp_path / "new"), capsys=capsys)
+    assert manifest["inputs"][0]["commit"] == commit
+    assert set(open_checkpoint(str(tmp_path / "new")).specs) == {"a", "b"}
+    assert (tmp_path / "new/config.json").exists()
+    assert not hub.asked("optimizer")
+    run("verify", str(tmp_path / "new"), "--inputs", capsys=capsys)
+    hub.add("org/older", old)
+    run("convert", "org/old", "org/older", "--out", str(tmp_path / "both"), capsys=capsys)
+    assert len(open_references([str(tmp_path / "both")])) == 2
+
+
+def test_two_processes_download_the_same(hub: Hub, tmp_path: Path) -> None:
+    """huggingface_hub's locks: both end well, one file is there, each weight file comes at most twice."""
+    import os
+    import subprocess
+    import sys
+
+    source = checkpoint(tmp_path / "source", size=20_000)
+    hub.add("org/toy", source)
+    hub.fail("GET /blobs/", "slow", pause=0.01)
+    environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1"}
+    commands = [
+        [sys.executable, "-m", "soupkit", "pull", "org/toy", "--out", str(tmp_path / f"out{i}")] for i in (0, 1)
+    ]
+    processes = [subprocess.Popen(command, env=environment, stderr=subprocess.PIPE) for command in commands]
+    outcomes = [(process.communicate()[1], process.returncode) for process in processes]
+    assert [code for _, code in outcomes] == [0, 0], outcomes
+    for i in (0, 1):
+        assert (tmp_path / f"out{i}/model.safetensors").read_bytes() == (source / "model.safetensors").read_bytes()
+    assert not list((tmp_path / "home").rglob("*.incomplete"))

@@ -51,7 +51,7 @@ def reference_election(sparse: Vectors, weight: list[float], normalize: bool) ->
         agree = [(entry, w) for entry, w in entries if entry * mass > 0]
         if agree:
             total = math.fsum(entry for entry, _ in agree)
-            result[i] = total / math.fsum(w for _, w in agree) if normalize else total
+            result[i] = total / (math.fsum(w for _, w in agree) or 1.0) if normalize else total
     return result.reshape(sparse[0].shape)
 
 
@@ -69,6 +69,15 @@ def test_ties(shape: tuple[int, ...], density: list[float], normalize: bool) -> 
     expected = reference_election(sparse, weight, normalize)
     result = run("ties", arrays, weight=weight, density=density, normalize=normalize)
     np.testing.assert_allclose(result, expected, rtol=1e-13, atol=1e-15)
+
+
+@pytest.mark.parametrize("weight", [[0.5] * 3, [-1.0] * 3, [0.0] * 3, [1.0, -1.0, 0.0], [1.0, 1.0, -2.0]])
+@pytest.mark.parametrize("normalize", [True, False])
+def test_elections_with_any_weights(weight: list[float], normalize: bool) -> None:
+    arrays = [np.round(2 * array) for array in vectors((40, 50))]  # whole numbers: zeros, and sums of zero
+    expected = reference_election(arrays, weight, normalize)
+    result = run("ties", arrays, weight=weight, density=[1.0] * 3, normalize=normalize)
+    np.testing.assert_allclose(result, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_ties_by_hand() -> None:

@@ -191,7 +191,7 @@ method = METHODS[name]
 class Nowhere:
     def write(self, name, start, values): pass
 values = {"weight": np.ones(2), "density": np.full(2, 0.2), "gamma": np.full(2, 0.01), "epsilon": np.full(2, 0.1)}
-values |= {"t": 0.3, "task": 0}
+values |= {"t": 0.3, "task": 0, "scale": 1.0}
 if name == "sce": values["density"] = 0.2
 given = {key: value for key, value in values.items() if key in method.parameters}
 def run(stem):

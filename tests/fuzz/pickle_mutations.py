@@ -1,0 +1,58 @@
+"""Mutates small pickles and reads them: `python tests/fuzz/pickle_mutations.py FOLDER COUNT SEED`.
+
+A process of its own, since what is tested includes that torch's reader does not crash. Prints the outcomes.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections import Counter
+from pathlib import Path
+
+import torch
+
+from soupkit.checkpoint.convert import read_pickled
+from soupkit.checkpoint.pickles import flat_array
+from soupkit.errors import SoupkitError
+
+
+def mutated(content: bytes, draw: random.Random) -> bytes:
+    """Some bytes changed, a piece cut out, or a piece repeated."""
+    data = bytearray(content)
+    for _ in range(draw.randint(1, 4)):
+        position = draw.randrange(len(data))
+        kind = draw.randrange(4)
+        if kind == 0:
+            data[position] ^= 1 << draw.randrange(8)
+        elif kind == 1:
+            data[position] = draw.choice(b"\x00\xff.}]Rbc0qQ")
+        elif kind == 2:
+            del data[position : position + draw.randint(1, 16)]
+        else:
+            data[position:position] = data[position : position + draw.randint(1, 16)]
+    return bytes(data)
+
+
+def main() -> None:
+    """Read COUNT mutations of a zip and of an old pickle."""
+    folder, count, draw = Path(sys.argv[1]), int(sys.argv[2]), random.Random(int(sys.argv[3]))
+    value = {"state_dict": {"a": torch.rand(3, 2), "b": torch.ones(4).half()}, "args": {"lr": 0.1, "name": "x"}}
+    outcomes: Counter[str] = Counter()
+    for legacy in (False, True):
+        path = folder / f"{legacy}.pt"
+        torch.save(value, path, _use_new_zipfile_serialization=not legacy)
+        content = path.read_bytes()
+        for _ in range(count):
+            path.unlink()  # a mapped file must not change, so each is another
+            path.write_bytes(mutated(content, draw))
+            try:
+                pickled = read_pickled(path)
+                outcomes["read"] += sum(flat_array(tensor).size for tensor in pickled.tensors.values()) >= 0
+            except SoupkitError as error:
+                outcomes[type(error).__name__] += 1
+    print(dict(outcomes))
+
+
+if __name__ == "__main__":
+    main()
