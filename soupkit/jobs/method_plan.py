@@ -41,7 +41,7 @@ def _shown(value: Any) -> str:
 
 
 def peak_memory(merge: MethodMerge, threads: int) -> int:
-    """An upper estimate of the bytes in memory: buffers and temporaries of pieces, and what a search for a cut holds."""
+    """An upper estimate of the bytes in memory: buffers, temporaries of pieces, and what a search for a cut holds."""
     num = len(merge.inputs.models)
     slots = [slot for slot in merge.ingredients.plan.slots.values() if slot.dtype in FLOATING]
     piece = max((piece_of(merge.method, slot) for slot in slots), default=0)
