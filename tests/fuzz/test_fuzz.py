@@ -158,6 +158,16 @@ def test_what_guided_fuzzing_found(raw: bytes) -> None:
     assert list(parse_header(escaped, Path("x"), 8 + len(escaped) + 1).specs) == ["\u00e4-0"]
 
 
+def test_mutated_pickles(tmp_path: Path) -> None:
+    """In a process of its own: a crash of the reader fails this test and not the whole run."""
+    script, count = Path(__file__).with_name("pickle_mutations.py"), str(MORE or 300)
+    command = [sys.executable, str(script), str(tmp_path), count, "0" if MORE is None else str(os.getpid())]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "CheckpointError" in done.stdout
+    assert "read" in done.stdout
+
+
 @pytest.mark.skipif(not MORE, reason="SOUPKIT_FUZZ=1 runs it, for 20 seconds each")
 @pytest.mark.parametrize("target", ["header", "index"])
 def test_guided(target: str) -> None:
