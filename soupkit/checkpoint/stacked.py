@@ -42,6 +42,10 @@ class Stacked(Mapping[str, Array]):
         self.num_layers = sum(part.stop - part.start for part in parts)
         self.places = _places(parts, self.stack)
         self.slots = {name: slots_of(source)[own] for name, (source, own) in self.places.items()}
+        self.stored = {
+            name: (getattr(source, "stored", None) or slots_of(source))[own]
+            for name, (source, own) in self.places.items()
+        }
 
     def __getitem__(self, name: str) -> Array:
         source, own = self.places[name]
@@ -110,12 +114,12 @@ def main_stack(source: Mapping[str, Array]) -> str:
 
 
 class Reconfigured:
-    """Stands for a checkpoint whose configuration and tokenizer go with an output, with a depth of its own."""
+    """Stands for a checkpoint whose configuration and tokenizer go with an output, with a config.json of its own."""
 
-    def __init__(self, source: Checkpoint, num_layers: int) -> None:
+    def __init__(self, source: Checkpoint, config: Mapping[str, Any]) -> None:
         self.files, self.metadata, self.config_name = source.files, source.metadata, source.config_name
         self.reference = source.reference
-        self.config = _with_depth(source.config, num_layers)
+        self.config = config
         self.companions = source.companions
         if source.config_name and self.config != source.config:
             folder = Path(tempfile.mkdtemp(prefix="soupkit-config-"))
@@ -125,7 +129,7 @@ class Reconfigured:
             self.companions = [changed if path.name == source.config_name else path for path in source.companions]
 
 
-def _with_depth(config: Mapping[str, Any], num_layers: int) -> dict[str, Any]:
+def with_depth(config: Mapping[str, Any], num_layers: int) -> dict[str, Any]:
     """The configuration with another number of layers, and lists with one entry per layer dropped as unknown."""
     depth = next((config[key] for key in DEPTH_KEYS if isinstance(config.get(key), int)), None)
     changed = {

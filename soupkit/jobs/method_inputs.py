@@ -12,12 +12,13 @@ from typing import Any, cast
 from soupkit.checkpoint.adapted import Adapted, is_adapter, open_adapter
 from soupkit.checkpoint.checkpoint import Checkpoint, slots_of
 from soupkit.checkpoint.compatible import Agreement, check_compatible
+from soupkit.checkpoint.dequantized import Dequantized, scales_of
 from soupkit.checkpoint.dtypes import FLOATING, Array, widest
 from soupkit.checkpoint.hashing import content_hash
 from soupkit.checkpoint.header import Slot
 from soupkit.checkpoint.reference import open_checkpoint, open_references
 from soupkit.checkpoint.resized import Resized, match_vocabularies
-from soupkit.checkpoint.stacked import Part, Reconfigured, Stacked
+from soupkit.checkpoint.stacked import Part, Reconfigured, Stacked, with_depth
 from soupkit.errors import RecipeError, ReferenceError
 from soupkit.events import Report, Told
 from soupkit.jobs.soup import Ingredients, plan_soup
@@ -62,8 +63,8 @@ def open_inputs(recipe: Any, report: Report) -> MethodInputs:
     base = open_checkpoint(base_reference) if base_reference else None
     recorded, views = _open_models(recipe.refs, base, report)
     if base is not None:
-        recorded, views = [*recorded, base], [*views, base]
-    model = next((view for view in views if isinstance(view, Checkpoint)), None) or _base_of(views[0])
+        recorded, views = [*recorded, base], [*views, _plain(base)]
+    model = _model_of(views[0], recorded[0])
     views, chosen = match_vocabularies(views, recipe.embedding)
     if chosen is not None:
         model = _model_of(views[chosen], recorded[chosen])
@@ -82,9 +83,10 @@ def _open_stacked(recipe: MergePassthrough, report: Report) -> MethodInputs:
     parts = [Part(view, *_range(text)) for view, text in zip(views, recipe.layers, strict=True)]
     stacked = Stacked(parts, reference=", ".join(recipe.refs), stack=recipe.stack)
     first = _model_of(views[0], recorded[0])
-    model = cast(Checkpoint, Reconfigured(first, stacked.num_layers))
+    model = cast(Checkpoint, Reconfigured(first, with_depth(stacked.config, stacked.num_layers)))
     report(Told(f"{stacked.num_layers} layers of {stacked.stack}"))
-    return MethodInputs(plan_soup(check_compatible([stacked]), recorded, recipe, report, model=model), [stacked], False)
+    agreement = _as_stored(check_compatible([stacked]), [stacked])
+    return MethodInputs(plan_soup(agreement, recorded, recipe, report, model=model), [stacked], False)
 
 
 def _range(text: str) -> tuple[int, int]:
@@ -108,11 +110,11 @@ def _open_models(
             ranked = f"{len(adapter.changes)} changes of rank {', '.join(map(str, ranks))}"
             report(Told(f"{reference}: {ranked}, merged into {under.reference} as it is read"))
             recorded.append(adapter.weights)
-            views.append(Adapted(under, adapter))
+            views.append(Adapted(cast(Checkpoint, _plain(under)), adapter))
         else:
             opened = open_references([reference])
             recorded += opened
-            views += opened
+            views += map(_plain, opened)
     return recorded, views
 
 
@@ -126,14 +128,17 @@ def _base_by_name(name: str, reference: str) -> Checkpoint:
         ) from error
 
 
-def _base_of(view: View) -> Checkpoint:
-    assert isinstance(view, Adapted)
-    return view.base
-
-
 def _model_of(view: View, recorded: Checkpoint) -> Checkpoint:
+    """Whose configuration and tokenizer describe a view."""
     source = view.source if isinstance(view, Resized) else view
-    return source.base if isinstance(source, Adapted) else recorded
+    if isinstance(source, Adapted):
+        return _model_of(source.base, getattr(source.base, "source", source.base))
+    return cast(Checkpoint, Reconfigured(recorded, source.config)) if isinstance(source, Dequantized) else recorded
+
+
+def _plain(checkpoint: Checkpoint) -> View:
+    """The checkpoint, or what its quantized weights mean."""
+    return Dequantized(checkpoint) if scales_of(checkpoint.slots) else checkpoint
 
 
 def _as_stored(agreement: Agreement, views: Sequence[View]) -> Agreement:

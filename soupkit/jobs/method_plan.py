@@ -24,7 +24,7 @@ def show_method_plan(merge: MethodMerge, recipe: Any, world: World, report: Repo
     values = plan_values(merge.ingredients, recipe, world) | {
         "peak_memory": peak_memory(merge, world.num_threads),
         "memory": merge.method.memory,
-        "estimated_seconds": round(estimate_seconds(merge, recipe, world), 2),
+        "estimated_seconds": estimate_seconds(merge, recipe, world),
     }
     rows = tuple((key.replace("_", " "), _shown(value)) for key, value in values.items())
     caption = (
@@ -37,7 +37,7 @@ def show_method_plan(merge: MethodMerge, recipe: Any, world: World, report: Repo
 def _shown(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(value)
-    return f"{value:,}" if isinstance(value, int | float) else str(value)
+    return f"{value:,}" if isinstance(value, int | float) else str(value or "not known before a download")
 
 
 def peak_memory(merge: MethodMerge, threads: int) -> int:
@@ -59,8 +59,10 @@ class _Nowhere:
         """Take values and do nothing."""
 
 
-def estimate_seconds(merge: MethodMerge, recipe: Any, world: World) -> float:
-    """Merge a few tensors into nothing, and scale the time up to all of them."""
+def estimate_seconds(merge: MethodMerge, recipe: Any, world: World) -> float | None:
+    """Merge a few tensors into nothing, and scale the time up to all; None where that would download weights."""
+    if any(checkpoint.remote is not None for checkpoint in merge.ingredients.checkpoints):
+        return None
     slots = {name: slot for name, slot in merge.ingredients.plan.slots.items() if slot.dtype in FLOATING}
     probe = _probe(slots)
     elements = sum(slot.num_elements for slot in probe.values())
@@ -68,7 +70,8 @@ def estimate_seconds(merge: MethodMerge, recipe: Any, world: World) -> float:
         return 0.0
     start = time.perf_counter()
     merge.engine(probe)(_Nowhere(), stream_options(recipe, world), lambda _: None)
-    return (time.perf_counter() - start) * sum(slot.num_elements for slot in slots.values()) / elements
+    seconds = (time.perf_counter() - start) * sum(slot.num_elements for slot in slots.values()) / elements
+    return float(f"{seconds:.3g}")
 
 
 def _probe(slots: dict[str, Slot]) -> dict[str, Slot]:

@@ -38,7 +38,7 @@ def fusion(pieces: Pieces, *, fence: float = 1.5) -> Iterator[Array]:
 
 def _value_at(pieces: Pieces, rank: int, length: int) -> float:
     """The importance with `rank` smaller ones before it: the least of the size − rank largest."""
-    place = cut(pieces, [pieces.num_elements - rank], lambda pair: _importance(pair, length))
+    place = cut(pieces, [pieces.num_elements - rank], lambda pair: _importance(pair, length), by_entry=False)
     return float(place.value[0])
 
 

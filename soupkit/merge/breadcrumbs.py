@@ -9,7 +9,7 @@ import numpy as np
 from soupkit.checkpoint.dtypes import Array
 from soupkit.merge.election import elected, total
 from soupkit.merge.pieces import Pieces, kept
-from soupkit.merge.select import Selected, cut, magnitude
+from soupkit.merge.select import Cut, Selected, cut, magnitude
 
 
 def breadcrumbs(
@@ -17,7 +17,7 @@ def breadcrumbs(
 ) -> Iterator[Array]:
     """Σ_k w_k m_k ⊙ τ_k, where m_k drops the round(gamma · n) largest entries of the tensor and keeps the next
     max(1, round(density · n)) (Davari & Belilovsky 2023, arXiv:2312.06795, §3.1). Fewer outliers are dropped where
-    both shares together pass the tensor, so exactly k entries are kept. Memory: a piece, and up to 16 MB for the cuts.
+    both shares together pass the tensor, so exactly k entries are kept. Memory: a piece, and up to 8 MB for the cuts.
     """
     for vectors in middle(pieces, density, gamma):
         yield total(vectors, weight, normalize=normalize)
@@ -36,8 +36,10 @@ def middle(pieces: Pieces, density: Array, gamma: Array) -> Iterator[Array]:
     size = pieces.num_elements
     counts = [kept(share, size) for share in density]
     outliers = [min(round(share * size), size - count) for share, count in zip(gamma, counts, strict=True)]
-    outer = Selected(cut(pieces, [count + more for count, more in zip(counts, outliers, strict=True)]))
-    inner = Selected(cut(pieces, outliers))
+    both = cut(pieces, [*(count + more for count, more in zip(counts, outliers, strict=True)), *outliers])
+    num = pieces.num_ingredients
+    outer = Selected(Cut(both.value[:num], both.equal[:num]))
+    inner = Selected(Cut(both.value[num:], both.equal[num:]))
     for vectors in pieces:
         magnitudes = magnitude(vectors)
         np.multiply(vectors, outer.mask(magnitudes) & ~inner.mask(magnitudes), out=vectors)

@@ -9,12 +9,16 @@ Shape suffixes: K ingredients, N elements of a piece.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
 from soupkit.checkpoint.dtypes import Array
 from soupkit.merge.election import elected, total
 from soupkit.merge.pieces import STRATUM, Draws, Pieces, kept, uniform_bits
+
+SAMPLE = 1024
+"""Keys that tell where in the others a rank lies, to within four standard deviations."""
 
 
 def dare_linear(
@@ -73,9 +77,33 @@ def lowest(keys: Array, count: int) -> Array:
         return np.zeros(keys.size, np.bool_)
     if count >= keys.size:
         return np.ones(keys.size, np.bool_)
-    border = np.partition(keys, count - 1)[count - 1]
+    border = _ordered(keys, count - 1)
     mask: Array = keys <= border
     surplus = np.count_nonzero(mask) - count
     if surplus:
         mask[np.flatnonzero(keys == border)[-surplus:]] = False
     return mask
+
+
+def _ordered(keys: Array, place: int) -> Any:
+    """The key with `place` lower ones: looked for near where it should be, several times faster than a partition."""
+    low, high = _window(keys, place)
+    near = keys[(keys >= low) & (keys <= high)]
+    rank = place - np.count_nonzero(keys < low)
+    if 0 <= rank < near.size:
+        return np.partition(near, rank)[rank]
+    return np.partition(keys, place)[place]
+
+
+def _window(keys: Array, place: int) -> tuple[Any, Any]:
+    """Bounds that nearly always hold the key of that rank: of uniform integers, or by a sample of any others."""
+    share = (place + 0.5) / keys.size
+    if keys.dtype == np.uint32:
+        width = 5 * (share * (1 - share) / keys.size) ** 0.5 + 2 / keys.size
+        low, high = max(0.0, share - width), min(1.0, share + width)
+        return np.uint32(low * 0xFFFFFFFF), np.uint32(high * 0xFFFFFFFF)
+    sample = np.sort(keys[:: max(1, keys.size // SAMPLE)])
+    place = int(share * sample.size)
+    margin = SAMPLE // 16
+    low = sample[place - margin] if place >= margin else -np.inf
+    return low, sample[place + margin] if place + margin < sample.size else np.inf

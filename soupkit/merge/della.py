@@ -55,29 +55,27 @@ def magprune(pieces: Pieces, density: Array, epsilon: Array, draws: Draws, *, re
     whose inclusion probabilities are π to within O(1/N). The pieces hold whole rows. Costs a sort of every row.
     Raises RecipeError where π would leave (0, 1].
     """
-    size = pieces.num_elements
+    size, length = pieces.num_elements, pieces.row_length
     counts = [kept(share, size) for share in density]
     streams = [draws.stream(k) for k in range(pieces.num_ingredients)]
     quotas = [Quota(count, size, stream) for count, stream in zip(counts, streams, strict=True)]
-    length = pieces.row_length
-    probabilities = [_probabilities(share, spread, length) for share, spread in zip(density, epsilon, strict=True)]
+    ranks = [_probabilities(share, spread, length) for share, spread in zip(density, epsilon, strict=True)]
     step = length * rows_of_a_stratum(length)
     for vectors_KN in pieces:
-        for k, vector_N in enumerate(vectors_KN):
-            if counts[k] == size:
-                continue
-            for start in range(0, vector_N.size, step):
-                stratum = vector_N[start : start + step]
-                chances = _by_rank(stratum.reshape(-1, length), probabilities[k]).reshape(-1)
-                mask = _pareto(chances, uniform_bits(streams[k], stratum.size), quotas[k].of(stratum.size))
-                np.multiply(stratum, mask / chances if rescale else mask, out=stratum)
+        for vector_N, count, chances_L, quota, stream in zip(vectors_KN, counts, ranks, quotas, streams, strict=True):
+            if count < size:
+                for start in range(0, vector_N.size, step):
+                    _prune(vector_N[start : start + step], chances_L, quota, stream, rescale=rescale)
         yield vectors_KN
 
 
-def _pareto(chances: Array, bits: Array, count: int) -> Array:
-    """`count` entries, each with about its chance."""
-    uniform = (bits + 0.5) / 2.0**32
-    return lowest(uniform * (1.0 - chances) / ((1.0 - uniform) * chances), count)
+def _prune(stratum: Array, chances_L: Array, quota: Quota, stream: np.random.SFC64, *, rescale: bool) -> None:
+    """Keep the stratum's share of the entries, each with about the chance of its rank, and rescale them in place."""
+    places = _by_rank(stratum.reshape(-1, chances_L.size))
+    odds = _spread((1.0 - chances_L) / chances_L, places)
+    uniform = (uniform_bits(stream, stratum.size) + 0.5) / 2.0**32
+    mask = lowest(uniform / (1.0 - uniform) * odds, quota.of(stratum.size))
+    np.multiply(stratum, mask * _spread(1.0 / chances_L, places) if rescale else mask, out=stratum)
 
 
 def _probabilities(density: float, epsilon: float, length: int) -> Array:
@@ -93,9 +91,22 @@ def _probabilities(density: float, epsilon: float, length: int) -> Array:
     return chances
 
 
-def _by_rank(rows_RL: Array, probability_L: Array) -> Array:
-    """The probability of every entry from its magnitude's rank in its row (equal magnitudes: the first is lower)."""
-    order = np.argsort(np.abs(rows_RL), axis=1, kind="stable")
-    chances = np.empty(rows_RL.shape)
-    np.put_along_axis(chances, order, np.broadcast_to(probability_L, rows_RL.shape), axis=1)
-    return chances
+def _by_rank(rows_RL: Array) -> Array:
+    """The flat places of every row's entries from the smallest magnitude to the largest; of equal ones the first.
+
+    Magnitudes are compared as float32: their bits and the place make one integer, which sorts three times faster than
+    the numbers are ranked.
+    """
+    bits = np.abs(rows_RL).astype(np.float32).view(np.uint32).astype(np.uint64)
+    keys = (bits << np.uint64(32)) | np.arange(rows_RL.shape[1], dtype=np.uint64)
+    keys.sort(axis=1)
+    inside = (keys & np.uint64(0xFFFFFFFF)).view(np.int64)
+    places: Array = inside + np.arange(0, rows_RL.size, rows_RL.shape[1])[:, None]
+    return places
+
+
+def _spread(values_L: Array, places_RL: Array) -> Array:
+    """Put the value of every rank where the entry of that rank is."""
+    spread = np.empty(places_RL.size)
+    spread[places_RL] = values_L
+    return spread

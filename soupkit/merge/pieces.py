@@ -21,6 +21,12 @@ STRATUM = 1 << 15
 """Elements that a random draw covers at once; a piece is a multiple of it, so that pieces never change a draw."""
 
 
+SAMPLED = 1 << 19
+"""Tensors of fewer elements are not sampled."""
+SAMPLE = 1 << 15
+"""Entries of a sample."""
+
+
 class Pieces(Protocol):
     """The K versions of one tensor: iterating gives (K, N) arrays of float64 (or float32), from the first element on.
 
@@ -39,6 +45,10 @@ class Pieces(Protocol):
     def row_length(self) -> int: ...
 
     def __iter__(self) -> Iterator[Array]: ...
+
+    def sample(self) -> Array | None:
+        """(K, M) entries from places all over a large tensor; None where a sample would not pay."""
+        ...
 
 
 class Arrays:
@@ -65,6 +75,11 @@ class Arrays:
         flat = self._stacked.reshape(self.num_ingredients, -1)
         for start in range(0, self.num_elements, self._piece):
             yield flat[:, start : start + self._piece].copy()
+
+    def sample(self) -> Array | None:
+        """Every so manieth entry of a large tensor."""
+        flat = self._stacked.reshape(self.num_ingredients, -1)
+        return flat[:, :: flat.shape[1] // SAMPLE].copy() if flat.shape[1] >= SAMPLED else None
 
     def merged(self, pieces: Iterator[Array]) -> Array:
         """What a method yields for these pieces, as one array of the tensor's shape."""

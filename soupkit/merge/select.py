@@ -1,7 +1,8 @@
 """The k largest of a tensor's entries, exactly k, without holding or sorting the tensor.
 
-A radix search over the bits of non-negative float64 numbers, which order as the numbers do: histograms narrow the k-th
-largest down to a bin, and only the bin's few members are kept and partitioned. Two or three passes over the pieces.
+A sample tells about where the k-th largest lies; one pass counts what lies above and keeps the few numbers near it. Where
+the sample misleads, or there is none, a radix search finds it: histograms over the bits of non-negative float64 numbers,
+which order as the numbers do, narrow it down to a bin.
 
 Shape suffixes: R rows (one selection each), N elements of a piece.
 """
@@ -53,20 +54,24 @@ def magnitude(piece: Array) -> Array:
     return keys
 
 
-def cut(pieces: Pieces, counts: Sequence[int], keys: Keys = magnitude) -> Cut:
-    """Where the counts[R] largest of the R rows of keys(piece) end. Keys are ≥ 0 and finite.
+def cut(pieces: Pieces, counts: Sequence[int], keys: Keys = magnitude, *, by_entry: bool = True) -> Cut:
+    """Where the counts[R] largest of the rows of keys(piece) end; with fewer rows than counts they are taken in turn.
 
-    Memory: one piece and its keys, and at most MOST_CANDIDATES numbers. Cost: 2 passes for tensors of up to a few
-    million elements, 3 to 5 for larger ones and for those that are nearly constant.
+    Keys are ≥ 0 and finite; by_entry: an entry's key depends on that entry alone, so that a sample of entries has keys
+    too. Memory: one piece and its keys, and at most MOST_CANDIDATES numbers. Cost: 1 or 2 passes for tensors of up to a
+    few million elements, 3 to 5 for larger ones and for those that are nearly constant.
     """
     search = _Search(pieces, np.asarray(counts, np.int64), keys)
+    sample = pieces.sample() if by_entry and search.open else None
+    if sample is not None:
+        search.guess(sample)
     while search.num_candidates > MOST_CANDIDATES and search.shift > 0:
         search.narrow()
     return search.finish()
 
 
 class _Search:
-    """The state of a radix search: the leading bits of each row's k-th largest, and how many lie above them."""
+    """The state of a search: the leading bits of each open row's k-th largest, and how many lie above them."""
 
     def __init__(self, pieces: Pieces, counts: Array, keys: Keys) -> None:
         self.pieces, self.keys = pieces, keys
@@ -75,18 +80,48 @@ class _Search:
         self.rank = counts.copy()  # which of the candidates, counted from the largest, ends the selection
         self.inside = np.full(counts.size, pieces.num_elements)
         self.open: list[int] = np.flatnonzero((counts > 0) & (counts < pieces.num_elements)).tolist()
-        self.counts = counts
+        self.value = np.where(counts > 0, 0.0, np.inf)
+        self.equal = np.full(counts.size, -1, np.int64)
 
     @property
     def num_candidates(self) -> int:
         return int(self.inside[self.open].sum())
 
+    def guess(self, sample: Array) -> None:
+        """Settle rows in one pass, by bounds around where a sample has the rank; rows outside their bounds stay open."""
+        keys = self.keys(sample)
+        margin = keys.shape[1] // 50
+        if 4 * margin * self.pieces.num_elements // keys.shape[1] * len(self.open) > MOST_CANDIDATES:
+            return
+        bounds = {row: self._bounds(np.sort(keys[row % len(keys)]), row, margin) for row in self.open}
+        above = dict.fromkeys(self.open, 0)
+        near: dict[int, list[Array]] = {row: [] for row in self.open}
+        for piece in self.pieces:
+            found = self.keys(piece)
+            for row, (low, high) in bounds.items():
+                each: Array = found[row % len(found)]
+                above[row] += int(np.count_nonzero(each > high))
+                near[row].append(each[(each >= low) & (each <= high)].view(np.uint64))
+        for row in list(self.open):
+            bits = np.concatenate(near[row])
+            if 0 < self.rank[row] - above[row] <= bits.size:
+                self.rank[row] -= above[row]
+                self._settle(row, bits)
+
+    def _bounds(self, ordered: Array, row: int, margin: int) -> tuple[float, float]:
+        place = ordered.size - 1 - int(ordered.size * self.rank[row] / self.pieces.num_elements)
+        low = ordered[place - margin] if place >= margin else 0.0
+        high = ordered[place + margin] if place + margin < ordered.size else np.inf
+        return float(low), float(high)
+
     def candidates(self) -> Iterator[tuple[int, Array]]:
         """(row, bits of the row's keys that share its prefix), piece after piece."""
+        if not self.open:
+            return
         for piece in self.pieces:
             bits = self.keys(piece).view(np.uint64)
             for row in self.open:
-                inside: Array = bits[row]
+                inside: Array = bits[row % len(bits)]
                 if self.shift < 64:
                     inside = inside[(inside >> np.uint64(self.shift)) == self.prefix[row]]
                 yield row, inside
@@ -94,7 +129,7 @@ class _Search:
     def narrow(self) -> None:
         """Fix the next digit of every open row by a histogram."""
         after = self.shift - _DIGIT
-        histogram = np.zeros((self.counts.size, 1 << _DIGIT), np.int64)
+        histogram = np.zeros((self.rank.size, 1 << _DIGIT), np.int64)
         for row, bits in self.candidates():
             digit = (bits >> np.uint64(after)).view(np.int64)  # bincount would copy any other type
             if self.shift < 64:
@@ -112,29 +147,27 @@ class _Search:
 
     def finish(self) -> Cut:
         """The exact values, once the candidates are few or all alike."""
-        value = np.where(self.counts > 0, 0.0, np.inf)
-        equal = np.full(self.counts.size, -1, np.int64)
         if self.shift == 0:
-            value[self.open] = self.prefix[self.open].view(np.float64)
-            ties = self.inside
+            for row in list(self.open):
+                self._close(row, self.prefix[row], int(self.inside[row]))
         else:
-            ties = self._partition(value)
-        for row in self.open:
-            if self.rank[row] < ties[row]:
-                equal[row] = self.rank[row]
-        return Cut(value, equal)
+            held: dict[int, list[Array]] = {row: [] for row in self.open}
+            for row, bits in self.candidates():
+                held[row].append(bits.copy() if self.shift == 64 else bits)
+            for row, chunks in held.items():
+                self._settle(row, np.concatenate(chunks))
+        return Cut(self.value, self.equal)
 
-    def _partition(self, value: Array) -> Array:
-        """Find each open row's value among its candidates; rank becomes how many of those equal to it are kept."""
-        held: dict[int, list[Array]] = {row: [] for row in self.open}
-        for row, bits in self.candidates():
-            held[row].append(bits.copy() if self.shift == 64 else bits)
-        ties = np.zeros(self.counts.size, np.int64)
-        for row, chunks in held.items():
-            bits = np.concatenate(chunks)
-            place = bits.size - int(self.rank[row])
-            ordered = np.partition(bits, place)
-            value[row] = ordered[place : place + 1].view(np.float64)[0]
-            self.rank[row] -= np.count_nonzero(bits > ordered[place])
-            ties[row] = np.count_nonzero(bits == ordered[place])
-        return ties
+    def _settle(self, row: int, bits: Array) -> None:
+        """Find the row's value among all candidates: rank counts from their largest."""
+        place = bits.size - int(self.rank[row])
+        border = np.partition(bits, place)[place]
+        self.rank[row] -= np.count_nonzero(bits > border)
+        self._close(row, border, int(np.count_nonzero(bits == border)))
+
+    def _close(self, row: int, bits: np.uint64, ties: int) -> None:
+        """The row's value is known; of its `ties` equals the first rank[row] are kept."""
+        self.value[row] = bits.view(np.float64)
+        if self.rank[row] < ties:
+            self.equal[row] = self.rank[row]
+        self.open.remove(row)

@@ -12,12 +12,15 @@ from typing import Literal
 import numpy as np
 import xxhash
 
-from soupkit.checkpoint.checkpoint import read_chunk, slots_of
+from soupkit.checkpoint.checkpoint import Checkpoint, read_chunk, slots_of
 from soupkit.checkpoint.dtypes import NUMPY_DTYPES, Array, Rounding
 from soupkit.checkpoint.hashing import BLOCK, ContentHash
 from soupkit.checkpoint.header import Slot
-from soupkit.merge.pieces import row_length
+from soupkit.merge.pieces import SAMPLE, SAMPLED, row_length
 from soupkit.merge.policy import non_finite
+
+RUN = 1 << 7
+"""Entries that are read at one place for a sample."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +121,21 @@ class TensorPieces:
             for hashes in self._hashes:
                 if hashes:
                     hashes.finish()
+
+    def sample(self) -> Array | None:
+        """Short runs of entries from places all over a large tensor of checkpoints, which can be read anywhere."""
+        if self.num_elements < SAMPLED or not all(isinstance(each.tensors, Checkpoint) for each in self._read_sources):
+            return None
+        values = np.empty((len(self._read_sources), SAMPLE))
+        for place, row in enumerate(values):
+            raw = np.empty(RUN, self._dtypes[place])
+            for number, start in enumerate(range(0, SAMPLE, RUN)):
+                at = number * (self.num_elements - RUN) // (SAMPLE // RUN)
+                read_chunk(self._read_sources[place].tensors, self._name, at, raw)
+                row[start : start + RUN] = raw
+        if self._base:
+            values = values[:-1] - values[-1]
+        return np.nan_to_num(values, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
 
     def base_values(self, size: int) -> Array:
         """The base's values of the piece that was read last."""

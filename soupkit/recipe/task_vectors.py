@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from soupkit.errors import RecipeError
 from soupkit.recipe.fields import option
 from soupkit.recipe.methods import MethodRecipe
 
@@ -38,6 +39,10 @@ class RandomOptions:
 
     seed: int = option(0, help="the same seed drops the same entries, whatever the threads and shards")
     rescale: bool = option(True, help="divide what is kept by its probability")
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise RecipeError(f"seed is {self.seed}, expected at least 0")
 
 
 @dataclass(frozen=True, kw_only=True)

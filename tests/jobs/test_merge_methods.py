@@ -129,6 +129,9 @@ def test_dry_run_writes_nothing_and_shows_the_plan(
     plan = json.loads(capsys.readouterr().out)["plan"]
     assert not (tmp_path / "out").exists()
     assert plan["bytes_to_read"] == 3 * plan["bytes_to_write"]
+    assert plan["memory"] == METHODS["ties"].memory
+    assert 45e6 < plan["peak_memory"] < 150e6
+    assert 0 < plan["estimated_seconds"] < 60
 
 
 @pytest.mark.parametrize(
@@ -140,6 +143,7 @@ def test_dry_run_writes_nothing_and_shows_the_plan(
         ("ties", ["--set", "layers: {density: [0.5, 2]}"], 2, r"layers\.\d\.mlp\.weight: density is \d"),
         ("ties", ["--set", "layers: {densty: 1}"], 2, "did you mean 'density'"),
         ("tall-mask", ["--task", "2"], 2, "task is 2"),
+        ("dare-ties", ["--seed", "-1"], 2, "seed is -1"),
         ("dare-linear", ["--weight", "1,2,3"], 2, "weight has 3 numbers"),
         ("della-ties", ["--density", "0.05", "--epsilon", "0.3"], 2, "leaves the range"),
     ],

@@ -7,15 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from soupkit.merge import select
+from soupkit.merge import pieces, select
 from soupkit.merge.pieces import Arrays
 from soupkit.merge.select import Selected, cut, magnitude
 
 
 def chosen(rows: np.ndarray, counts: list[int], *, piece: int) -> np.ndarray:
-    pieces = Arrays(list(rows), piece=piece)
-    selected = Selected(cut(pieces, counts))
-    return np.concatenate([selected.mask(magnitude(each)) for each in pieces], axis=1)
+    whole = Arrays(list(rows), piece=piece)
+    selected = Selected(cut(whole, counts))
+    return np.concatenate([selected.mask(magnitude(each)) for each in whole], axis=1)
 
 
 def expected(row: np.ndarray, count: int) -> np.ndarray:
@@ -31,14 +31,20 @@ KINDS = {
     "one": lambda _, size: np.eye(1, size, size // 2)[0],
     "wide": lambda rng, size: rng.normal(size=size) * 10.0 ** rng.integers(-300, 300, size=size),
     "near": lambda rng, size: 1.0 + rng.integers(0, 3, size=size) * 2.0**-52,
+    "misleading": lambda rng, size: np.where(np.arange(size) % 5 == 0, rng.normal(size=size), 100.0),
     "subnormal": lambda rng, size: rng.integers(0, 5, size=size) * 5e-324,
 }
 
 
+@pytest.mark.parametrize("sampled", [False, True])
 @pytest.mark.parametrize("most_candidates", [1 << 20, 50, 0])
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_mask_is_that_of_a_stable_sort(kind: str, most_candidates: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_mask_is_that_of_a_stable_sort(
+    kind: str, most_candidates: int, sampled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(select, "MOST_CANDIDATES", most_candidates)
+    monkeypatch.setattr(pieces, "SAMPLED", 400 if sampled else 1000)
+    monkeypatch.setattr(pieces, "SAMPLE", 100)
     rng = np.random.default_rng(0)
     size = 500
     rows = np.stack([KINDS[kind](rng, size) for _ in range(6)])

@@ -1,0 +1,109 @@
+"""Checkpoints whose weights are fp8 numbers with scales: seen as what they mean, since fp8 codes must not be averaged.
+
+Two layouts: `NAME_scale_inv`, one factor per block (DeepSeek and transformers' fine-grained fp8), and `NAME_scale`, one
+per tensor or per row (compressed-tensors, FBGEMM). The weight is code × factor in both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from soupkit.checkpoint.checkpoint import Checkpoint, read_chunk
+from soupkit.checkpoint.dtypes import NUMPY_DTYPES, Array
+from soupkit.checkpoint.header import Slot
+from soupkit.errors import CheckpointError
+
+SUFFIXES = ("_scale_inv", "_scale")
+DROPPED = (".input_scale", ".output_scale", ".k_scale", ".v_scale")
+"""Scales of activations: they belong to the quantized model alone."""
+QUANTIZATION = "quantization_config"
+FP8 = ("F8_E4M3", "F8_E5M2")
+
+
+def scales_of(slots: Mapping[str, Slot]) -> dict[str, str]:
+    """{name of an fp8 tensor: name of its scales}."""
+    return {
+        name: f"{name}{suffix}"
+        for name, slot in slots.items()
+        if slot.dtype in FP8
+        for suffix in SUFFIXES
+        if f"{name}{suffix}" in slots
+    }
+
+
+class Dequantized(Mapping[str, Array]):
+    """A checkpoint with its fp8 weights multiplied by their scales, lazily: read as float32, to be stored as bfloat16.
+
+    Memory: the scales of one tensor, repeated to its width. Raises CheckpointError for scales that do not fit.
+    """
+
+    def __init__(self, source: Checkpoint) -> None:
+        self.source = source
+        self.reference = source.reference
+        self.config = {key: value for key, value in source.config.items() if key != QUANTIZATION}
+        self.specs = source.specs
+        self._scales = scales_of(source.slots)
+        hidden = {*self._scales.values(), *(name for name in source.slots if name.endswith(DROPPED))}
+        kept = {name: slot for name, slot in source.slots.items() if name not in hidden}
+        self.slots = {name: slot._replace(dtype="F32") if name in self._scales else slot for name, slot in kept.items()}
+        self.stored = {
+            name: slot._replace(dtype="BF16") if name in self._scales else slot for name, slot in kept.items()
+        }
+        self._block = _block_of(source.config)
+
+    def __getitem__(self, name: str) -> Array:
+        slot = self.slots[name]
+        array = np.empty(slot.shape, NUMPY_DTYPES[slot.dtype])
+        self.read_into(name, 0, array.reshape(-1))
+        return array
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.slots)
+
+    def __len__(self) -> int:
+        return len(self.slots)
+
+    def read_into(self, name: str, start: int, out: Array) -> None:
+        """Fill `out` with the elements of `name` from number `start` on."""
+        if name not in self._scales:
+            read_chunk(self.source, name, start, out)
+            return
+        slot = self.source.slots[name]
+        codes = np.empty(out.size, NUMPY_DTYPES[slot.dtype])
+        read_chunk(self.source, name, start, codes)
+        np.multiply(codes.astype(np.float32), self._factors(name, slot, start, out.size), out=out)
+
+    def _factors(self, name: str, slot: Slot, start: int, size: int) -> Array:
+        """The scale of every element from number `start` on."""
+        scales = self.source[self._scales[name]].astype(np.float32)
+        if scales.size == 1:
+            return scales.reshape(1)
+        rows = slot.shape[0] if slot.shape else 1
+        columns = slot.num_elements // max(1, rows)
+        first, last = start // columns, -(-(start + size) // columns)
+        if scales.size == rows and not self._scales[name].endswith("_inv"):
+            factors: Array = np.repeat(scales.reshape(-1)[first:last], columns)
+        else:
+            factors = self._blocks(name, scales, slot, columns)[np.arange(first, last) // self._block[0]].reshape(-1)
+        return factors[start - first * columns :][:size]
+
+    def _blocks(self, name: str, scales: Array, slot: Slot, columns: int) -> Array:
+        """The scales of blocks, repeated to the width of the tensor: (rows of blocks, columns)."""
+        height, width = self._block
+        expected = (-(-slot.shape[0] // height), -(-columns // width))
+        if scales.shape != expected:
+            raise CheckpointError(
+                f"{self.reference}: {self._scales[name]!r} has shape {list(scales.shape)}, expected {list(expected)} "
+                f"for blocks of {height} × {width}",
+                hint=f"its config.json should say the block size: {QUANTIZATION}.weight_block_size",
+            )
+        repeated: Array = np.repeat(scales, width, axis=1)[:, :columns]
+        return repeated
+
+
+def _block_of(config: Mapping[str, Any]) -> tuple[int, int]:
+    size = (config.get(QUANTIZATION) or {}).get("weight_block_size") or (128, 128)
+    return int(size[0]), int(size[1])
