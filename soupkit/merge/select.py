@@ -1,8 +1,8 @@
 """The k largest of a tensor's entries, exactly k, without holding or sorting the tensor.
 
-A sample tells about where the k-th largest lies; one pass counts what lies above and keeps the few numbers near it. Where
-the sample misleads, or there is none, a radix search finds it: histograms over the bits of non-negative float64 numbers,
-which order as the numbers do, narrow it down to a bin.
+A sample tells about where the k-th largest lies; one pass counts what lies above and keeps the few numbers near it.
+Where the sample misleads, or there is none, a radix search finds it: histograms over the bits of non-negative float64
+numbers, which order as the numbers do, narrow it down to a bin.
 
 Shape suffixes: R rows (one selection each), N elements of a piece.
 """
@@ -88,7 +88,7 @@ class _Search:
         return int(self.inside[self.open].sum())
 
     def guess(self, sample: Array) -> None:
-        """Settle rows in one pass, by bounds around where a sample has the rank; rows outside their bounds stay open."""
+        """Settle rows in one pass, by bounds around where a sample has the rank; rows that miss them stay open."""
         keys = self.keys(sample)
         margin = keys.shape[1] // 50
         if 4 * margin * self.pieces.num_elements // keys.shape[1] * len(self.open) > MOST_CANDIDATES:
