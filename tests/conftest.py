@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,13 @@ import pytest
 from soupkit.checkpoint.tensors import TensorFiles, plan_files, write_tensors
 
 Save = Callable[..., Path]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def interrupts() -> None:
+    """Children of a run that a shell put into the background would inherit that Ctrl-C is ignored."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
