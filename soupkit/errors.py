@@ -7,6 +7,9 @@
     ├── CompatibilityError       checkpoints that cannot be merged with each other
     ├── OutputError              an output cannot be written (exists, no space, no permission)
     ├── TaskError                a model, a data set or a scorer cannot be used
+    │   ├── DivergedError        training left the finite numbers
+    │   └── WorkerDiedError      a process that worked for this one is gone
+    ├── AlignError               a network cannot be followed, or a permutation would change what it computes
     └── ExpectationError         an `expect:` of a recipe was not met (exit code 3)
 
 Anything else that escapes is a bug and keeps its traceback.
@@ -61,6 +64,18 @@ class OutputError(SoupkitError):
 
 class TaskError(SoupkitError):
     """A model, a data set or a scorer cannot be used."""
+
+
+class DivergedError(TaskError):
+    """Training left the finite numbers: a loss or a weight became infinite or NaN."""
+
+
+class WorkerDiedError(TaskError):
+    """A process that worked for this one is gone; the same work may succeed elsewhere."""
+
+
+class AlignError(SoupkitError):
+    """A network whose permutation groups cannot be derived, or a permutation that would change what it computes."""
 
 
 class ExpectationError(SoupkitError):

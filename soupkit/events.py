@@ -64,6 +64,15 @@ class Scored:
 
 
 @dataclass(frozen=True)
+class Measured:
+    """A number that changes while work goes on, at one of its steps: a point of a curve."""
+
+    name: str
+    value: float
+    step: int
+
+
+@dataclass(frozen=True)
 class Wrote:
     """An output now exists, whole."""
 
@@ -81,7 +90,7 @@ class Table:
     caption: str = ""
 
 
-Event = Started | Advanced | Finished | Told | Warned | Scored | Wrote | Table
+Event = Started | Advanced | Finished | Told | Warned | Scored | Measured | Wrote | Table
 Report = Callable[[Event], None]
 
 

@@ -80,7 +80,7 @@ _KINDS = {
     "trace": list,
     "notes": dict,
 }
-_INPUT_KINDS = {"reference": str, "path": str, "content": str, "commit": str, "sha256": dict}
+_INPUT_KINDS = {"reference": str, "path": str, "content": str, "commit": str, "sha256": dict, "permutation": dict}
 
 
 def _checked(values: Any, path: Path) -> Manifest:

@@ -1,16 +1,27 @@
-"""Where a job runs: device and threads. Torch is imported only when a device is asked for."""
+"""Where a job runs: device, threads, and which of how many processes this is. Torch is imported only when it is needed.
+
+`torchrun --nproc-per-node N -m soupkit …` starts N ranks of one job. Every collective is a no-op alone, so a job has
+one code path for one rank and for many.
+"""
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from soupkit.errors import RecipeError
+from soupkit.errors import RecipeError, SoupkitError
 
 if TYPE_CHECKING:
     import torch
+
+T = TypeVar("T")
+PATIENCE = timedelta(hours=12)
+"""How long ranks wait for each other: one may hash or write for long. A rank that dies ends the others at once."""
 
 
 def available_cores() -> int:
@@ -25,20 +36,42 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "soupkit"
 
 
+def _from_launcher(name: str, default: int) -> Any:
+    """A number that torchrun sets in the environment of every rank."""
+    return field(default_factory=lambda: int(os.environ.get(name) or default))
+
+
 @dataclass(frozen=True)
 class World:
     """The machine as one job sees it.
 
     device: "auto", "cpu", "cuda" or "cuda:i"; threads: worker threads of the data plane and of torch on the CPU.
+    rank of size processes, local_rank on this machine: torchrun's, else 0 of 1.
     """
 
     device: str = "auto"
     threads: int = 0
+    rank: int = _from_launcher("RANK", 0)
+    size: int = _from_launcher("WORLD_SIZE", 1)
+    local_rank: int = _from_launcher("LOCAL_RANK", 0)
 
     @property
     def num_threads(self) -> int:
         """What was asked for, else OMP_NUM_THREADS, as every numerical library reads it, else every core."""
         return self.threads or int(os.environ.get("OMP_NUM_THREADS", "").partition(",")[0] or 0) or available_cores()
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the rank that reports and writes."""
+        return self.rank == 0
+
+    def for_recipe(self, recipe: Any) -> World:
+        """The same ranks with the device and threads that a recipe asks for, where it has them."""
+        return replace(self, device=getattr(recipe, "device", "auto"), threads=getattr(recipe, "threads", 0))
+
+    def alone(self) -> World:
+        """The same machine without the other ranks: for work that one rank does by itself."""
+        return replace(self, rank=0, size=1)
 
     def torch_device(self) -> torch.device:
         """Resolve `device`, once models come in. Raises RecipeError when there is no such device."""
@@ -46,18 +79,109 @@ class World:
 
         torch.set_num_threads(self.num_threads)
         if self.device == "auto":
-            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+            return torch.device("cuda", self.local_rank) if torch.cuda.is_available() else torch.device("cpu")
         kind, _, index = self.device.partition(":")
         if kind not in ("cpu", "cuda") or (index and not index.isdigit()):
             raise RecipeError(f"device {self.device!r} is not known", hint="use auto, cpu, cuda or cuda:0")
-        if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
+        number = int(index or self.local_rank)
+        if kind == "cuda" and number >= torch.cuda.device_count():
             raise RecipeError(
                 f"device {self.device!r}: this torch sees {torch.cuda.device_count()} CUDA devices",
                 hint="use --device cpu, or install a CUDA build of torch",
             )
-        return torch.device(self.device)
+        return torch.device("cuda", number) if kind == "cuda" else torch.device("cpu")
+
+    @contextmanager
+    def group(self) -> Iterator[None]:
+        """The ranks' process group: gloo, and nccl for tensors on CUDA. Nothing alone, or inside another `group`.
+
+        Raises RecipeError when the ranks cannot find each other.
+        """
+        if self.size == 1 or _is_joined():
+            yield
+            return
+        import torch.distributed as dist
+
+        device = self.torch_device()
+        if device.type == "cuda":
+            import torch
+
+            torch.cuda.set_device(device)
+        try:
+            backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+            dist.init_process_group(backend, rank=self.rank, world_size=self.size, timeout=PATIENCE)
+        except (ValueError, RuntimeError) as error:
+            raise RecipeError(
+                f"the {self.size} ranks cannot find each other: {error}",
+                hint="start them with torchrun --nproc-per-node N -m soupkit …",
+            ) from error
+        try:
+            yield
+        finally:
+            dist.destroy_process_group()
+
+    def all_reduce(self, tensor: torch.Tensor) -> None:
+        """Replace `tensor` by its sum over all ranks, in place; the same bits on every rank."""
+        if self.size > 1:
+            import torch.distributed as dist
+
+            dist.all_reduce(tensor)
+
+    def broadcast(self, value: Any) -> Any:
+        """Rank 0's value, on every rank; anything that pickles."""
+        if self.size == 1:
+            return value
+        import torch.distributed as dist
+
+        values = [value]
+        dist.broadcast_object_list(values, src=0)
+        return values[0]
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's value, in the order of ranks, on every rank; anything that pickles."""
+        if self.size == 1:
+            return [value]
+        import torch.distributed as dist
+
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def barrier(self) -> None:
+        """Wait until every rank is here."""
+        self.gather(None)  # dist.barrier would pick a backend and a device; objects travel by the CPU's
+
+    def in_main(self, call: Callable[[], T]) -> T:
+        """What rank 0 alone computes, on every rank; a SoupkitError of it is raised on every rank."""
+        if self.size == 1:
+            return call()
+        outcome: Any = None
+        if self.is_main:
+            try:
+                outcome = call()
+            except SoupkitError as error:
+                outcome = error
+        outcome = self.broadcast(outcome)
+        if isinstance(outcome, SoupkitError):
+            raise outcome
+        found: T = outcome
+        return found
+
+    def share(self, num: int) -> range:
+        """Which of `num` items are this rank's: a stretch of them; sizes differ by at most one."""
+        return range(num * self.rank // self.size, num * (self.rank + 1) // self.size)
+
+
+ALONE = World(rank=0, size=1)
+"""One process on its own, whoever started it."""
+
+
+def _is_joined() -> bool:
+    import torch.distributed as dist
+
+    return dist.is_initialized()
 
 
 def world_of(recipe: Any) -> World:
     """The world that a recipe asks for, where it has `device` and `threads`."""
-    return World(device=getattr(recipe, "device", "auto"), threads=getattr(recipe, "threads", 0))
+    return World().for_recipe(recipe)

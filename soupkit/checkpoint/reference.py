@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,17 +14,38 @@ from soupkit.manifest import Manifest
 
 
 def open_references(refs: Sequence[str], *, stream: bool = False) -> list[Checkpoint]:
-    """Open every checkpoint that the references name, in order: globs sorted, sweep directories as their members.
+    """Open every checkpoint that the references name, in order: globs sorted, sweep directories as their members, and
+    ranges {1000..9000..1000} number by number.
 
     Reads headers only, those of the Hub by range requests. stream: read weights of the Hub by ranges too, instead of
     downloading them on first use. Raises ReferenceError, CheckpointError.
     """
     if not refs:
         raise ReferenceError("no checkpoint given", hint="name directories, .safetensors files, globs, or org/name")
-    opened = [checkpoint for ref in refs for checkpoint in _open(ref, stream)]
+    opened = [checkpoint for ref in refs for each in spelled_out(ref) for checkpoint in _open(each, stream)]
     if stream:
         hub.share_buffers(opened)
     return opened
+
+
+_RANGE = re.compile(r"\{(\d+)\.\.(\d+)(?:\.\.(\d+))?\}")
+
+
+def spelled_out(ref: str) -> list[str]:
+    """Every reference that one with ranges stands for: `org/name@step{1000..3000..1000}` for three revisions.
+
+    As in a shell: both ends belong to it, the third number is the step, and numbers keep the width of a padded start.
+    Raises ReferenceError for a range that is empty.
+    """
+    found = _RANGE.search(ref)
+    if found is None or local_path(ref).exists():
+        return [ref]
+    first, last, step = int(found[1]), int(found[2]), int(found[3] or 1)
+    if step < 1 or last < first:
+        raise ReferenceError(f"{ref}: {found[0]} is an empty range", hint="write {first..last} or {first..last..step}")
+    width = len(found[1]) if found[1].startswith("0") else 0
+    spelled = [f"{ref[: found.start()]}{n:0{width}d}{ref[found.end() :]}" for n in range(first, last + 1, step)]
+    return [inner for each in spelled for inner in spelled_out(each)]
 
 
 def open_checkpoint(ref: str) -> Checkpoint:

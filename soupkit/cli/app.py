@@ -21,10 +21,15 @@ from soupkit.cli import render
 from soupkit.cli.options import describe, escape, given, parameters
 from soupkit.commands import COMMANDS, Command
 from soupkit.errors import SoupkitError
+from soupkit.events import silent
 from soupkit.recipe.parse import parse_recipe
-from soupkit.world import world_of
+from soupkit.world import World, world_of
 
-GROUPS = {"merge": "Turn many checkpoints into one."}
+GROUPS = {
+    "merge": "Turn many checkpoints into one.",
+    "align": "Permute the units of networks so that they match.",
+    "curve": "Curves of low loss between checkpoints.",
+}
 ROOT_EXAMPLES = ("demo", "finetune-sweep", "merge greedy", "evaluate")
 NUM_EXAMPLES = 4
 SETTINGS = {"help_option_names": ["-h", "--help"]}
@@ -69,20 +74,33 @@ def _words_to_complete() -> list[str]:
 def build_app(arguments: Sequence[str] = ()) -> typer.Typer:
     """The typer application: one command per entry of COMMANDS, "merge uniform" as `uniform` in the group `merge`.
 
-    Only the command that the arguments name gets its options; the others are there to be listed.
+    What the arguments cannot reach is left out: building every command takes longer than most of them do.
     """
     app = _typer("Turn many model checkpoints into one better model.", _examples(ROOT_EXAMPLES), completion=True)
     app.callback(invoke_without_command=True)(_root)
     groups: dict[str, typer.Typer] = {}
+    named = _named(arguments)
     for name, command in COMMANDS.items():
         group, _, leaf = name.rpartition(" ")
-        if group and group not in groups:
+        if group and group not in groups and (name == named or (named is None and group not in COMMANDS)):
             members = [other for other in COMMANDS if other.startswith(f"{group} ")]
             groups[group] = _typer(GROUPS.get(group, f"Commands of {group}."), _examples(members[:NUM_EXAMPLES]))
             app.add_typer(groups[group], name=group)
-        words = name.split()
-        _add_command(groups.get(group, app), leaf, command, listed=list(arguments[: len(words)]) != words)
+        if name == named or (named is None and group == _group(arguments)):
+            _add_command(groups.get(group, app), leaf, command, listed=name != named)
     return app
+
+
+def _named(arguments: Sequence[str]) -> str | None:
+    """The command that the arguments begin with: of `align REF…` and `align groups` the longer that fits."""
+    fitting = [" ".join(arguments[:number]) for number in (2, 1)]
+    return next((name for name in fitting if name in COMMANDS), None)
+
+
+def _group(arguments: Sequence[str]) -> str:
+    """The group that the arguments begin with; empty when they begin with none."""
+    first = " ".join(arguments[:1])
+    return first if any(name.startswith(f"{first} ") for name in COMMANDS) else ""
 
 
 def _typer(help: str, examples: Iterable[str], *, completion: bool = False) -> typer.Typer:
@@ -158,12 +176,14 @@ def _run_job(kind: type[Any], command: Command, values: dict[str, Any], *, json:
     """Parse, run, print: the exit code. What is no SoupkitError and no interrupt passes through."""
     try:
         recipe = parse_recipe(kind, values)
+        world = world_of(recipe)
         with render.Renderer(quiet=quiet, tables=not json) as report:
-            result = command.load_job()(recipe, world_of(recipe), report)
-        if json:
+            result = command.run(recipe, world, report if world.is_main else silent)
+        if json and world.is_main:
             render.write(sys.stdout, render.json_text(result))
     except SoupkitError as error:
-        render.write(sys.stderr, render.error_text(error))
+        rank = World().rank
+        render.write(sys.stderr, f"rank {rank}: {error.message}" if rank else render.error_text(error))
         return error.exit_code
     except KeyboardInterrupt:
         render.write(sys.stderr, "interrupted")

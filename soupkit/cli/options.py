@@ -17,7 +17,7 @@ import typer
 
 from soupkit.recipe.parse import field_types
 
-WIDEST_METAVAR = 18  # typer folds wider ones at 80 columns
+WIDEST_METAVAR = 12
 _METAVARS = {bool: "", int: "INT", float: "FLOAT", str: "TEXT", Path: "PATH"}
 
 
@@ -87,7 +87,8 @@ def _option(field: dataclasses.Field[Any], hint: Any, panel: str | None) -> tupl
     common: dict[str, Any] = {"help": escape(text), "rich_help_panel": panel}
     if hint is bool:
         default = ... if required else field.default
-        return bool, typer.Option(default, f"--{name}/--no-{name}", show_default=default is True, **common)
+        flag = f"--{name}" if default is False else f"--{name}/--no-{name}"  # what is off need not be turned off
+        return bool, typer.Option(default, flag, show_default=default is True, **common)
     annotation = list[str] if repeats(hint) else str
     default = ... if required else _text(field.default)
     shown = bool(default) and default is not ...

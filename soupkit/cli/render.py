@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from soupkit.errors import SoupkitError
-from soupkit.events import Advanced, Event, Finished, Scored, Started, Table, Told, Warned, Wrote
+from soupkit.events import Advanced, Event, Finished, Measured, Scored, Started, Table, Told, Warned, Wrote
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -42,6 +42,8 @@ class Renderer:
         self._bars.close()
 
     def __call__(self, event: Event) -> None:
+        if isinstance(event, Measured):  # for curves; the bars tell of it already
+            return
         with self._lock:
             if isinstance(event, Table):
                 if self.tables:

@@ -61,7 +61,7 @@ def evaluate(recipe: Evaluate, world: World, report: Report) -> dict[str, Any]:
     output = OutputDirectory(recipe.out, overwrite=recipe.overwrite, inputs=inputs) if recipe.out else None
     names = [checkpoint.reference for checkpoint in checkpoints]
     if recipe.score_command:
-        results, data = {EXTERNAL: _score_outside(checkpoints, recipe, report)}, None
+        results, data = {EXTERNAL: world.in_main(lambda: _score_outside(checkpoints, recipe, report))}, None
     else:
         direction_of(recipe.metric)
         results, data = _score_inside(checkpoints, baseline, recipe, world, report)
@@ -76,7 +76,7 @@ def evaluate(recipe: Evaluate, world: World, report: Report) -> dict[str, Any]:
         notes=notes,
     )
     if output is not None:
-        manifest = _write(output, manifest, checkpoints, results, world)
+        manifest = world.in_main(lambda: _write(output, manifest, checkpoints, results, world))
         report(Wrote(output.out, sum(entry["bytes"] for entry in manifest.outputs["files"].values())))
     return manifest.to_json()
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,22 +17,29 @@ from soupkit.checkpoint.hashing import content_hash
 from soupkit.checkpoint.output import OutputDirectory
 from soupkit.checkpoint.reference import open_checkpoint
 from soupkit.checkpoint.tensors import write_tensors
-from soupkit.errors import RecipeError, TaskError
+from soupkit.errors import OutputError, RecipeError, TaskError
 from soupkit.events import Report, Scored, Table, Told, Wrote
 from soupkit.jobs.soup import describe_inputs, describe_outputs
+from soupkit.jobs.trajectory import Trajectory, num_written, refresher
 from soupkit.manifest import Manifest
 from soupkit.recipe.parse import recipe_to_json
 from soupkit.recipe.train import Finetune
+from soupkit.report.tensorboard import EventFile, watched
 from soupkit.task.data import Splits, open_data
+from soupkit.task.examples import Examples
 from soupkit.task.images import ImageSettings, for_characters
 from soupkit.task.models import ModelSpec, build, build_tokenizer, describe, image_settings, write_config
 from soupkit.task.score import all_scores, scores_to_json
 from soupkit.task.task import open_task
 from soupkit.task.weights import arrays, load_weights
 from soupkit.task.zero_shot import ZeroShotClassifier
+from soupkit.train.averages import averagings
+from soupkit.train.averaging import Averaging
+from soupkit.train.batches import num_batches
 from soupkit.train.draws import HYPER_PARAMETERS
 from soupkit.train.loop import TrainingData, fit
 from soupkit.train.optimize import build_optimizer
+from soupkit.train.probe import Probe, head_prefixes
 from soupkit.train.randomness import Stream, seeded, torch_threads
 from soupkit.world import World
 
@@ -56,24 +64,85 @@ def finetune(recipe: Finetune, world: World, report: Report) -> dict[str, Any]:
     with torch_threads(world.num_threads):
         device = world.torch_device()
         start = prepare(recipe, report)
-        num_bytes, inputs = _num_bytes(_saved(start.model)), start.base.files if start.base else ()
-        output = OutputDirectory(recipe.out, overwrite=recipe.overwrite, num_bytes=num_bytes, inputs=inputs)
+        per_epoch = num_batches(len(start.splits.train), recipe.batch_size)
+        averages = averagings(recipe, saved(start.model), epochs=recipe.epochs, updates_per_epoch=per_epoch)
+        num_bytes = model_bytes(saved(start.model)) * num_written(recipe)
+        files = start.base.files if start.base else ()
+        output = OutputDirectory(recipe.out, overwrite=recipe.overwrite, num_bytes=num_bytes, inputs=files)
         if recipe.dry_run:
             return _show_plan(start, recipe, report)
-        with output as directory:
-            losses = fit(start.model, _training_data(start), recipe, device=device, report=report)
-            content = _write_model(directory, start)
-            manifest = Manifest(
-                command="finetune",
-                recipe=recipe_to_json(recipe),
-                inputs=_describe_base(start.base, recipe, world),
-                outputs=describe_outputs(directory, content),
-                metrics=score_written(directory, start.splits, recipe, world, report),
-                notes=_notes(start, recipe, losses, seconds=time.perf_counter() - began),
+        with output as directory, _to_tensorboard(recipe, report) as watched_report:
+            inputs = describe_base(start.base, recipe, world)
+            trajectory = trajectory_of(directory, start, recipe, averages, inputs)
+            losses = fit(
+                start.model,
+                training_data(start),
+                recipe,
+                device=device,
+                report=watched_report,
+                averages=averages.values(),
+                after_epoch=trajectory.after_epoch,
             )
+            manifest = _write_run(directory, start, trajectory, recipe, world, watched_report)
+            manifest.notes.update(loss=losses, seconds=round(time.perf_counter() - began, 3))
             manifest.write(directory)
     report(Wrote(recipe.out, num_bytes))
     return manifest.to_json()
+
+
+def _write_run(
+    directory: Path, start: Start, trajectory: Trajectory, recipe: Finetune, world: World, report: Report
+) -> Manifest:
+    """Write the trained weights and their averages, and score them; returns the manifest, which is not yet written."""
+    device = next(start.model.parameters()).device
+    content = write_model(directory, start)
+    metrics = score_written(directory, start.splits, recipe, world, report)
+    averages = trajectory.finish(
+        refresher(start.model, Examples(start.splits.train, start.settings), recipe, device=device),
+        lambda written: score_written(written, start.splits, recipe, world, report, name=written.name),
+    )
+    return Manifest(
+        command="finetune",
+        recipe=recipe_to_json(recipe),
+        inputs=trajectory.inputs,
+        outputs=describe_outputs(directory, content),
+        metrics=metrics,
+        notes=_notes(start, recipe) | ({"averages": averages} if averages else {}),
+    )
+
+
+@contextmanager
+def _to_tensorboard(recipe: Finetune, report: Report) -> Iterator[Report]:
+    """The report, and the curves of this run as event files, where they are wanted."""
+    if recipe.tensorboard is None:
+        yield report
+        return
+    try:
+        file = EventFile(recipe.tensorboard / recipe.out.name)
+    except OSError as error:
+        raise OutputError(f"{recipe.tensorboard}: cannot be written: {error.strerror}") from error
+    with file:
+        yield watched(report, file)
+
+
+def trajectory_of(
+    directory: Path,
+    start: Start,
+    recipe: Finetune,
+    averages: Mapping[str, Averaging],
+    inputs: list[dict[str, Any]],
+) -> Trajectory:
+    """What a run writes beside its last weights, into `directory`."""
+    return Trajectory(
+        directory,
+        saved(start.model),
+        recipe,
+        averages,
+        write_config=lambda into: _write_config(into, start),
+        file_name=_file_name(start),
+        inputs=inputs,
+        updates_per_epoch=num_batches(len(start.splits.train), recipe.batch_size),
+    )
 
 
 def prepare(recipe: Finetune, report: Report) -> Start:
@@ -88,27 +157,32 @@ def prepare(recipe: Finetune, report: Report) -> Start:
         )
     # Only a new head is random when there is a base; it is the same for all, since a soup needs a common start.
     with seeded(recipe.seed if base is None else 0, Stream.INITIALISATION):
-        model = _classifier(spec, splits, recipe)
+        model = build_classifier(spec, splits, recipe)
+    if recipe.trainable == "head":
+        Probe(model)
     build_optimizer(model, recipe)
     if base is not None:
-        load_weights(_saved(model), _with_new_head(base, _saved(model), report))
-    settings = image_settings(_saved(model), spec)
+        load_weights(saved(model), _with_new_head(base, saved(model), report))
+    settings = image_settings(saved(model), spec)
     return Start(base, spec, model, splits, for_characters(settings) if splits.characters else settings)
 
 
-def score_written(directory: Path, splits: Splits, recipe: Finetune, world: World, report: Report) -> dict[str, Any]:
-    """Metrics on held-out and test of what was written, read back from the disk."""
+def score_written(
+    directory: Path, splits: Splits, recipe: Finetune, world: World, report: Report, *, name: str = ""
+) -> dict[str, Any]:
+    """Metrics on held-out and test of what was written, read back from the disk; `name`: of an average beside it."""
     task = open_task(Checkpoint(directory), replace(recipe, base=str(directory), model=None), world, splits=splits)
     metrics = {}
     for split, examples in (("held_out", task.held_out), ("test", task.test)):
         scores = all_scores(task.predict(examples))
         metrics[split] = scores_to_json(scores)
         top1 = scores["top1"]
-        report(Scored(split, "top1", top1.value, top1.standard_error, top1.num_examples, recipe.out.name))
+        note = f"{recipe.out.name}/{name}" if name else recipe.out.name
+        report(Scored(split, "top1", top1.value, top1.standard_error, top1.num_examples, note))
     return metrics
 
 
-def _classifier(spec: ModelSpec, splits: Splits, recipe: Finetune) -> torch.nn.Module:
+def build_classifier(spec: ModelSpec, splits: Splits, recipe: Finetune) -> torch.nn.Module:
     """A timm model with a head for the data's classes, or CLIP's image tower under the head that its text tower makes.
 
     That head is made once, from the base: it stays as it is, and the text tower with it.
@@ -121,35 +195,40 @@ def _classifier(spec: ModelSpec, splits: Splits, recipe: Finetune) -> torch.nn.M
     return ZeroShotClassifier(build(spec), build_tokenizer(spec), class_names=names, templates=recipe.templates)
 
 
-def _saved(model: torch.nn.Module) -> torch.nn.Module:
+def saved(model: torch.nn.Module) -> torch.nn.Module:
     """The part of the model whose weights make the checkpoint."""
     return model.clip if isinstance(model, ZeroShotClassifier) else model
 
 
-def _write_model(directory: Path, start: Start) -> str:
+def write_model(directory: Path, start: Start) -> str:
     """Weights and configuration; returns the content hash of the weights."""
-    weights = arrays(_saved(start.model))
-    name = "open_clip_model.safetensors" if start.spec.library == "open_clip" else "model.safetensors"
-    write_tensors(directory, weights, file_name=name)
-    names = start.splits.class_names
-    write_config(start.spec, _saved(start.model), directory, class_names=names, settings=start.settings)
+    weights = arrays(saved(start.model))
+    write_tensors(directory, weights, file_name=_file_name(start))
+    _write_config(directory, start)
     return content_hash(weights, threads=1)
 
 
-def _notes(start: Start, recipe: Finetune, losses: list[float], *, seconds: float) -> dict[str, Any]:
+def _file_name(start: Start) -> str:
+    return "open_clip_model.safetensors" if start.spec.library == "open_clip" else "model.safetensors"
+
+
+def _write_config(directory: Path, start: Start) -> None:
+    names = start.splits.class_names
+    write_config(start.spec, saved(start.model), directory, class_names=names, settings=start.settings)
+
+
+def _notes(start: Start, recipe: Finetune) -> dict[str, Any]:
     return {
         "hyper_parameters": {name: getattr(recipe, name) for name in HYPER_PARAMETERS},
         "data": start.splits.description,
         "images": start.settings.to_json(),
-        "loss": losses,
-        "seconds": round(seconds, 3),
     }
 
 
 def _with_new_head(base: Checkpoint, model: torch.nn.Module, report: Report) -> Mapping[str, np.ndarray]:
     """The base's tensors, with the model's own random head where the base's is for another number of classes."""
     own = arrays(model)
-    prefixes = _head_prefixes(model)
+    prefixes = head_prefixes(model)
     head = [name for name in own if name.startswith(prefixes)] if prefixes else []
     if all(name in base and tuple(base.specs[name].shape) == own[name].shape for name in head):
         return base
@@ -163,24 +242,21 @@ def _with_new_head(base: Checkpoint, model: torch.nn.Module, report: Report) -> 
     return kept | {name: own[name] for name in head}
 
 
-def _head_prefixes(model: torch.nn.Module) -> tuple[str, ...]:
-    """timm's names of the classifier layers; none where the model does not say."""
-    named = (getattr(model, "pretrained_cfg", None) or {}).get("classifier") or ()
-    return tuple(f"{name}." for name in ([named] if isinstance(named, str) else named))
-
-
-def _training_data(start: Start) -> TrainingData:
+def training_data(start: Start) -> TrainingData:
+    """What the training split is to the loop."""
     splits = start.splits
     return TrainingData(splits.train, start.settings, len(splits.class_names), splits.characters)
 
 
-def _describe_base(base: Checkpoint | None, recipe: Finetune, world: World) -> list[dict[str, Any]]:
+def describe_base(base: Checkpoint | None, recipe: Finetune, world: World) -> list[dict[str, Any]]:
+    """The manifest's record of the base; empty for random weights."""
     if base is None:
         return []
     return describe_inputs([base], recipe.out, [content_hash(base, threads=world.num_threads)])
 
 
-def _num_bytes(model: torch.nn.Module) -> int:
+def model_bytes(model: torch.nn.Module) -> int:
+    """The size of the model's weights and buffers."""
     return sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
 
 
@@ -189,9 +265,9 @@ def _show_plan(start: Start, recipe: Finetune, report: Report) -> dict[str, Any]
     values = {
         "model": f"{start.spec.library}:{start.spec.name}",
         "base": start.base.reference if start.base else "random weights",
-        "parameters": sum(parameter.numel() for parameter in _saved(start.model).parameters()),
+        "parameters": sum(parameter.numel() for parameter in saved(start.model).parameters()),
         "training examples": len(start.splits.train),
-        "bytes to write": _num_bytes(_saved(start.model)),
+        "bytes to write": model_bytes(saved(start.model)) * num_written(recipe),
         **{name.replace("_", " "): getattr(recipe, name) for name in HYPER_PARAMETERS},
     }
     report(Table("plan: nothing was trained", ("", ""), tuple(values.items())))

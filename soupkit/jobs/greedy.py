@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from soupkit.checkpoint.reference import open_references
 from soupkit.errors import TaskError
 from soupkit.events import Report, Table, Told
+from soupkit.jobs.aligned_merge import align_ingredients, check_aligned_merge, replaced_tensors
+from soupkit.jobs.removal import without_the_best
 from soupkit.jobs.scoring import (
     HeldOutScorer,
     RememberingScorer,
@@ -15,7 +18,7 @@ from soupkit.jobs.scoring import (
     direction,
     mix_with_batch_norm,
 )
-from soupkit.jobs.soup import Ingredients, Record, open_ingredients, show_plan, write_soup
+from soupkit.jobs.soup import Ingredients, Record, prepare, show_plan, write_soup
 from soupkit.recipe.merge import MergeGreedy
 from soupkit.soup.greedy import Greedy, greedy, trace
 from soupkit.task.external import CommandScorer
@@ -29,11 +32,15 @@ ONLY_THE_BEST = (
 
 def merge_greedy(recipe: MergeGreedy, world: World, report: Report) -> dict[str, Any]:
     """Rank, add greedily, write the soup, and score what was written."""
-    ingredients = open_ingredients(recipe, report)
+    check_aligned_merge(recipe)
+    ingredients = prepare(without_the_best(open_references(recipe.refs), recipe, report), recipe, report)
     soup, scorer = _scorer(ingredients, recipe, world)
     if recipe.dry_run:
         return show_plan(ingredients, recipe, world, report)
-    remembering = RememberingScorer(scorer, contents_of(ingredients.checkpoints, world, report))
+    ingredients, alignment = align_ingredients(ingredients, recipe, world, report)
+    if recipe.align:
+        soup, scorer = _scorer(ingredients, recipe, world)
+    remembering = RememberingScorer(scorer, contents_of(ingredients.checkpoints, world, report), world)
     result = greedy(
         ingredients.names,
         remembering,
@@ -43,17 +50,24 @@ def merge_greedy(recipe: MergeGreedy, world: World, report: Report) -> dict[str,
         report=report,
     )
     _tell(result, remembering.num_remembered, report)
-    manifest = write_soup(
-        ingredients,
-        result.mixture,
-        recipe,
-        world,
-        report,
-        command="merge greedy",
-        record=Record(trace(result, ingredients.names), _notes(result, ingredients)),
-        replaced=soup.load(result.mixture) if soup and recipe.bn == "refresh" else None,
-        measure=scorer.measure,
-    )
+
+    def write(alone: World) -> dict[str, Any]:
+        if soup:
+            soup.task.world = alone  # the other ranks wait: nothing that follows is shared
+        replaced, repair = replaced_tensors(ingredients, result.mixture, recipe, alone, report, soup=soup)
+        return write_soup(
+            ingredients,
+            result.mixture,
+            recipe,
+            alone,
+            report,
+            command="merge greedy",
+            record=Record(trace(result, ingredients.names), {**_notes(result, ingredients), **alignment, **repair}),
+            replaced=replaced,
+            measure=scorer.measure,
+        )
+
+    manifest = world.in_main(lambda: write(world.alone()))
     report(_table(result, ingredients, manifest))
     return manifest
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.checkpoint.output import OutputDirectory
 from soupkit.errors import RecipeError
 from soupkit.events import Report, Scored, Table, Wrote, silent
+from soupkit.jobs.aligned_merge import align_ingredients, check_aligned_merge, replaced_tensors
 from soupkit.jobs.soup import Ingredients, Record, describe_inputs, open_ingredients, show_plan, write_soup
 from soupkit.manifest import Manifest
 from soupkit.merge.mixture import Mixture, interpolate, keep_batch_norm
@@ -23,6 +24,7 @@ COMMAND = "merge interpolate"
 
 def merge_interpolate(recipe: MergeInterpolate, world: World, report: Report) -> dict[str, Any]:
     """Write one point of the segment from A to B, the best on held-out data, or every point."""
+    check_aligned_merge(recipe)
     ingredients = open_ingredients(recipe, report)
     if len(ingredients.checkpoints) != 2:
         raise RecipeError(f"refs name {len(ingredients.checkpoints)} checkpoints, expected two: A and B")
@@ -36,8 +38,9 @@ def merge_interpolate(recipe: MergeInterpolate, world: World, report: Report) ->
         raise RecipeError("--bn refresh needs --data", hint="name the data, or use --bn average")
     if recipe.dry_run:
         return show_plan(ingredients, recipe, world, report)
+    ingredients, alignment = align_ingredients(ingredients, recipe, world, report)
     points = [_mixture(ingredients, at, recipe) for at in recipe.at]
-    write = _Points(ingredients, recipe, world, report)
+    write = _Points(ingredients, recipe, world, report, notes=alignment)
     return write.all(points) if recipe.write == "all" else write.best(points)
 
 
@@ -47,10 +50,19 @@ def _mixture(ingredients: Ingredients, at: float, recipe: MergeInterpolate) -> M
 
 
 class _Points:
-    """Scores and writes points; the model comes in only when there is data."""
+    """Scores and writes points; the model comes in only when there is data. A point is chosen before it is repaired."""
 
-    def __init__(self, ingredients: Ingredients, recipe: MergeInterpolate, world: World, report: Report) -> None:
+    def __init__(
+        self,
+        ingredients: Ingredients,
+        recipe: MergeInterpolate,
+        world: World,
+        report: Report,
+        *,
+        notes: Mapping[str, Any],
+    ) -> None:
         self.ingredients, self.recipe, self.world, self.report = ingredients, recipe, world, report
+        self.notes = notes
         self.soup: Any = None
         self.score: Callable[..., Any] | None = None
         if recipe.data or recipe.score_command:
@@ -102,7 +114,9 @@ class _Points:
         return manifest.to_json()
 
     def _write(self, point: Mixture, out: Path, record: Record, report: Report) -> dict[str, Any]:
-        refresh = self.soup and self.recipe.bn == "refresh"
+        replaced, notes = replaced_tensors(
+            self.ingredients, point, self.recipe, self.world, self.report, soup=self.soup
+        )
         measure: Callable[[Checkpoint], Any] | None = None
         if self.soup:
             measure = lambda written: self.soup.measure(written, test=True)  # noqa: E731
@@ -113,8 +127,8 @@ class _Points:
             self.world,
             report,
             command=COMMAND,
-            record=record,
-            replaced=self.soup.load(point) if refresh else None,
+            record=dataclasses.replace(record, notes={**record.notes, **self.notes, **notes}),
+            replaced=replaced,
             measure=measure,
             out=out,
         )

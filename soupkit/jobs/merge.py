@@ -10,9 +10,10 @@ from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.checkpoint.reference import open_references
 from soupkit.errors import RecipeError
 from soupkit.events import Report, Told
-from soupkit.jobs.soup import Ingredients, open_ingredients, prepare, show_plan, write_soup
+from soupkit.jobs.aligned_merge import align_ingredients, check_aligned_merge, replaced_tensors
+from soupkit.jobs.soup import Ingredients, Record, open_ingredients, prepare, show_plan, write_soup
 from soupkit.manifest import Manifest
-from soupkit.merge.mixture import by_tensor, keep_batch_norm, uniform, weighted
+from soupkit.merge.mixture import Mixture, by_tensor, keep_batch_norm, uniform, weighted
 from soupkit.recipe.merge import MergeUniform, MergeWeighted
 from soupkit.recipe.settings import Layers, check_matches, parse_settings, resolve
 from soupkit.world import World
@@ -22,6 +23,7 @@ LOWER_IS_BETTER = ("nll", "ece", "loss", "error", "err")
 
 def merge_uniform(recipe: MergeUniform, world: World, report: Report) -> dict[str, Any]:
     """Average all ingredients, or the best N of them."""
+    check_aligned_merge(recipe)
     checkpoints = open_references(recipe.refs, stream=recipe.stream)
     if recipe.top is not None:
         checkpoints = best_of(checkpoints, recipe, report)
@@ -31,26 +33,40 @@ def merge_uniform(recipe: MergeUniform, world: World, report: Report) -> dict[st
         mixture = keep_batch_norm(mixture, 0, ingredients.agreement.slots)
     if recipe.dry_run:
         return show_plan(ingredients, recipe, world, report)
-    replaced = None
-    if recipe.bn == "refresh":
-        from soupkit.jobs.batch_norm import refreshed_statistics
-
-        replaced = refreshed_statistics(ingredients, mixture, recipe, world, report)
-    return write_soup(ingredients, mixture, recipe, world, report, command="merge uniform", replaced=replaced)
+    return _write(ingredients, mixture, recipe, world, report, command="merge uniform")
 
 
 def merge_weighted(recipe: MergeWeighted, world: World, report: Report) -> dict[str, Any]:
     """Combine the ingredients with the given coefficients."""
+    check_aligned_merge(recipe)
     ingredients = open_ingredients(recipe, report)
     mixture = weighted(ingredients.names, recipe.coefficients, normalize=recipe.normalize)
     if recipe.set:
         mixture = by_tensor(ingredients.names, _columns(recipe, ingredients), normalize=recipe.normalize)
+    elif recipe.bn == "keep":
+        mixture = keep_batch_norm(mixture, 0, ingredients.agreement.slots)
     total = max(mixture.matrix.sum(axis=0), key=lambda total: abs(total - 1))
     if abs(total - 1) > 1e-6:
         report(Told(f"the coefficients sum to {total:g}, not to 1: the weights are scaled (--normalize divides)"))
     if recipe.dry_run:
         return show_plan(ingredients, recipe, world, report)
-    return write_soup(ingredients, mixture, recipe, world, report, command="merge weighted")
+    return _write(ingredients, mixture, recipe, world, report, command="merge weighted")
+
+
+def _write(
+    ingredients: Ingredients,
+    mixture: Mixture,
+    recipe: MergeUniform | MergeWeighted,
+    world: World,
+    report: Report,
+    *,
+    command: str,
+) -> dict[str, Any]:
+    """Align, refresh and repair where it is asked for, and write."""
+    ingredients, alignment = align_ingredients(ingredients, recipe, world, report)
+    replaced, notes = replaced_tensors(ingredients, mixture, recipe, world, report)
+    record = Record(notes={**alignment, **notes})
+    return write_soup(ingredients, mixture, recipe, world, report, command=command, record=record, replaced=replaced)
 
 
 def _columns(recipe: MergeWeighted, ingredients: Ingredients) -> dict[str, list[float]]:

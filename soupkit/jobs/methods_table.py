@@ -11,6 +11,7 @@ from soupkit.world import World
 
 COLUMNS = ("method", "paper", "data", "base", "checkpoints", "peak memory")
 CHUNKS = "chunks of 131,072 elements per thread"
+DIRECTIONS = "--max-memory: a model, its gradient, differences as float32, bfloat16, int8, or none"
 SOUPS: tuple[tuple[Cell, ...], ...] = (
     ("uniform", "Wortsman et al. 2022", "no; --bn refresh: yes", "none", "1 or more", CHUNKS),
     ("weighted", "", "no", "none", "1 or more", CHUNKS),
@@ -23,6 +24,13 @@ SOUPS: tuple[tuple[Cell, ...], ...] = (
         f"{CHUNKS}; a model with data",
     ),
     ("greedy", "Wortsman et al. 2022, Recipe 1", "held-out", "none", "1 or more", "one model and its copy"),
+    ("learned", "Wortsman et al. 2022, §3", "held-out", "none", "1 or more", DIRECTIONS),
+    ("mehl", "Li et al. 2024 (MEHL-Soup+)", "held-out", "none", "2 or more", DIRECTIONS),
+    ("twa", "Li et al. 2023", "train or held-out", "none", "checkpoints of a training", DIRECTIONS),
+    ("evolve", "Hansen 2016 (CMA-ES)", "held-out, or --score-command", "none", "1 or more", "one model and its copy"),
+    ("swa", "Izmailov et al. 2018", "no; --bn refresh: yes", "none", "1 or more", CHUNKS),
+    ("ema", "Polyak & Juditsky 1992", "no; --bn refresh: yes", "none", "1 or more", CHUNKS),
+    ("posthoc-ema", "Karras et al. 2024", "no; --bn refresh: yes", "none", "snapshots of a training", CHUNKS),
 )
 
 

@@ -18,7 +18,7 @@ from soupkit.manifest import Manifest
 from soupkit.recipe.parse import recipe_to_json
 from soupkit.recipe.run import Run
 from soupkit.recipe.steps import Step, load_steps
-from soupkit.world import World, world_of
+from soupkit.world import ALONE, World
 
 HOW_NOT_WHAT = ("overwrite", "dry_run")
 """Options that say how to write, not what."""
@@ -32,7 +32,7 @@ class Decision:
     why: str
 
 
-def run(recipe: Run, _world: World, report: Report) -> dict[str, Any]:
+def run(recipe: Run, world: World, report: Report) -> dict[str, Any]:
     """Check every step of a recipe file, run them, check its expectations. Every step's own options choose its device.
 
     Returns {"steps": {name: result}}; with dry_run {"steps": {name: {command, action, why}}}.
@@ -43,19 +43,22 @@ def run(recipe: Run, _world: World, report: Report) -> dict[str, Any]:
         report(Told(loaded.description.strip()))
     if recipe.dry_run:
         return show_plan(loaded.steps, report, force=recipe.force)
-    return run_steps(loaded.steps, report, force=recipe.force)
+    return run_steps(loaded.steps, report, force=recipe.force, world=world)
 
 
-def run_steps(steps: Sequence[Step], report: Report, *, force: bool = False) -> dict[str, Any]:
-    """Run checked steps, skipping what is done, then check what they expect. Raises ExpectationError."""
+def run_steps(steps: Sequence[Step], report: Report, *, force: bool = False, world: World = ALONE) -> dict[str, Any]:
+    """Run checked steps, skipping what is done, then check what they expect. Raises ExpectationError.
+
+    Ranks take every step together; rank 0 decides which run.
+    """
     results: dict[str, Any] = {}
     rebuilt: list[Path] = []
     for number, step in enumerate(steps, start=1):
-        decision = decide(step, rebuilt, force=force)
+        decision = world.broadcast(decide(step, rebuilt, force=force) if world.is_main else None)
         verb = "" if decision.runs else "skipped, "
         report(Told(f"step {number}/{len(steps)} {step.name}: {step.command} ({verb}{decision.why})"))
         if decision.runs:
-            results[step.name] = _run_step(step, report, force=force)
+            results[step.name] = _run_step(step, report, force=force, world=world)
             rebuilt += _out(step)
         else:
             results[step.name] = Manifest.read(step.recipe.out).to_json()
@@ -102,7 +105,7 @@ def decide(step: Step, rebuilt: Iterable[Path], *, force: bool = False) -> Decis
     return Decision(True, why) if why else Decision(False, "complete and unchanged")
 
 
-def _run_step(step: Step, report: Report, *, force: bool) -> dict[str, Any]:
+def _run_step(step: Step, report: Report, *, force: bool, world: World) -> dict[str, Any]:
     """Run one step. An earlier output of soupkit is replaced; anything else in its place is refused by the job."""
     recipe = step.recipe
     replaces = bool(_out(step)) and Manifest.read_if_any(recipe.out) is not None
@@ -111,7 +114,7 @@ def _run_step(step: Step, report: Report, *, force: bool) -> dict[str, Any]:
         if replaces:
             report(Told(f"replacing {recipe.out}"))
     try:
-        return COMMANDS[step.command].load_job()(recipe, world_of(recipe), report)
+        return COMMANDS[step.command].run(recipe, world.for_recipe(recipe), report)
     except SoupkitError as error:
         raise type(error)(f"step {step.name}: {error.message}", hint=error.hint) from error
 
@@ -171,7 +174,7 @@ def _changed_inputs(step: Step, manifest: Manifest) -> str | None:
     """Which input has other weights than the output was made from, or is new among the references."""
     try:
         for entry in manifest.inputs:
-            if content_of_input(step.recipe.out, entry, World()) != entry.get("content"):
+            if content_of_input(step.recipe.out, entry, ALONE) != entry.get("content"):
                 return f"{entry.get('reference')} changed"
         return _new_input(step, manifest)
     except SoupkitError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ import xxhash
 from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.checkpoint.dtypes import NUMPY_DTYPES, Array
 from soupkit.checkpoint.hashing import content_hash
-from soupkit.checkpoint.header import Slot
 from soupkit.checkpoint.output import temporary_sibling
 from soupkit.events import Advanced, Finished, Report, Started, silent
 from soupkit.jobs.download import download
@@ -28,7 +27,7 @@ from soupkit.task.batch_norm import refresh
 from soupkit.task.external import CommandScorer
 from soupkit.task.score import Score, all_scores, direction_of, score_predictions, scores_to_json
 from soupkit.task.task import Task, open_task
-from soupkit.world import World, cache_folder
+from soupkit.world import ALONE, World, cache_folder
 
 
 class SoupTask:
@@ -49,10 +48,11 @@ class SoupTask:
         stream(sources, mixture.select(rows), memory, slots=slots, options=options)
         ties = {dropped: memory.tensors[kept] for dropped, kept in self.ingredients.agreement.ties.items()}
         self.task.load({**memory.tensors, **ties})
-        return self._refresh(slots) if self.recipe.bn == "refresh" else {}
+        return self.refresh() if self.recipe.bn == "refresh" else {}
 
-    def _refresh(self, slots: Mapping[str, Slot]) -> dict[str, Array]:
-        """Re-estimate batch-norm statistics on training data, rounded to what will be written."""
+    def refresh(self) -> dict[str, Array]:
+        """Re-estimate batch-norm statistics on training data; returns them rounded to what will be written."""
+        slots = self.ingredients.plan.slots
         order = np.random.default_rng(self.recipe.split_seed).permutation(len(self.task.train))
         images = order[: self.recipe.bn_batches * self.recipe.batch_size]
         batches = self.task.train.batches(batch_size=self.recipe.batch_size, indices=images)
@@ -109,6 +109,9 @@ class WrittenScorer:
         self._world = world
 
     def __call__(self, mixture: Mixture, _bar: Bar | None) -> Score:
+        return self._world.in_main(lambda: self._score(mixture))
+
+    def _score(self, mixture: Mixture) -> Score:
         rows = mixture.used()
         if len(rows) == 1 and self._ingredients.checkpoints[rows[0]].path.is_dir():
             return self._command.score(self._ingredients.checkpoints[rows[0]].fetch())
@@ -118,7 +121,7 @@ class WrittenScorer:
                 self._ingredients,
                 mixture,
                 dataclasses.replace(self._recipe, sha256=False),
-                self._world,
+                self._world.alone(),
                 silent,
                 command="trial",
                 out=soup,
@@ -142,7 +145,8 @@ class RememberingScorer:
     Files lie under $SOUPKIT_CACHE, else $XDG_CACHE_HOME/soupkit, else ~/.cache/soupkit.
     """
 
-    def __init__(self, scorer: HeldOutScorer | WrittenScorer, contents: Sequence[str]) -> None:
+    def __init__(self, scorer: HeldOutScorer | WrittenScorer, contents: Sequence[str], world: World = ALONE) -> None:
+        self._world = world
         self._scorer = scorer
         self._contents = contents
         self._folder = cache_folder() / "scores"
@@ -150,12 +154,12 @@ class RememberingScorer:
 
     def __call__(self, mixture: Mixture, bar: Bar | None) -> Score:
         path = self._folder / f"{self._key(mixture)}.npz"
-        score = _read_score(path)
+        score = self._world.in_main(lambda: _read_score(path))  # the ranks must agree on what is known
         if score is not None:
             self.num_remembered += 1
             return score
         score = self._scorer(mixture, bar)
-        if not score.stopped:
+        if not score.stopped and self._world.is_main:
             _write_score(path, score)
         return score
 
@@ -194,7 +198,11 @@ def _write_score(path: Path, score: Score) -> None:
 
 
 def contents_of(checkpoints: Sequence[Checkpoint], world: World, report: Report) -> list[str]:
-    """The content hash of every ingredient."""
+    """The content hash of every ingredient; rank 0 reads them."""
+    return world.in_main(lambda: _contents(checkpoints, world, report))
+
+
+def _contents(checkpoints: Sequence[Checkpoint], world: World, report: Report) -> list[str]:
     download(checkpoints, report)
     report(Started("hashing ingredients", len(checkpoints), "checkpoints"))
     contents = []

@@ -21,7 +21,7 @@ from soupkit.checkpoint.tensors import Plan, TensorFiles, parse_bytes, plan_file
 from soupkit.events import Advanced, Finished, Report, Started, Table, Told, Warned, Wrote
 from soupkit.jobs.download import download
 from soupkit.manifest import Manifest
-from soupkit.merge.mixture import Mixture
+from soupkit.merge.mixture import Mixture, uniform
 from soupkit.merge.stream import CHUNK, MOST_THREADS, Sink, Streamed, StreamOptions, stream
 from soupkit.recipe.parse import recipe_to_json
 from soupkit.report.card import model_card
@@ -120,6 +120,7 @@ def write_soup(
     record: Record = Record(),
     replaced: Mapping[str, Array] | None = None,
     measure: Callable[[Checkpoint], Mapping[str, Any]] | None = None,
+    illustrate: Callable[[Path], None] | None = None,
     out: Path | None = None,
 ) -> dict[str, Any]:
     """Write the soup as a checkpoint directory with its manifest and model card; returns the manifest.
@@ -127,6 +128,7 @@ def write_soup(
     mixture: the coefficients, or what else makes the tensors (then the command and its recipe are the whole record).
     replaced: tensors outside the span of the ingredients (refreshed batch-norm statistics), written as they are.
     measure: scores the written checkpoint before it is published; its metrics go into the manifest.
+    illustrate: draws plots into the directory.
     Raises OutputError, CheckpointError, CompatibilityError; then nothing is left behind.
     """
     out = out or recipe.out
@@ -139,6 +141,8 @@ def write_soup(
         streamed = _stream_into(directory, ingredients, mixture, recipe, world, report, replaced or {})
         _warn(streamed, ingredients, report)
         metrics = measure(Checkpoint(directory, reference=str(out))) if measure else {}
+        if illustrate:
+            illustrate(directory)
         manifest = Manifest(
             command=command,
             recipe=recipe_to_json(recipe),
@@ -202,6 +206,12 @@ def _mixing(ingredients: Ingredients, mixture: Mixture) -> Engine:
     return engine
 
 
+def copying(ingredients: Ingredients) -> Engine:
+    """Writes the one ingredient as it is read. A mixture would be recorded as one that can be made again from it."""
+    assert len(ingredients.checkpoints) == 1
+    return _mixing(ingredients, uniform(ingredients.names))
+
+
 def _warn(streamed: Streamed, ingredients: Ingredients, report: Report) -> None:
     if streamed.differing_integers:
         names = streamed.differing_integers
@@ -226,6 +236,8 @@ def describe_inputs(
             **_place(checkpoint, out),
             "content": content,
         }
+        if (record := getattr(checkpoint, "record", None)) is not None:  # a view: its source is what lies there
+            entry |= record()
         if sha256 and "sha256" not in entry:
             entry["sha256"] = {file.name: file_sha256(file) for file in checkpoint.files}
         described.append(entry)
@@ -244,7 +256,7 @@ def _place(checkpoint: Checkpoint, out: Path) -> dict[str, Any]:
 def describe_outputs(directory: Path, content: str, *, sha256: bool = False) -> dict[str, Any]:
     """The manifest's record of what was written: the content hash of the weights, and every file."""
     files: dict[str, Any] = {}
-    for path in sorted(directory.iterdir()):
+    for path in sorted(path for path in directory.iterdir() if path.is_file()):
         files[path.name] = {"bytes": path.stat().st_size}
         if path.suffix != ".safetensors":
             files[path.name]["xxh3-128"] = file_xxh3(path)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from soupkit.checkpoint.adapted import WEIGHTS, is_adapter
 from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.checkpoint.convert import pickled_files
+from soupkit.checkpoint.dtypes import Array
 from soupkit.checkpoint.hashing import FILES_HASH, content_hash, file_sha256, file_xxh3, files_hash
 from soupkit.checkpoint.hub import fetch_pickles
 from soupkit.checkpoint.reference import open_checkpoint
@@ -79,14 +81,24 @@ def content_of_input(directory: Path, entry: dict[str, Any], world: World) -> st
     """
     if str(entry.get("content")).startswith(FILES_HASH):
         return files_hash(pickled_files(_pickle_path(directory, entry)))
-    return content_hash(_open_input(directory, entry), threads=world.num_threads)
+    return content_hash(open_input(directory, entry), threads=world.num_threads)
 
 
-def _open_input(directory: Path, entry: dict[str, Any]) -> Checkpoint:
+def open_input(directory: Path, entry: dict[str, Any]) -> Checkpoint:
     """An ingredient, by its reference or by its place relative to the output. Raises ReferenceError."""
     if "commit" in entry:
         return open_checkpoint(entry["reference"])
     return Checkpoint(_input_path(directory, entry).resolve(), reference=entry["reference"])
+
+
+def _open_as_recorded(directory: Path, manifest: Manifest) -> list[Checkpoint]:
+    """The ingredients, their units permuted where the manifest says that they were."""
+    opened = [open_input(directory, entry) for entry in manifest.inputs]
+    if not any("permutation" in entry for entry in manifest.inputs):
+        return opened
+    from soupkit.jobs.aligned import recorded_views
+
+    return recorded_views(opened, manifest.inputs, manifest.notes)
 
 
 def _pickle_path(directory: Path, entry: dict[str, Any]) -> Path:
@@ -122,15 +134,19 @@ def reproduce(recipe: Reproduce, world: World, report: Report) -> dict[str, Any]
             hint="reproduce works on soups; run the recorded command again for anything else",
         )
     made_with = _recorded_recipe(manifest, recipe)
-    ingredients = prepare([_open_input(recipe.directory, entry) for entry in manifest.inputs], made_with, report)
+    ingredients = prepare(_open_as_recorded(recipe.directory, manifest), made_with, report)
     if recipe.dry_run:
         return show_plan(ingredients, made_with, world, report)
     for what, ok, why in _check_inputs(recipe.directory, manifest, world):
         if not ok:
             raise CheckpointError(f"{what}: has changed since: {why}", hint="bring the recorded checkpoint back")
     mixture = Mixture.from_json(manifest.mixture)
-    replaced = None
-    if getattr(made_with, "bn", "average") == "refresh":
+    replaced: Mapping[str, Array] | None = None
+    if getattr(made_with, "repair", "off") != "off":
+        from soupkit.jobs.aligned_merge import replaced_tensors
+
+        replaced, _ = replaced_tensors(ingredients, mixture, made_with, world, report)
+    elif getattr(made_with, "bn", "average") == "refresh":
         from soupkit.jobs.batch_norm import refreshed_statistics
 
         replaced = refreshed_statistics(ingredients, mixture, made_with, world, report)

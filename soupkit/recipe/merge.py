@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from soupkit.errors import RecipeError
+from soupkit.recipe.align import AlignOptions
 from soupkit.recipe.fields import argument, option
 from soupkit.recipe.shared import (
     BatchNormOptions,
     DataOptions,
+    DropOptions,
     HubOptions,
     ModelOptions,
     OutputOptions,
@@ -21,7 +23,7 @@ REFS = "checkpoints: directories, .safetensors files, globs, sweep directories, 
 
 
 @dataclass(frozen=True, kw_only=True)
-class MergeUniform(OutputOptions, WeightOptions, HubOptions, BatchNormOptions, DataOptions, ModelOptions):
+class MergeUniform(OutputOptions, WeightOptions, HubOptions, AlignOptions, BatchNormOptions, DataOptions, ModelOptions):
     """Average the weights of checkpoints: the uniform soup.
 
     Example: soupkit merge uniform runs/sweep --out soups/uniform
@@ -38,7 +40,9 @@ class MergeUniform(OutputOptions, WeightOptions, HubOptions, BatchNormOptions, D
 
 
 @dataclass(frozen=True, kw_only=True)
-class MergeWeighted(OutputOptions, WeightOptions, HubOptions):
+class MergeWeighted(
+    OutputOptions, WeightOptions, HubOptions, AlignOptions, BatchNormOptions, DataOptions, ModelOptions
+):
     """Combine checkpoints with given coefficients.
 
     Example: soupkit merge weighted a b c --coefficients 0.5,0.3,0.2 --out soups/weighted
@@ -54,13 +58,15 @@ class MergeWeighted(OutputOptions, WeightOptions, HubOptions):
     )
 
     def __post_init__(self) -> None:
+        if self.set and self.bn == "keep":
+            raise RecipeError("--bn keep and --set both say what batch-norm statistics become", hint="use one of them")
         if self.normalize and sum(self.coefficients) == 0:
             raise RecipeError("coefficients sum to zero and cannot be normalized", hint="leave --normalize out")
 
 
 @dataclass(frozen=True, kw_only=True)
 class MergeInterpolate(
-    OutputOptions, WeightOptions, HubOptions, BatchNormOptions, DataOptions, ModelOptions, ScoreOptions
+    OutputOptions, WeightOptions, HubOptions, AlignOptions, BatchNormOptions, DataOptions, ModelOptions, ScoreOptions
 ):
     """Interpolate from one checkpoint to another: (1 − at)·A + at·B (WiSE-FT).
 
@@ -85,7 +91,16 @@ class MergeInterpolate(
 
 
 @dataclass(frozen=True, kw_only=True)
-class MergeGreedy(OutputOptions, WeightOptions, BatchNormOptions, DataOptions, ModelOptions, ScoreOptions):
+class MergeGreedy(
+    OutputOptions,
+    DropOptions,
+    WeightOptions,
+    AlignOptions,
+    BatchNormOptions,
+    DataOptions,
+    ModelOptions,
+    ScoreOptions,
+):
     """Rank checkpoints on held-out data, then add each in turn while the soup does not get worse.
 
     Example: soupkit merge greedy runs/sweep --data digits --out soups/greedy

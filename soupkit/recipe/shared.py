@@ -102,3 +102,11 @@ class ScoreOptions:
         None, help="external scorer, run without a shell: '{checkpoint}' is replaced, the last line is the score"
     )
     score_timeout: float = option(3600.0, help="seconds that the external scorer may take")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DropOptions:
+    """Leaving out the best, to see what is left without them."""
+
+    drop_top: int = option(0, help="leave out this many of the best checkpoints, by --by: a removal study")
+    by: str = option("held_out.top1", help="the metric for --drop-top, as manifests record it: split.metric")

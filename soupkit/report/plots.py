@@ -39,3 +39,39 @@ def dot_plot(
     axes.grid(axis="x", alpha=0.3)
     axes.legend(loc="best", fontsize="small")
     figure.savefig(path, dpi=150)
+
+
+def line_plots(path: Path, xs: Sequence[float], curves: Mapping[str, Sequence[float]], *, xlabel: str) -> None:
+    """One panel per curve over the same xs, side by side: for quantities of different units."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.5 * len(curves), 3.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, len(curves), squeeze=False)[0]
+    for axes, (name, ys) in zip(panels, curves.items(), strict=True):
+        axes.plot(xs, ys, marker=".", color="tab:blue")
+        axes.set(xlabel=xlabel, ylabel=name)
+        axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=150)
+
+
+def compare_lines(
+    path: Path, lines: Mapping[str, Sequence[tuple[float, float, float]]], *, title: str, xlabel: str, ylabel: str
+) -> None:
+    """One line per name through (x, value, standard error), in one panel; a band is ± 1 standard error."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for (name, points), color in zip(lines.items(), ("tab:gray", "tab:orange", "tab:blue", "tab:green"), strict=False):
+        xs, values = [x for x, _, _ in points], [value for _, value, _ in points]
+        axes.plot(xs, values, ".-", color=color, label=name)
+        low, high = ([value + sign * error for _, value, error in points] for sign in (-1, 1))
+        axes.fill_between(xs, low, high, color=color, alpha=0.2, linewidth=0)
+    axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
+    axes.grid(alpha=0.3)
+    axes.legend(loc="best", fontsize="small")
+    figure.savefig(path, dpi=150)

@@ -11,6 +11,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from soupkit.errors import TaskError
 
 
+def has_batch_norm(model: torch.nn.Module) -> bool:
+    """Whether a model keeps statistics that `refresh` would re-estimate."""
+    return any(isinstance(module, _BatchNorm) and module.running_mean is not None for module in model.modules())
+
+
 @torch.no_grad()
 def refresh(
     model: torch.nn.Module, batches: Iterable[tuple[torch.Tensor, torch.Tensor]], device: torch.device

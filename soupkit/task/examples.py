@@ -37,6 +37,11 @@ class Examples:
     def __len__(self) -> int:
         return len(self.part)
 
+    @property
+    def num_bytes(self) -> int:
+        """What the kept pixels take once all are decoded."""
+        return 0 if self._pixels is None else self._pixels.numel()
+
     @cached_property
     def targets(self) -> np.ndarray:
         """The classes, int64[N]; decodes every image where the data set tells no other way."""

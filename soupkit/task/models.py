@@ -17,6 +17,7 @@ import torch
 from timm.models import get_pretrained_cfg
 from timm.models._hub import save_config_for_hf  # timm has no other public way to write a config.json without weights
 
+import soupkit.task.cifar_models  # noqa: F401  (registers its models with timm)
 from soupkit.errors import TaskError
 from soupkit.task.images import ImageSettings
 from soupkit.task.spec import OPEN_CLIP_CONFIG, TIMM_CONFIG, ModelSpec, describe, parse_model

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,7 +40,7 @@ class ModelSpec:
 def parse_model(text: str) -> ModelSpec:
     """Read `timm:resnet18,num_classes=10,img_size=32` or `open_clip:ViT-B-32`. Raises TaskError."""
     library, _, rest = text.partition(":")
-    name, *options = re.split(r",(?![^(\[]*[)\]])", rest)
+    name, *options = _at_commas(rest)
     if library not in ("timm", "open_clip") or not name:
         raise TaskError(f"model {text!r} is not {_FORM}", hint="for example --model timm:resnet18,num_classes=10")
     kwargs = {}
@@ -73,6 +72,18 @@ def describe(checkpoint: Checkpoint | None, model: str | None) -> ModelSpec:
         f"{checkpoint.reference} does not say what model it is: no {TIMM_CONFIG} of timm, no {OPEN_CLIP_CONFIG}",
         hint=f"give --model {_FORM}",
     )
+
+
+def _at_commas(text: str) -> list[str]:
+    """The parts between commas that stand in no bracket."""
+    parts, depth = [""], 0
+    for letter in text:
+        depth += (letter in "([") - (letter in ")]")
+        if letter == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return parts
 
 
 def _literal(text: str) -> Any:

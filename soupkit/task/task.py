@@ -18,7 +18,7 @@ from soupkit.task.models import ModelSpec, build, build_tokenizer, describe, ima
 from soupkit.task.score import COUNT_METRICS, Predictions, Score, num_ahead, score_predictions
 from soupkit.task.weights import arrays, load_weights
 from soupkit.task.zero_shot import ZeroShotClassifier
-from soupkit.world import World
+from soupkit.world import ALONE, World
 
 if TYPE_CHECKING:
     from soupkit.checkpoint.checkpoint import Checkpoint
@@ -44,6 +44,7 @@ class TaskRecipe(DataRecipe, Protocol):
 class Task:
     """What weights are loaded into, and the examples that judge them.
 
+    The ranks of `world` share the examples of every prediction; each gets all of it, so all must ask for it.
     `train` shows training examples as evaluation does, for batch-norm statistics.
     """
 
@@ -58,12 +59,14 @@ class Task:
         batch_size: int = 128,
         workers: int = 0,
         max_bytes: int = DEFAULT_LIMIT,
+        world: World = ALONE,
     ) -> None:
         self.model = model.to(device).eval()
         self.spec = spec
         self.splits = splits
         self.settings = settings
         self.device = device
+        self.world = world
         self.batch_size = batch_size
         self.train, self.held_out, self.test = (
             Examples(part, settings, workers=workers, max_bytes=max_bytes)
@@ -78,15 +81,23 @@ class Task:
         else:
             load_weights(self.model, tensors)
 
+    @property
+    def saved(self) -> torch.nn.Module:
+        """The part of the model whose weights make the checkpoint."""
+        return self.model.clip if isinstance(self.model, ZeroShotClassifier) else self.model
+
     def tensors(self) -> dict[str, np.ndarray]:
         """The weights under their checkpoint's names; views of the model's memory on the CPU."""
-        return arrays(self.model.clip if isinstance(self.model, ZeroShotClassifier) else self.model)
+        return arrays(self.saved)
 
     @torch.inference_mode()
-    def predict(self, examples: Examples) -> Predictions:
-        """Logits float32[N, C] and classes of every example, in order."""
-        logits = [self._logits(images) for images, _ in examples.batches(batch_size=self.batch_size)]
-        return Predictions(np.concatenate(logits), examples.targets)
+    def predict(self, examples: Examples, *, indices: np.ndarray | None = None) -> Predictions:
+        """Logits float32[N, C] and classes of the examples `indices` (all, in order, when None)."""
+        indices = np.arange(len(examples)) if indices is None else indices
+        share = self.world.share(len(indices))
+        batches = examples.batches(batch_size=self.batch_size, indices=indices[share.start : share.stop])
+        parts = self.world.gather([self._logits(images) for images, _ in batches])
+        return Predictions(np.concatenate([logits for part in parts for logits in part]), examples.targets[indices])
 
     @torch.inference_mode()
     def trial(
@@ -103,12 +114,16 @@ class Task:
         allowed = None if needed_right is None or metric not in COUNT_METRICS else len(order) - needed_right
         done: list[np.ndarray] = []
         num_seen = num_wrong = 0
-        for images, targets in examples.chunks(chunks):
-            done.append(self._logits(images))
-            num_seen += len(targets)
+        shares = [self.world.share(len(chunk)) for chunk in chunks]
+        own = [chunk[share.start : share.stop] for chunk, share in zip(chunks, shares, strict=True)]
+        batches = examples.chunks([part for part in own if len(part)])
+        for chunk, part in zip(chunks, own, strict=True):
+            parts = self.world.gather(self._logits(next(batches)[0]) if len(part) else None)
+            done.append(np.concatenate([part for part in parts if part is not None]))
+            num_seen += len(chunk)
             if allowed is None:
                 continue
-            num_wrong += int((num_ahead(done[-1], targets.numpy()) >= COUNT_METRICS[metric]).sum())
+            num_wrong += int((num_ahead(done[-1], examples.targets[chunk]) >= COUNT_METRICS[metric]).sum())
             if num_wrong > allowed:
                 return _stopped(metric, num_wrong=num_wrong, num_seen=num_seen, num_examples=len(order))
         logits = np.concatenate(done)
@@ -144,7 +159,9 @@ def open_task(checkpoint: Checkpoint, recipe: TaskRecipe, world: World, *, split
     settings = image_settings(model.clip if isinstance(model, ZeroShotClassifier) else model, spec)
     if splits.characters:
         settings = for_characters(settings)
-    task = Task(model, spec, splits, settings, device=device, batch_size=recipe.batch_size, workers=recipe.workers)
+    task = Task(
+        model, spec, splits, settings, device=device, batch_size=recipe.batch_size, workers=recipe.workers, world=world
+    )
     task.load(checkpoint)
     return task
 

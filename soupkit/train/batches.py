@@ -83,10 +83,13 @@ def train_transform(settings: ImageSettings, recipe: Finetune, *, characters: bo
 
 
 def loader(
-    examples: Labelled, transform: Transform, recipe: Finetune, *, pin_memory: bool
+    examples: Labelled, transform: Transform, recipe: Finetune, *, pin_memory: bool, first: int = 0
 ) -> Iterator[tuple[Place, Tensor, Tensor]]:
-    """All batches of all epochs, in order: their place, uint8[b, C, H, W] and int64[b]; decoded by recipe.workers."""
-    places = _Places(len(examples), recipe)
+    """All batches of all epochs, in order: their place, uint8[b, C, H, W] and int64[b]; decoded by recipe.workers.
+
+    first: the batch to begin with, counted over all epochs; those before it are not decoded.
+    """
+    places = _Places(len(examples), recipe, first)
     batches: Any = _Augmented(examples, transform, recipe.seed)
     return iter(
         DataLoader(
@@ -140,23 +143,25 @@ def _at_least(image: Image.Image, width: int, height: int) -> Image.Image:
 
 
 class _Places:
-    """The sampler: the places of all epochs, made when they are needed."""
+    """The sampler: the places of all epochs from the batch `first` on, made when they are needed."""
 
-    def __init__(self, num_examples: int, recipe: Finetune) -> None:
-        self.num_examples, self.recipe = num_examples, recipe
+    def __init__(self, num_examples: int, recipe: Finetune, first: int) -> None:
+        self.num_examples, self.recipe, self.first = num_examples, recipe, first
 
     def __iter__(self) -> Iterator[Place]:
-        for epoch in range(self.recipe.epochs):
-            yield from epoch_places(
+        epoch, skipped = divmod(self.first, num_batches(self.num_examples, self.recipe.batch_size))
+        for number in range(epoch, self.recipe.epochs):
+            places = epoch_places(
                 self.num_examples,
                 self.recipe.batch_size,
                 seed=self.recipe.seed,
-                epoch=epoch,
+                epoch=number,
                 even=mixes(self.recipe),
             )
+            yield from places[skipped if number == epoch else 0 :]
 
     def __len__(self) -> int:
-        return self.recipe.epochs * num_batches(self.num_examples, self.recipe.batch_size)
+        return self.recipe.epochs * num_batches(self.num_examples, self.recipe.batch_size) - self.first
 
 
 class _Augmented:

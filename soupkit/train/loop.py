@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import islice
 
 import torch
 from torch import Tensor, nn
 
-from soupkit.errors import TaskError
-from soupkit.events import Advanced, Finished, Report, Started
+from soupkit.errors import DivergedError
+from soupkit.events import Advanced, Finished, Measured, Report, Started
 from soupkit.recipe.train import Finetune
 from soupkit.task.images import ImageSettings
+from soupkit.train.averaging import Averaging
 from soupkit.train.batches import Labelled, finisher, loader, num_batches, train_transform
 from soupkit.train.optimize import build_optimizer, build_schedule
+from soupkit.train.probe import Probe
 from soupkit.train.randomness import Stream, seeded
 
 NUM_REPORTS = 200
@@ -32,21 +34,38 @@ class TrainingData:
     characters: bool
 
 
-def fit(model: nn.Module, data: TrainingData, recipe: Finetune, *, device: torch.device, report: Report) -> list[float]:
+def fit(
+    model: nn.Module,
+    data: TrainingData,
+    recipe: Finetune,
+    *,
+    device: torch.device,
+    report: Report,
+    averages: Iterable[Averaging] = (),
+    after_epoch: Callable[[int], None] = lambda _: None,
+) -> list[float]:
     """Train `model` in place on `device` and return the mean training loss of every epoch.
 
     Soft-target cross-entropy; the learning rate moves with every update. On the CPU the same recipe and number of
     threads give the same bits. Leaves the model in eval mode, and global generators as they were.
-    Raises TaskError as soon as an epoch's loss, or a trained weight, is not finite; RecipeError for the optimizer.
+    averages: averages of this model's weights, updated along. after_epoch: called with 1, 2, … when an epoch is over;
+    it may read the model.
+    Raises DivergedError as soon as an epoch's loss, or a trained weight, is not finite; RecipeError for the optimizer.
     """
     per_epoch = num_batches(len(data.examples), recipe.batch_size)
     num_updates = recipe.epochs * per_epoch
     _lay_out(model.to(device), torch.channels_last).train()  # convolutions run up to 1.6 times as fast, on CPUs too
-    update = _updater(model, recipe, device=device, num_updates=num_updates, updates_per_epoch=per_epoch)
+    probe = Probe(model) if recipe.trainable == "head" else None
+    if probe:
+        probe.switch(probing=True)
+    update = Updater(model, recipe, device=device, num_updates=num_updates, updates_per_epoch=per_epoch)
+    averages = list(averages)
+    for average in averages:
+        average.attach(update.optimizer)
     finish = finisher(data.settings, recipe, num_classes=data.num_classes, device=device)
     transform = train_transform(data.settings, recipe, characters=data.characters)
     batches = loader(data.examples, transform, recipe, pin_memory=device.type == "cuda")
-    progress = _Progress(report, num_updates)
+    progress = Progress(report, num_updates)
     losses: list[float] = []
     with seeded(recipe.seed, Stream.FORWARD, device=device):
         for epoch in range(1, recipe.epochs + 1):
@@ -54,10 +73,17 @@ def fit(model: nn.Module, data: TrainingData, recipe: Finetune, *, device: torch
             for place, pixels, targets in islice(batches, per_epoch):
                 total += update(*finish(place, pixels, targets)) * len(pixels)
                 count += len(pixels)
+                for average in averages:
+                    average.update()
                 progress.advance(f"epoch {epoch}/{recipe.epochs}" + (f", loss {losses[-1]:.3f}" if losses else ""))
             losses.append(_checked_loss(float(total) / count, epoch=epoch, epochs=recipe.epochs))
+            report(Measured("train/loss", losses[-1], update.num_done))
+            report(Measured("train/lr", update.optimizer.param_groups[-1]["lr"], update.num_done))
+            after_epoch(epoch)
     _check_weights(model)
     report(Finished("train"))
+    if probe:
+        probe.switch(probing=False)
     _lay_out(model, torch.contiguous_format).eval()
     return losses
 
@@ -78,43 +104,62 @@ def _lay_out(model: nn.Module, memory_format: torch.memory_format) -> nn.Module:
     return model.to(memory_format=memory_format)  # type: ignore[call-overload, no-any-return]
 
 
-def _updater(
-    model: nn.Module, recipe: Finetune, *, device: torch.device, num_updates: int, updates_per_epoch: int
-) -> Callable[[Tensor, Tensor], Tensor]:
-    """One update of the weights and of the learning rate: (images, soft targets) → the loss before it."""
-    optimizer = build_optimizer(model, recipe)
-    schedule = build_schedule(optimizer, recipe, num_updates=num_updates, updates_per_epoch=updates_per_epoch)
-    dtype = amp_dtype(recipe, device)
-    scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    num_done = 0
+class Updater:
+    """What turns a batch into one update of a model: optimizer, learning-rate schedule, scaler of mixed precision.
 
-    def update(images: Tensor, targets: Tensor) -> Tensor:
-        nonlocal num_done
-        optimizer.zero_grad()
-        with torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
-            logits = model(images.contiguous(memory_format=torch.channels_last))
-        loss = soft_cross_entropy(logits, targets)
-        scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-        if recipe.clip_grad:
-            scaler.unscale_(optimizer)  # the norm that is clipped is that of the true gradient
-            nn.utils.clip_grad_norm_(parameters, recipe.clip_grad)
-        scaler.step(optimizer)
-        scaler.update()
-        num_done += 1
-        schedule.step_update(num_done)
+    num_done: updates so far. parameters: those that are trained.
+    """
+
+    def __init__(
+        self, model: nn.Module, recipe: Finetune, *, device: torch.device, num_updates: int, updates_per_epoch: int
+    ) -> None:
+        self.model, self.recipe, self.device = model, recipe, device
+        self.optimizer = build_optimizer(model, recipe)
+        self.schedule = build_schedule(
+            self.optimizer, recipe, num_updates=num_updates, updates_per_epoch=updates_per_epoch
+        )
+        self.dtype = amp_dtype(recipe, device)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype is torch.float16)
+        self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.num_done = 0
+
+    def __call__(self, images: Tensor, targets: Tensor, *, weight: float = 1.0) -> Tensor:
+        """One update of the weights and of the learning rate: (images, soft targets) → the loss before it.
+
+        weight: multiplies the gradient, where this batch is one part of several.
+        """
+        self.optimizer.zero_grad()
+        loss = self.loss(images, targets)
+        self.scaler.scale(loss if weight == 1 else loss * weight).backward()  # type: ignore[no-untyped-call]
+        self.descend()
         return loss.detach()
 
-    return update
+    def loss(self, images: Tensor, targets: Tensor) -> Tensor:
+        """The loss of a batch, in the precision that the recipe asks for."""
+        with torch.autocast(self.device.type, dtype=self.dtype or torch.bfloat16, enabled=self.dtype is not None):
+            logits = self.model(images.contiguous(memory_format=torch.channels_last))
+        return soft_cross_entropy(logits, targets)
+
+    def descend(self) -> None:
+        """Step along the gradients that the parameters hold, and move the learning rate."""
+        if self.recipe.clip_grad:
+            self.scaler.unscale_(self.optimizer)  # the norm that is clipped is that of the true gradient
+            nn.utils.clip_grad_norm_(self.parameters, self.recipe.clip_grad)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.num_done += 1
+        self.schedule.step_update(self.num_done)
 
 
-class _Progress:
-    """Reports updates, a few at a time: at most NUM_REPORTS events."""
+class Progress:
+    """Reports updates, a few at a time: at most NUM_REPORTS events. done: those of an earlier, interrupted run."""
 
-    def __init__(self, report: Report, num_updates: int) -> None:
+    def __init__(self, report: Report, num_updates: int, *, done: int = 0) -> None:
         self.report, self.num_updates = report, num_updates
-        self.num_done = self.num_reported = 0
+        self.num_done = self.num_reported = done
         report(Started("train", num_updates, "update"))
+        if done:
+            report(Advanced("train", done, "resumed"))
 
     def advance(self, note: str) -> None:
         self.num_done += 1
@@ -126,7 +171,7 @@ class _Progress:
 
 def _checked_loss(loss: float, *, epoch: int, epochs: int) -> float:
     if not math.isfinite(loss):
-        raise TaskError(f"the training loss became {loss} in epoch {epoch} of {epochs}", hint=LOWER_RATE)
+        raise DivergedError(f"the training loss became {loss} in epoch {epoch} of {epochs}", hint=LOWER_RATE)
     return loss
 
 
@@ -134,4 +179,4 @@ def _check_weights(model: nn.Module) -> None:
     """The last update of all may still spoil what every loss until then found well."""
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
-            raise TaskError(f"{name} is not finite after the last epoch", hint=LOWER_RATE)
+            raise DivergedError(f"{name} is not finite after the last epoch", hint=LOWER_RATE)

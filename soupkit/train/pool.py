@@ -12,15 +12,17 @@ import os
 import signal
 import threading
 import traceback
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
-from typing import Any
+from typing import Any, Protocol
 
-from soupkit.errors import SoupkitError, TaskError
+from soupkit.errors import SoupkitError, TaskError, WorkerDiedError
 from soupkit.events import Event, Report
 
 Work = Callable[..., Any]
@@ -52,6 +54,53 @@ class Worker:
     busy_with: str = ""
 
 
+OnFailure = Callable[[str, SoupkitError], tuple[Any, ...] | None]
+"""What to do about a piece that failed: its arguments for another attempt, None to give it up, or raise to end all."""
+
+
+def raise_named(name: str, error: SoupkitError) -> None:
+    """End everything at the first failure: the error keeps its type and gains the name of its piece."""
+    raise type(error)(f"{name}: {error.message}", hint=error.hint) from error
+
+
+class Execute(Protocol):
+    """Calls `work(*arguments, report)` for every named piece, somewhere, and tells what became of each, in this thread.
+
+    on_failure decides about a piece that raised a SoupkitError or whose worker died; anything else ends all.
+    """
+
+    def __call__(
+        self,
+        work: Work,
+        pieces: Mapping[str, tuple[Any, ...]],
+        *,
+        on_event: Callable[[str, Event], None],
+        on_result: Callable[[str, Any], None],
+        on_failure: OnFailure,
+    ) -> None: ...
+
+
+def run_here(
+    work: Work,
+    pieces: Mapping[str, tuple[Any, ...]],
+    *,
+    on_event: Callable[[str, Event], None],
+    on_result: Callable[[str, Any], None],
+    on_failure: OnFailure = raise_named,
+) -> None:
+    """`Execute` in this process, one piece after another."""
+    for name, piece in pieces.items():
+        arguments: tuple[Any, ...] | None = piece
+        while arguments is not None:
+            try:
+                value = work(*arguments, partial(on_event, name))
+            except SoupkitError as error:
+                arguments = on_failure(name, error)
+            else:
+                on_result(name, value)
+                break
+
+
 def run_in_processes(
     work: Work,
     pieces: Mapping[str, tuple[Any, ...]],
@@ -59,37 +108,48 @@ def run_in_processes(
     num_processes: int,
     on_event: Callable[[str, Event], None],
     on_result: Callable[[str, Any], None],
+    on_failure: OnFailure = raise_named,
 ) -> None:
     """Call `work(*arguments, report)` for every named piece, each in one of `num_processes` worker processes.
 
     `work` is a function of a module, arguments and results can be pickled. Events and results arrive here, in the
-    parent, in the order of time. The first failure ends everything: a SoupkitError keeps its type and gains the name
-    of its piece; anything else, and a worker that dies, becomes a TaskError. On any exception, KeyboardInterrupt
-    included, no worker is left behind. A script that calls this needs `if __name__ == "__main__":`.
+    parent, in the order of time. on_failure decides about a SoupkitError and about a worker that died, which is
+    replaced by a new one; by default the first ends everything. Any other exception is a bug and ends everything as a
+    TaskError. On any exception, KeyboardInterrupt included, no worker is left behind. A script that calls this needs
+    `if __name__ == "__main__":`.
     """
-    waiting = iter(pieces.items())
+    waiting = deque(pieces.items())
     with _workers(min(num_processes, len(pieces)), work) as workers:
         for worker in workers:
-            _give(worker, next(waiting, None))
+            _give(worker, waiting)
         while busy := [worker for worker in workers if worker.busy_with]:
             ready = wait([worker.connection for worker in busy])
             for worker in (worker for worker in busy if worker.connection in ready):
-                message = _receive(worker)
+                name, message = worker.busy_with, _receive(worker)
                 if isinstance(message, Result):
-                    name = worker.busy_with
-                    _give(worker, next(waiting, None))
+                    _give(worker, waiting)
                     on_result(name, message.value)
+                elif isinstance(message, Failure):
+                    if message.error is None:
+                        raise TaskError(f"{name}: its worker process failed\n{message.trace}")
+                    again = on_failure(name, message.error)
+                    if again is not None:
+                        waiting.appendleft((name, again))
+                    if isinstance(message.error, WorkerDiedError):
+                        worker.connection.close()
+                        workers.remove(worker)
+                        workers.append(worker := _started(work))
+                    _give(worker, waiting)
                 else:
-                    on_event(worker.busy_with, message)
+                    on_event(name, message)
 
 
 @contextmanager
 def _workers(num_processes: int, work: Work) -> Iterator[list[Worker]]:
     workers: list[Worker] = []
     try:
-        with _environment(ONE_THREAD), _without_interrupts():
-            for _ in range(num_processes):
-                workers.append(_start(work))
+        for _ in range(num_processes):
+            workers.append(_started(work))
         yield workers
     finally:
         for worker in workers:
@@ -102,47 +162,38 @@ def _workers(num_processes: int, work: Work) -> Iterator[list[Worker]]:
             worker.connection.close()
 
 
-def _start(work: Work) -> Worker:
+def _started(work: Work) -> Worker:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_serve, args=(theirs, work), name="soupkit-worker")
-    process.start()
+    with _environment(ONE_THREAD), _without_interrupts():
+        process.start()
     theirs.close()  # now the worker holds the only other end, and its death is an end of file
     return Worker(process, ours)
 
 
-def _give(worker: Worker, piece: tuple[str, tuple[Any, ...]] | None) -> None:
-    worker.busy_with = piece[0] if piece else ""
-    if piece:
-        try:
-            worker.connection.send(piece[1])
-        except OSError:
-            raise _died(worker) from None
+def _give(worker: Worker, waiting: deque[tuple[str, tuple[Any, ...]]]) -> None:
+    worker.busy_with = ""
+    if waiting:
+        worker.busy_with, arguments = waiting.popleft()
+        with suppress(OSError):  # a worker that is gone by now is found out when it is heard
+            worker.connection.send(arguments)
 
 
-def _receive(worker: Worker) -> Event | Result:
+def _receive(worker: Worker) -> Event | Result | Failure:
     try:
-        message = worker.connection.recv()
+        message: Event | Result | Failure = worker.connection.recv()
     except (EOFError, OSError):
-        raise _died(worker) from None
-    if isinstance(message, Failure):
-        raise _named(worker.busy_with, message)
-    result: Event | Result = message
-    return result
+        return Failure(_died(worker), "")
+    return message
 
 
-def _named(name: str, failure: Failure) -> SoupkitError:
-    if failure.error is not None:
-        return type(failure.error)(f"{name}: {failure.error.message}", hint=failure.error.hint)
-    return TaskError(f"{name}: its worker process failed\n{failure.trace}")
-
-
-def _died(worker: Worker) -> TaskError:
+def _died(worker: Worker) -> WorkerDiedError:
     worker.process.join(GRACE_SECONDS)
     code = worker.process.exitcode
     how = f"was killed by {signal.Signals(-code).name}" if code is not None and code < 0 else f"ended with code {code}"
-    return TaskError(
-        f"{worker.busy_with}: its worker process {how}",
+    return WorkerDiedError(
+        f"its worker process {how}",
         hint="if memory ran out, lower --jobs or --batch-size; the same command continues where this ended",
     )
 

@@ -19,6 +19,9 @@ class Stream(IntEnum):
     AUGMENTATION = 2
     MIXING = 3
     FORWARD = 4
+    REGULARISATION = 5
+    MERGING = 6
+    MUTATION = 7
 
 
 @contextmanager

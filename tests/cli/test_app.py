@@ -115,7 +115,8 @@ def test_defaults_are_those_of_the_recipe(call: Call) -> None:
 
 def test_the_world_is_made_from_the_recipe(call: Call) -> None:
     _, out, _ = call("odd", "deep", "a", "--out", "b", "--device", "cpu", "--threads", "3", "--json")
-    assert json.loads(out)["world"] == {"device": "cpu", "threads": 3}
+    alone = {"rank": 0, "size": 1, "local_rank": 0}
+    assert json.loads(out)["world"] == {"device": "cpu", "threads": 3, **alone}
 
 
 def test_tables_on_stdout_all_else_on_stderr(call: Call) -> None:

@@ -18,7 +18,7 @@ from soupkit.recipe.steps import load_steps
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
-RECIPES = sorted([*(ROOT / "recipes").glob("*.yaml"), *(ROOT / "soupkit").rglob("*.yaml")])
+RECIPES = sorted([*(ROOT / "recipes").rglob("*.yaml"), *(ROOT / "soupkit").rglob("*.yaml")])
 COMMON_OPTIONS = {"json", "quiet", "help"}
 
 
@@ -90,12 +90,12 @@ def test_every_recipe_file_is_valid(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", [path for path in RECIPES if path.parent.name == "recipes"], ids=lambda path: path.name
+    "path", [path for path in RECIPES if path.is_relative_to(ROOT / "recipes")], ids=lambda path: path.name
 )
 def test_every_recipe_file_opens_with_the_command_that_runs_it(path: Path, parsed: list[Any]) -> None:
     head = path.read_text(encoding="utf-8").split("\nsteps:")[0]
-    line = re.search(rf"soupkit run recipes/{re.escape(path.name)}.*", head)
-    assert line, f"its head does not say `soupkit run recipes/{path.name}`"
+    line = re.search(rf"soupkit run {re.escape(str(path.relative_to(ROOT)))}.*", head)
+    assert line, f"its head does not say `soupkit run {path.relative_to(ROOT)}`"
     (arguments,) = command_lines(line[0].rstrip("` "))
     assert run_command_line(arguments) == 0
     assert parsed

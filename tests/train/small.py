@@ -45,6 +45,7 @@ def finetune_recipe(**values: Any) -> Finetune:
 def sweep_recipe(base: Path, out: Path, **values: Any) -> FinetuneSweep:
     defaults = {"num_runs": 3, "data": "digits", "num_train": 96, "num_held_out": 120, "num_test": 110}
     defaults |= {"batch_size": 32, "epochs": "1", "lr": "log(1e-3,1e-2)", "mixup": "choice(0,0.3)", "device": "cpu"}
+    defaults |= {"plots": False}
     return FinetuneSweep(base=str(base), out=out, **(defaults | values))
 
 

@@ -169,11 +169,15 @@ def test_clip_learns_with_its_image_tower(tmp_path: Path) -> None:
     weights = arrays(build(ModelSpec("open_clip", "tiny", {}, CLIP_CONFIG)))
     write_tensors(directory, weights, file_name="open_clip_model.safetensors")
     (directory / "open_clip_config.json").write_text(json.dumps(CLIP_CONFIG))
-    result = tuned(tmp_path / "out", directory, lr=1e-2, epochs=2)
+    result = tuned(tmp_path / "out", directory, lr=1e-2, epochs=2, ema_decay=0.5, swa_start=0.0)
     after = Checkpoint(tmp_path / "out")
     changed = {name for name in weights if not np.array_equal(weights[name], after[name])}
     assert set(after) == set(weights)
     assert {name for name in changed if not name.startswith("visual.")} <= {"logit_scale"}
     assert len(changed) > 10
+    for average in ("ema", "swa"):
+        beside = Checkpoint(tmp_path / "out" / average)
+        assert beside.files[0].name == "open_clip_model.safetensors"
+        assert {name for name in after if not np.array_equal(after[name], beside[name])} == changed
     assert (tmp_path / "out" / "open_clip_model.safetensors").is_file()
     assert result["notes"]["loss"][1] < result["notes"]["loss"][0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from pathlib import Path
 
 from soupkit.errors import OutputError
 from soupkit.events import Report, Told
@@ -26,3 +27,12 @@ def fail(how: str, report: Report) -> None:
     if how == "interrupted":
         os.kill(os.getpid(), signal.SIGINT)  # as a terminal does to the whole group
     time.sleep(60)
+
+
+def die_once(mark: str, fatal: bool, report: Report) -> str:
+    """Killed in its first attempt, if it is to be; `mark` is a file that remembers."""
+    if fatal and not Path(mark).exists():
+        Path(mark).touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    report(Told("alive"))
+    return "done"

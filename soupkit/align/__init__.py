@@ -1,0 +1,1 @@
+"""Permutation alignment: groups derived from the graph and proven, matching, REPAIR, barriers."""

@@ -1,0 +1,66 @@
+"""The loss barrier between two models: how much worse the straight line between them is than its ends.
+
+Shapes: P points, N examples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.special import log_softmax
+
+from soupkit.checkpoint.dtypes import Array
+from soupkit.task.score import Predictions, num_ahead
+
+
+@dataclass(frozen=True)
+class Barrier:
+    """The largest excess along the line, where it is, and its standard error over the examples (of that one point)."""
+
+    height: float
+    standard_error: float
+    at: float
+    num_examples: int
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it, JSON-able."""
+        return dict(vars(self))
+
+
+def barrier(values_pn: np.ndarray, at: Sequence[float]) -> Barrier:
+    """max_λ [L(θ_λ) − (1 − λ) L(θ_0) − λ L(θ_1)] (Frankle et al. 2020, arXiv:1912.05671, without its mean of the ends;
+    as in Entezari et al. 2022, arXiv:2110.06296, eq. 1).
+
+    values_pn: the loss (or error) of every example at every point; at: λ of each point, from 0 to 1. Never below zero,
+    for the ends are points too. The standard error is that of the paired differences at the highest point.
+    """
+    at_p1 = np.asarray(at, np.float64)[:, None]
+    excess_pn = values_pn - (1 - at_p1) * values_pn[0] - at_p1 * values_pn[-1]
+    means = excess_pn.mean(1)
+    highest = int(means.argmax())
+    n = values_pn.shape[1]
+    error = float(excess_pn[highest].std(ddof=1) / np.sqrt(n)) if n > 1 else 0.0
+    return Barrier(float(means[highest]), error, float(at[highest]), n)
+
+
+def losses_and_errors(predictions: Predictions) -> tuple[np.ndarray, np.ndarray]:
+    """−log p of the right class, in nats, and 0 or 1 for right or wrong, float64[N] each."""
+    log_p = log_softmax(predictions.logits.astype(np.float64), axis=1)
+    rows = np.arange(len(predictions.targets))
+    return -log_p[rows, predictions.targets], (num_ahead(predictions.logits, predictions.targets) > 0).astype(float)
+
+
+def between(a: Mapping[str, Array], b: Mapping[str, Array], at: float) -> dict[str, Array]:
+    """(1 − at)·A + at·B of every floating tensor, rounded once into its dtype; counters are A's."""
+    mixed = {}
+    for name in a:
+        values = np.asarray(a[name])
+        if np.issubdtype(values.dtype, np.integer) or values.dtype == np.bool_:
+            mixed[name] = values
+        else:
+            total = (1 - at) * values.astype(np.float64) + at * np.asarray(b[name]).astype(np.float64)
+            mixed[name] = total.astype(values.dtype)
+    return mixed

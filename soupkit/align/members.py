@@ -1,0 +1,66 @@
+"""Alignment and REPAIR of a population in training: of models in memory, in place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from soupkit.align.match import Match
+from soupkit.align.moments import Batches
+from soupkit.align.repair import Kind, measure_endpoints, repair
+from soupkit.align.similarity import objective_names, permuted
+from soupkit.align.spec import PermutationSpec
+from soupkit.align.universe import align_all
+
+Named = Mapping[str, Tensor]
+
+
+def align_members(members: Sequence[Named], spec: PermutationSpec, *, seed: int = 0) -> list[Match]:
+    """Permute every member, in place, to match the first and then one another; returns what was found.
+
+    Every tensor of the spec is permuted, batch-norm statistics with the rest. What an optimizer keeps of a weight is
+    not: a caller that goes on with it permutes that likewise. Memory and cost: see `soupkit.align.universe.align_all`.
+    """
+    names = objective_names(spec, members[0])
+    models = [{name: member[name].detach().float().contiguous() for name in names} for member in members]
+    found = align_all(spec, models, to=0, seed=seed)
+    with torch.no_grad():
+        for member, match in zip(members, found.matches, strict=True):
+            for name in set(spec.axes) & set(member) if match.num_changed else ():
+                member[name].copy_(permuted(member[name], spec, name, match.permutation))
+    return found.matches
+
+
+def repair_members(
+    children: Sequence[Named],
+    parents: Sequence[Named],
+    coefficients: np.ndarray,
+    model: nn.Module,
+    *,
+    kind: Kind,
+    batches: Callable[[], Batches],
+    device: torch.device,
+) -> None:
+    """REPAIR every child, in place: row i of coefficients says of which parents it is the mean; see `repair`.
+
+    model: one that the named tensors are the state of; it is used to run them and left with the last child's.
+    """
+    load: list[Callable[[nn.Module], None]] = [_loader(parent) for parent in parents]
+    endpoints = measure_endpoints(model, load, kind=kind, batches=batches, device=device)
+    for child, row in zip(children, coefficients, strict=True):
+        _loader(child)(model)
+        result = repair(model, endpoints, row.tolist(), kind=kind, batches=batches, device=device)
+        state = model.state_dict()
+        with torch.no_grad():
+            for name in result.changed:
+                child[name].copy_(state[name])
+
+
+def _loader(state: Named) -> Callable[[nn.Module], None]:
+    def load(model: nn.Module) -> None:
+        model.load_state_dict(dict(state))
+
+    return load

@@ -1,0 +1,66 @@
+"""The state of a fit in training, on disk: one file, whole or not at all, enough to go on with the same bits."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from soupkit.curve.bends import Bends
+from soupkit.curve.descent import Descent
+from soupkit.errors import CheckpointError
+
+FORMAT = 1
+
+
+def save_state(path: Path, descent: Descent, bends: Bends, model: nn.Module, *, about: Mapping[str, Any]) -> None:
+    """Write what a fit needs to go on: bends, buffers of the model, optimizer, torch's generator, how far it is.
+
+    about: JSON-able, what a fit must have in common with this one to continue it. Cost: writes the bends once.
+    """
+    state = {
+        "format": FORMAT,
+        "about": dict(about),
+        "num_done": descent.num_done,
+        "losses": list(descent.losses),
+        "bends": bends.state_dict(),
+        "buffers": dict(model.named_buffers()),
+        "optimizer": descent.optimizer.state_dict(),
+        "generator": torch.get_rng_state(),
+        "cuda_generator": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+    }
+    temporary = path.with_name(f"{path.name}.{os.getpid()}")
+    with temporary.open("wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def load_state(path: Path, descent: Descent, bends: Bends, model: nn.Module, *, about: Mapping[str, Any]) -> bool:
+    """Continue the fit that was saved at `path`; False when there is none, or it is another fit's.
+
+    Raises CheckpointError for a file that is damaged. Only tensors and plain values are unpickled.
+    """
+    if not path.is_file():
+        return False
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if state["format"] != FORMAT or state["about"] != dict(about):
+            return False
+        bends.load_state_dict(state["bends"])
+        for name, buffer in model.named_buffers():
+            buffer.copy_(state["buffers"][name])
+        descent.optimizer.load_state_dict(state["optimizer"])
+        descent.num_done, descent.losses = state["num_done"], state["losses"]
+        torch.set_rng_state(state["generator"])
+        if state["cuda_generator"] is not None and torch.cuda.is_available():
+            torch.cuda.set_rng_state(state["cuda_generator"])
+    except (OSError, RuntimeError, KeyError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        raise CheckpointError(f"{path}: cannot be read: {error}", hint="remove it: the fit then starts anew") from error
+    return True

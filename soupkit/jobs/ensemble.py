@@ -1,0 +1,179 @@
+"""`ensemble`: the average prediction of checkpoints, each of which is run once and remembered."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from soupkit.checkpoint.checkpoint import Checkpoint
+from soupkit.checkpoint.output import OutputDirectory
+from soupkit.checkpoint.reference import open_references
+from soupkit.curve.ensembles import KINDS, RunningEnsemble
+from soupkit.events import Advanced, Cell, Finished, Report, Started, Table, Told, Wrote
+from soupkit.jobs.scoring import contents_of
+from soupkit.jobs.soup import describe_inputs, describe_outputs
+from soupkit.manifest import Manifest
+from soupkit.recipe.curve import Ensemble
+from soupkit.recipe.parse import recipe_to_json
+from soupkit.task.models import describe
+from soupkit.task.score import Comparison, Predictions, all_scores, compare, scores_to_json
+from soupkit.task.task import Task, open_task
+from soupkit.world import World, cache_folder
+
+SPLITS = ("held_out", "test")
+BEST = "best single"
+
+
+def ensemble(recipe: Ensemble, world: World, report: Report) -> dict[str, Any]:
+    """Score every checkpoint and the ensembles of logits and of probabilities; returns the manifest.
+
+    The best single model is the one that is best on held-out; the ensembles are compared with it in pairs. Memory: the
+    predictions of four models. Raises RecipeError and TaskError before anything is scored for whatever can be known.
+    """
+    checkpoints = open_references(recipe.refs)
+    inputs = [file for checkpoint in checkpoints for file in checkpoint.files]
+    output = OutputDirectory(recipe.out, overwrite=recipe.overwrite, inputs=inputs) if recipe.out else None
+    task = open_task(checkpoints[0], recipe, world)
+    contents = contents_of(checkpoints, world, report)
+    singles, best, ensembles = _predict(checkpoints, contents, task, recipe, world, report)
+    names = [checkpoint.reference for checkpoint in checkpoints]
+    scored = {str(kind): {split: ensembles[split].predictions(kind) for split in SPLITS} for kind in KINDS}
+    metrics: dict[str, Any] = {
+        "best_single": singles[best[0]],
+        **{kind: {split: scores_to_json(all_scores(p)) for split, p in each.items()} for kind, each in scored.items()},
+    }
+    comparisons = {
+        kind: {split: compare(each[split], best[1][split], "top1") for split in SPLITS} for kind, each in scored.items()
+    }
+    report(_table(names[best[0]], metrics, comparisons, len(names)))
+    manifest = Manifest(
+        command="ensemble",
+        recipe=recipe_to_json(recipe),
+        inputs=[{"reference": name} for name in names],
+        metrics=metrics,
+        notes={
+            "best_single": names[best[0]],
+            "singles": dict(zip(names, singles, strict=True)),
+            "comparisons": {kind: {s: c.to_json() for s, c in each.items()} for kind, each in comparisons.items()},
+            "data": task.splits.description,
+        },
+    )
+    if output is not None:
+        manifest = _write(output, manifest, checkpoints, contents)
+        report(Wrote(output.out, sum(entry["bytes"] for entry in manifest.outputs["files"].values())))
+    return manifest.to_json()
+
+
+def _predict(
+    checkpoints: Sequence[Checkpoint],
+    contents: Sequence[str],
+    task: Task,
+    recipe: Ensemble,
+    world: World,
+    report: Report,
+) -> tuple[list[dict[str, Any]], tuple[int, dict[str, Predictions]], dict[str, RunningEnsemble]]:
+    """The scores of every checkpoint, the best on held-out with its predictions, and the ensembles."""
+    singles: list[dict[str, Any]] = []
+    best: tuple[int, dict[str, Predictions]] = (0, {})
+    ensembles = {split: RunningEnsemble() for split in SPLITS}
+    num_remembered = 0
+    report(Started("predicting", len(checkpoints), "checkpoints"))
+    for number, (checkpoint, content) in enumerate(zip(checkpoints, contents, strict=True)):
+        if number and describe(checkpoint, recipe.model) != task.spec:
+            task = open_task(checkpoint, recipe, world, splits=task.splits)
+        predictions, remembered = _predictions(checkpoint, content, task)
+        num_remembered += remembered
+        singles.append({split: scores_to_json(all_scores(p)) for split, p in predictions.items()})
+        for split in SPLITS:
+            ensembles[split].add(predictions[split])
+        top = singles[number]["held_out"]["top1"]["value"]
+        if not best[1] or top > singles[best[0]]["held_out"]["top1"]["value"]:
+            best = (number, predictions)
+        report(Advanced("predicting", note=checkpoint.reference))
+    report(Finished("predicting"))
+    if num_remembered:
+        report(Told(f"the predictions of {num_remembered} checkpoints were remembered from earlier runs"))
+    return singles, best, ensembles
+
+
+def _predictions(checkpoint: Checkpoint, content: str, task: Task) -> tuple[dict[str, Predictions], bool]:
+    """Held-out and test predictions of a checkpoint, remembered by its weights and the task; and whether they were."""
+    key = xxhash.xxh3_128_hexdigest(json.dumps([content, task.fingerprint()]).encode())
+    path = cache_folder() / "predictions" / f"{key}.npz"
+    examples = {"held_out": task.held_out, "test": task.test}
+    known = _read(path)
+    if known is not None:
+        return {split: Predictions(known[split], examples[split].targets) for split in SPLITS}, True
+    task.load(checkpoint)
+    found = {split: task.predict(examples[split]) for split in SPLITS}
+    _remember(path, {split: each.logits for split, each in found.items()})
+    return found, False
+
+
+def _read(path: Path) -> dict[str, np.ndarray] | None:
+    """Remembered logits; None when there are none or they cannot be read."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return {split: arrays[split] for split in SPLITS}
+    except (OSError, ValueError, KeyError, EOFError):
+        return None
+
+
+def _remember(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Keep logits, whole or not at all; a cache that cannot be written is no reason to stop."""
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.npz")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(temporary, **arrays)  # type: ignore[arg-type]
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+
+
+def _table(
+    best: str, metrics: Mapping[str, Any], comparisons: Mapping[str, Mapping[str, Comparison]], num: int
+) -> Table:
+    rows: list[tuple[Cell, ...]] = []
+    labels: dict[str, str] = {
+        "best_single": f"{BEST}: {best}",
+        **{kind: f"ensemble of {kind}, {num} models" for kind in KINDS},
+    }
+    for name, label in labels.items():
+        for split in SPLITS:
+            top1, nll = metrics[name][split]["top1"], metrics[name][split]["nll"]
+            change: tuple[Cell, ...] = ("", None)
+            if name in comparisons:
+                c = comparisons[name][split]
+                change = (f"{c.difference:+.4f} [{c.low:+.4f}, {c.high:+.4f}]", c.p_value)
+            cells = (_cell(top1), _cell(nll), *change, top1["num_examples"])
+            rows.append((label, split.replace("_", "-"), *cells))
+    columns = ("model", "split", "top1", "nll", "Δ top1 to best single, 95 %", "p", "n")
+    return Table("ensemble", columns, tuple(rows), "± is one standard error; held-out chose the best single")
+
+
+def _cell(entry: Mapping[str, Any]) -> str:
+    return f"{entry['value']:.4f} ± {entry['standard_error']:.4f}"
+
+
+def _write(
+    output: OutputDirectory, manifest: Manifest, checkpoints: Sequence[Checkpoint], contents: Sequence[str]
+) -> Manifest:
+    """scores.json and the manifest, which then also knows the inputs by content."""
+    with output as directory:
+        scores = {"metrics": manifest.metrics, **manifest.notes}
+        text = json.dumps(scores, indent=1, ensure_ascii=False)
+        (directory / "scores.json").write_text(f"{text}\n", encoding="utf-8")
+        manifest = replace(
+            manifest,
+            inputs=describe_inputs(checkpoints, output.out, contents),
+            outputs={"files": describe_outputs(directory, "")["files"]},
+        )
+        manifest.write(directory)
+    return manifest

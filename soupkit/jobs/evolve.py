@@ -1,0 +1,127 @@
+"""`merge evolve`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from soupkit.checkpoint.dtypes import FLOATING
+from soupkit.checkpoint.reference import open_references
+from soupkit.errors import TaskError
+from soupkit.events import Report, Table, Told
+from soupkit.jobs.removal import without_the_best
+from soupkit.jobs.scoring import HeldOutScorer, RememberingScorer, SoupTask, WrittenScorer, contents_of, direction
+from soupkit.jobs.soup import Ingredients, Record, prepare, show_plan, write_soup
+from soupkit.merge.mixture import BATCH_NORM_STATISTICS, Mixture
+from soupkit.recipe.soup import MergeEvolve
+from soupkit.soup.blocks import Layout, lay_out
+from soupkit.soup.evolve import Evolved, evolve
+from soupkit.task.external import CommandScorer
+from soupkit.task.score import Score, scores_to_json
+from soupkit.world import World
+
+
+def merge_evolve(recipe: MergeEvolve, world: World, report: Report) -> dict[str, Any]:
+    """Search coefficients by scores alone, write the best soup, and score what was written."""
+    ingredients = prepare(without_the_best(open_references(recipe.refs), recipe, report), recipe, report)
+    layout = _layout(ingredients, recipe)
+    soup, scorer = _scorer(ingredients, recipe, world)
+    if recipe.dry_run:
+        return show_plan(ingredients, recipe, world, report)
+    remembering = RememberingScorer(scorer, contents_of(ingredients.checkpoints, world, report), world)
+    evolved = evolve(
+        lambda coefficients_KB: remembering(_mixture(ingredients, layout, coefficients_KB, recipe), None),
+        len(ingredients.checkpoints),
+        layout.num_blocks,
+        constraint=recipe.constraint,
+        direction=direction(recipe),
+        evaluations=recipe.evaluations,
+        population=recipe.population or None,
+        sigma=recipe.sigma,
+        seed=recipe.seed,
+        report=report,
+    )
+    if remembering.num_remembered:
+        report(Told(f"{remembering.num_remembered} scores were remembered from earlier runs"))
+    best = _mixture(ingredients, layout, evolved.coefficients_KB, recipe)
+
+    def write(alone: World) -> dict[str, Any]:
+        if soup:
+            soup.task.world = alone  # the other ranks wait: nothing that follows is shared
+        return write_soup(
+            ingredients,
+            best,
+            recipe,
+            alone,
+            report,
+            command="merge evolve",
+            record=Record(_trace(evolved), _notes(evolved, layout)),
+            replaced=soup.load(best) if soup and recipe.bn == "refresh" else None,
+            measure=scorer.measure,
+        )
+
+    manifest = world.in_main(lambda: write(world.alone()))
+    report(_table(evolved, manifest))
+    return manifest
+
+
+def _layout(ingredients: Ingredients, recipe: MergeEvolve) -> Layout:
+    """Every floating tensor but batch-norm statistics; an external scorer's model is not known here."""
+    slots = ingredients.plan.slots
+    shapes = {
+        name: slot.shape
+        for name, slot in slots.items()
+        if slot.dtype in FLOATING and name.rpartition(".")[2] not in BATCH_NORM_STATISTICS
+    }
+    return lay_out(shapes, recipe.blocks)
+
+
+def _mixture(ingredients: Ingredients, layout: Layout, coefficients_KB: np.ndarray, recipe: MergeEvolve) -> Mixture:
+    names, slots = ingredients.names, ingredients.plan.slots
+    return layout.mixture(names, coefficients_KB, slots, keep_first=recipe.bn == "keep")
+
+
+def _scorer(
+    ingredients: Ingredients, recipe: MergeEvolve, world: World
+) -> tuple[SoupTask | None, HeldOutScorer | WrittenScorer]:
+    if not recipe.score_command:
+        soup = SoupTask(ingredients, recipe, world)
+        return soup, HeldOutScorer(soup, metric=recipe.metric, early_stop=False)
+    if recipe.bn == "refresh":
+        raise TaskError("--bn refresh needs soupkit's own data and model", hint="use --bn average with --score-command")
+    command = CommandScorer(
+        recipe.score_command, metric=recipe.metric, direction=direction(recipe), timeout=recipe.score_timeout
+    )
+    return None, WrittenScorer(command, ingredients, recipe, world)
+
+
+def _trace(evolved: Evolved) -> list[dict[str, Any]]:
+    return [{"generation": number, "value": value} for number, value in enumerate(evolved.history)]
+
+
+def _notes(evolved: Evolved, layout: Layout) -> dict[str, Any]:
+    return {
+        "evaluations": evolved.num_evaluations,
+        "uniform": _score_json(evolved.start),
+        "held_out_of_soup": _score_json(evolved.score),
+        "blocks": list(layout.labels),
+    }
+
+
+def _score_json(score: Score) -> dict[str, Any]:
+    return {"metric": score.metric, **scores_to_json({score.metric: score})[score.metric]}
+
+
+def _table(evolved: Evolved, manifest: dict[str, Any]) -> Table:
+    """The uniform soup beside the best one, on what selected and on what did not."""
+    start = evolved.start
+    rows: list[tuple[Any, ...]] = [
+        ("uniform soup", "held-out", start.metric, start.value, start.standard_error, start.num_examples)
+    ]
+    for split, scores in manifest["metrics"].items():
+        for metric, score in scores.items():
+            cells = (score["value"], score["standard_error"], score["num_examples"])
+            shown = "held-out (searched on)" if split == "held_out" else split
+            rows.append((f"best of {evolved.num_evaluations}", shown, metric, *cells))
+    return Table("merge evolve", ("model", "split", "metric", "value", "± s.e.", "n"), tuple(rows))

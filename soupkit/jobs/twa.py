@@ -1,0 +1,129 @@
+"""`merge twa`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from soupkit.checkpoint.checkpoint import Checkpoint
+from soupkit.checkpoint.reference import open_references
+from soupkit.errors import RecipeError
+from soupkit.events import Report, Told
+from soupkit.jobs.learned_soup import Outcome, score_uniform, write_learned
+from soupkit.jobs.learning import Search, begin, dry_run, learn, open_search, settings_of
+from soupkit.jobs.removal import without_the_best
+from soupkit.recipe.soup import MergeTwa
+from soupkit.recipe.train import Finetune
+from soupkit.soup.fit import ReadBatches
+from soupkit.soup.gram import gram_matrix
+from soupkit.soup.twa import Orthonormal
+from soupkit.task.data import Part
+from soupkit.task.images import Transform, normalize
+from soupkit.train.batches import train_transform
+from soupkit.train.randomness import Stream, seeded
+from soupkit.world import World
+
+
+def merge_twa(recipe: MergeTwa, world: World, report: Report) -> dict[str, Any]:
+    """Train in the span of historical checkpoints, write the soup, and score what was written."""
+    checkpoints = without_the_best(thinned(open_references(recipe.refs), recipe.every), recipe, report)
+    start_N = starting_point(recipe.start, len(checkpoints))
+    search = open_search(recipe, checkpoints, world, report, command="merge twa")
+    if recipe.dry_run:
+        return dry_run(search)
+    uniform = score_uniform(search)
+    return write_learned(search, _search(search, recipe, start_N), uniform)
+
+
+def thinned(checkpoints: list[Checkpoint], every: int) -> list[Checkpoint]:
+    """Every N-th checkpoint in natural order, from the last one backwards."""
+    ordered = sorted(checkpoints, key=lambda checkpoint: natural(checkpoint.reference))
+    return ordered[::-1][::every][::-1]
+
+
+def natural(name: str) -> list[tuple[int, str]]:
+    """A key that sorts epoch-2 before epoch-10."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
+def starting_point(start: str, num_checkpoints: int) -> np.ndarray:
+    """(β, γ) of the mean or of one checkpoint, float64[K + 1]. Raises RecipeError when there is no such checkpoint."""
+    point = np.zeros(num_checkpoints + 1)
+    point[-1] = 1
+    if start != "average":
+        number = int(start)
+        if not -num_checkpoints <= number < num_checkpoints:
+            raise RecipeError(f"start is {start}, but there are {num_checkpoints} checkpoints", hint="--start average")
+        point[number % num_checkpoints] = 1
+    return point
+
+
+def _search(search: Search, recipe: MergeTwa, start_N: np.ndarray) -> Outcome:
+    """The Gram matrix, then SGD on the coordinates; the directions are in memory only in here."""
+    model = begin(search)
+    gram_BNN = search.journal.result("gram")
+    if gram_BNN is None:
+        checkpoints = search.ingredients.checkpoints
+        gram_BNN = gram_matrix(checkpoints, search.layout, world=search.world, report=search.report)
+        search.journal.finish("gram", torch.from_numpy(gram_BNN))
+    ranks = Orthonormal(np.asarray(gram_BNN), start_N).ranks
+    search.report(Told(f"{search.num_ingredients} checkpoints span {_ranks(ranks)} dimensions"))
+    subspace = search.subspace(search.mean_KB())
+    run, learned, chosen = learn(
+        search,
+        model,
+        subspace,
+        lambda: Orthonormal(np.asarray(gram_BNN), start_N),
+        settings_of(recipe, search.memory, optimizer="sgd", momentum=recipe.momentum, schedule=recipe.schedule),
+        read=_augmented(search, recipe) if recipe.fit == "train" and recipe.augment else None,
+    )
+    beta, gamma = (part.detach().numpy() for part in run.coordinates.point())
+    notes = {"cross_fitting": chosen, "ranks": ranks}
+    coefficients = subspace.coefficients(beta, gamma)
+    return Outcome(coefficients, {"all": learned.losses}, chosen.get("mean_scores", []), notes)
+
+
+def _ranks(ranks: list[int]) -> str:
+    return str(ranks[0]) if len(ranks) == 1 else f"{min(ranks)} to {max(ranks)}"
+
+
+def _augmented(search: Search, recipe: MergeTwa) -> ReadBatches:
+    """Training examples as training sees them: random crops and flips, drawn by seed, epoch and example.
+
+    So they depend neither on how a batch is cut nor on ranks or workers.
+    """
+    splits, settings = search.soup.task.splits, search.soup.task.settings
+    how = Finetune(
+        out=recipe.out, base="given", crop_scale=recipe.crop_scale, hflip=recipe.hflip, batch_size=recipe.batch_size
+    )
+    transform = train_transform(settings, how, characters=splits.characters)
+
+    def read(pieces: list[np.ndarray], epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        drawn = _Drawn(splits.train, transform, recipe.seed, epoch)
+        chunks: Any = [piece.tolist() for piece in pieces]
+        if not chunks:
+            return
+        loaded = torch.utils.data.DataLoader(
+            drawn, batch_sampler=chunks, num_workers=recipe.workers, generator=torch.Generator()
+        )
+        for pixels, targets in loaded:
+            yield normalize(pixels, settings), targets
+
+    return read
+
+
+class _Drawn(torch.utils.data.Dataset[tuple[Tensor, int]]):
+    """Augmented pixels and class by index; worker processes get a copy of it."""
+
+    def __init__(self, part: Part, transform: Transform, seed: int, epoch: int) -> None:
+        self.part, self.transform, self.seed, self.epoch = part, transform, seed, epoch
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        image, target = self.part[index]
+        with seeded(self.seed, Stream.AUGMENTATION, self.epoch, index):
+            return self.transform(image), int(target)

@@ -1,0 +1,35 @@
+"""A ranking as files: leaderboard.csv for spreadsheets, leaderboard.json for programs."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+NAMES = ("leaderboard.csv", "leaderboard.json")
+
+
+def write_leaderboard(directory: Path, rows: Sequence[Mapping[str, Any]], *, caption: str = "") -> None:
+    """Write the rows, in their order, at full precision; each file appears whole.
+
+    CSV: one column per key of any row, empty where there is nothing. JSON: {"caption", "rows"}.
+    """
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    _put(directory / NAMES[0], text.getvalue())
+    _put(
+        directory / NAMES[1], json.dumps({"caption": caption, "rows": list(rows)}, indent=1, ensure_ascii=False) + "\n"
+    )
+
+
+def _put(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)

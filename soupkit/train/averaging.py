@@ -1,0 +1,254 @@
+"""Averages of the weights along training: SWA, EMA and power-function EMA, beside the model that is trained."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from soupkit.errors import TaskError
+from soupkit.merge.mixture import BATCH_NORM_STATISTICS
+from soupkit.merge.running import Rule
+from soupkit.train.overlap import Lane, lane_for
+
+Buffers = Literal["average", "copy", "refresh"]
+Getter = Callable[[], Tensor]
+
+
+class Averaging:
+    """One running average of a model's state, by a rule of soupkit.merge.running; the model itself is not touched.
+
+    Call `update()` after each optimizer step. The step is counted here and is part of `state()`, so warmups survive a
+    resume. Floating parameters are averaged in at least float32: in bfloat16 a decay of 0.999 moves nothing.
+
+    buffers: what becomes of batch-norm statistics and other floating buffers. "average": as the weights; "copy": those
+    of the live model at the time of use; "refresh": as "copy", until `swapped(refresh=…)` estimates them again.
+    Integers (counters) are always the live model's. ignore: patterns (regular expressions, searched) of names that
+    are not averaged but the live model's too. device: where the average is kept ("cpu" takes it off a GPU); None:
+    beside each tensor. asynchronous: on a side CUDA stream or in a thread; then `release()` must come before the next
+    optimizer step, which `attach(optimizer)` sees to.
+    switch_every: write the average back into the model after every so many steps (Switch EMA: Li et al. 2024,
+    arXiv:2402.09240, do so after each epoch); 0: never.
+
+    source: a module, or the tensors of its state by name (they must stay the same objects).
+    Memory: one copy of what is averaged, from the first averaging on; while swapped, another.
+    Cost per averaging: one read of the weights, one read and write of the average.
+    """
+
+    def __init__(
+        self,
+        source: nn.Module | Mapping[str, Tensor],
+        rule: Rule,
+        *,
+        buffers: Buffers = "average",
+        ignore: Sequence[str] = (),
+        device: torch.device | str | None = None,
+        asynchronous: bool = False,
+        switch_every: int = 0,
+    ) -> None:
+        self.source, self.rule, self.buffers = source, rule, buffers
+        self.device, self.asynchronous, self.switch_every = device, asynchronous, switch_every
+        self.num_steps = 0
+        self._getters = dict(_getters(source))
+        self._averaged, self._by_forward = _split(source, self._getters, buffers, ignore)
+        self._average: list[Tensor] = []
+        self._lane: Lane | None = None
+        self._swapped = False
+
+    @property
+    def names(self) -> list[str]:
+        """What is averaged."""
+        return [*self._averaged, *self._by_forward]
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether anything has been averaged yet; until then the average is the live model."""
+        return bool(self._average)
+
+    def update(self) -> None:
+        """Take note of one optimizer step, and average if it is time. Raises TaskError while swapped."""
+        self._refuse_swapped("updated")
+        self.num_steps += 1
+        rate = self.rule.rate(self.num_steps)
+        if rate is not None:
+            self._move(rate)
+        if self.switch_every and self.num_steps % self.switch_every == 0:
+            self.switch()
+
+    @torch.no_grad()
+    def switch(self) -> None:
+        """Write the average into the live model."""
+        self.finish()
+        if self._average:
+            torch._foreach_copy_(self._live(), self._average)
+
+    def release(self) -> None:
+        """Return when the weights may change. Raises TaskError while swapped, when they must not."""
+        self._refuse_swapped("trained")
+        if self._lane is not None:
+            self._lane.release()
+
+    def finish(self) -> None:
+        """Return when the average is up to date; every method that reads it does so."""
+        if self._lane is not None:
+            self._lane.finish()
+
+    def attach(self, optimizer: torch.optim.Optimizer) -> None:
+        """Let every step of `optimizer` call `release` first."""
+        optimizer.register_step_pre_hook(lambda *_: self.release())
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The averaged model's whole state, names as in its state_dict: the average where there is one, else live.
+
+        References, not copies, in the dtypes of the average. Raises TaskError while swapped.
+        """
+        self._refuse_swapped("read")
+        self.finish()
+        average = dict(zip(self.names, self._average, strict=True)) if self._average else {}
+        return {name: average.get(name, get().detach()) for name, get in self._getters.items()}
+
+    def state(self) -> dict[str, Any]:
+        """What a resume needs: {"num_steps", "average": {name: tensor}}; references, not copies.
+
+        Raises TaskError while swapped: the weights of the model are then not those that are trained.
+        """
+        self._refuse_swapped("saved")
+        self.finish()
+        names = self.names if self._average else []
+        return {"num_steps": self.num_steps, "average": dict(zip(names, self._average, strict=True))}
+
+    @torch.no_grad()
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state()`. Raises TaskError for a state of another model, and then changed nothing."""
+        self._refuse_swapped("loaded")
+        self.finish()
+        saved, shapes = state["average"], {name: self._getters[name]().shape for name in self.names}
+        if saved and {name: tensor.shape for name, tensor in saved.items()} != shapes:
+            raise TaskError("the saved average is of another model", hint="resume with the options it was made with")
+        self.num_steps = int(state["num_steps"])
+        pairs = zip(self.names, self._live(), strict=True)
+        self._average = [self._kept(saved[name], live) for name, live in pairs] if saved else []
+        self._lane = None
+
+    @contextmanager
+    def swapped(self, *, refresh: Callable[[nn.Module], Any] | None = None) -> Iterator[None]:
+        """Inside, the model holds the averaged weights and buffers; afterwards its own again, bit for bit.
+
+        refresh: estimates batch-norm statistics again, for `buffers="refresh"`, as soupkit.task.batch_norm.refresh.
+        While swapped, `state()`, `update()` and the model's own state_dict() raise TaskError: a checkpoint saved now
+        would hold the average in the place of the weights. `averaged_state` is how to get it.
+        """
+        self._refuse_swapped("swapped in again")
+        self.finish()
+        live = self._live() if self._average else []
+        buffers = self._live_buffers() if refresh else []
+        aside = [tensor.detach().clone() for tensor in (*live, *buffers)]
+        self._swapped, unguard = True, self._guard()
+        try:
+            with torch.no_grad():
+                if live:
+                    torch._foreach_copy_(live, self._average)
+            if refresh and isinstance(self.source, nn.Module):
+                refresh(self.source)
+            yield
+        finally:
+            unguard()
+            self._swapped = False
+            with torch.no_grad():
+                for tensor, was in zip((*live, *buffers), aside, strict=True):
+                    tensor.copy_(was)
+
+    def averaged_state(self, *, refresh: Callable[[nn.Module], Any] | None = None) -> dict[str, Tensor]:
+        """Copies of the averaged model's whole state in the model's dtypes, with re-estimated statistics if asked."""
+        with self.swapped(refresh=refresh):
+            return {name: get().detach().clone() for name, get in self._getters.items()}
+
+    def _move(self, rate: float) -> None:
+        live = self._live()
+        if not self._average:
+            self._average = [self._kept(tensor, tensor) for tensor in live]
+            return
+        lane = self._lane = self._lane or self._new_lane(live)
+        number = len(self._averaged)
+        lane.finish()
+        lane.lerp(self._average[:number], live[:number], rate)
+        if number < len(live):  # the next forward pass changes these, so they cannot wait
+            lane_for((), (), asynchronous=False).lerp(self._average[number:], live[number:], rate)
+
+    def _new_lane(self, live: Sequence[Tensor]) -> Lane:
+        return lane_for(self._average, live[: len(self._averaged)], asynchronous=self.asynchronous)
+
+    def _live(self) -> list[Tensor]:
+        return [self._getters[name]() for name in self.names]
+
+    def _live_buffers(self) -> list[Tensor]:
+        averaged = set(self.names)
+        return [get() for name, get in self._getters.items() if name not in averaged and _is_buffer(self.source, name)]
+
+    @torch.no_grad()
+    def _kept(self, tensor: Tensor, live: Tensor) -> Tensor:
+        """A copy to average in: at least float32, where the average is kept, laid out in memory as the live tensor."""
+        dtype = torch.promote_types(live.dtype, torch.float32)
+        return torch.empty_like(live, dtype=dtype, device=self.device or live.device, requires_grad=False).copy_(tensor)
+
+    def _refuse_swapped(self, what: str) -> None:
+        if self._swapped:
+            raise TaskError(
+                f"the average cannot be {what} while it is swapped into the model", hint="leave `swapped()` first"
+            )
+
+    def _guard(self) -> Callable[[], None]:
+        """Make the model refuse to be saved while it holds the average."""
+        if not isinstance(self.source, nn.Module):
+            return lambda: None
+
+        def refuse(*_: Any) -> None:
+            raise TaskError(
+                "the model holds its average now: saved, it would pass for the weights that are trained",
+                hint="save averaged_state(), or leave `swapped()` first",
+            )
+
+        remove: Callable[[], None] = self.source.register_state_dict_pre_hook(refuse).remove  # type: ignore[no-untyped-call]
+        return remove
+
+
+def _getters(source: nn.Module | Mapping[str, Tensor]) -> Iterator[tuple[str, Getter]]:
+    """Every tensor of the state, once even if tied. `Module.to` replaces buffers, so they are looked up when read."""
+    if not isinstance(source, nn.Module):
+        yield from ((name, partial(source.__getitem__, name)) for name in source)
+        return
+    persistent, seen = set(source.state_dict(keep_vars=True)), set()
+    for prefix, module in source.named_modules():
+        for own in (module._parameters, module._buffers):
+            for key, tensor in own.items():
+                name = f"{prefix}.{key}".lstrip(".")
+                if tensor is not None and name in persistent and id(tensor) not in seen:
+                    seen.add(id(tensor))
+                    yield name, partial(own.__getitem__, key)
+
+
+def _split(
+    source: nn.Module | Mapping[str, Tensor], getters: Mapping[str, Getter], buffers: Buffers, ignore: Sequence[str]
+) -> tuple[list[str], list[str]]:
+    """The averaged names: those that only the optimizer changes, and the buffers that every forward pass changes."""
+    patterns = [re.compile(pattern) for pattern in ignore]
+    floating = [
+        name
+        for name, get in getters.items()
+        if get().is_floating_point() and not any(pattern.search(name) for pattern in patterns)
+    ]
+    weights = [name for name in floating if not _is_buffer(source, name)]
+    changing = [name for name in floating if _is_buffer(source, name)]
+    return weights, changing if buffers == "average" else []
+
+
+def _is_buffer(source: nn.Module | Mapping[str, Tensor], name: str) -> bool:
+    if not isinstance(source, nn.Module):
+        return name.rpartition(".")[2] in (*BATCH_NORM_STATISTICS, "num_batches_tracked")
+    module, _, key = name.rpartition(".")
+    return key in source.get_submodule(module)._buffers

@@ -1,0 +1,91 @@
+"""`EMAOptimizer`: an optimizer whose every step keeps an average of the weights too, for training loops of your own.
+
+optimizer = EMAOptimizer(torch.optim.AdamW(model.parameters(), lr=1e-3), model, decay=0.999)
+...                                     # train as before: zero_grad, backward, step
+with optimizer.swap_ema_weights():      # the model holds the average, batch-norm statistics included
+    evaluate(model)
+torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, "last.pt")   # resumes exactly
+torch.save(optimizer.ema_state_dict(), "ema.pt")                                             # the averaged model
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from soupkit.errors import TaskError
+from soupkit.merge.running import Ema
+from soupkit.train.averaging import Averaging, Buffers
+
+KEY = "soupkit.ema"
+"""Where the average and its counter stand in the optimizer's state_dict."""
+
+
+class EMAOptimizer:
+    """Any torch optimizer and an EMA of the model's weights; everything that is not said here is the optimizer's own.
+
+    It hooks into the optimizer, so a learning-rate scheduler or GradScaler that holds the inner one (`.optimizer`, of
+    which it is the wrapper) works as ever: a step that the scaler skips is not averaged. The options are those of
+    soupkit.merge.running.Ema and soupkit.train.averaging.Averaging. Unlike the wrapper proposed for torch (PR 94820) it
+    swaps batch-norm statistics too, and its state_dict() holds the average and the number of steps.
+    While swapped, step(), state_dict() and model.state_dict() raise TaskError.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        model: nn.Module,
+        *,
+        decay: float = 0.999,
+        every: int = 1,
+        start: int = 0,
+        gamma: float | None = None,
+        power: float = 2 / 3,
+        buffers: Buffers = "average",
+        ignore: Sequence[str] = (),
+        device: torch.device | str | None = None,
+        asynchronous: bool = False,
+        switch_every: int = 0,
+    ) -> None:
+        self.optimizer = optimizer
+        self.averaging = Averaging(
+            model,
+            Ema(decay, every=every, start=start, gamma=gamma, power=power),
+            buffers=buffers,
+            ignore=ignore,
+            device=device,
+            asynchronous=asynchronous,
+            switch_every=switch_every,
+        )
+        self.averaging.attach(optimizer)
+        optimizer.register_step_post_hook(lambda *_: self.averaging.update())
+        optimizer.register_state_dict_post_hook(lambda _, state: state | {KEY: self.averaging.state()})
+        optimizer.register_load_state_dict_pre_hook(lambda _, state: self._load(state))
+
+    def swap_ema_weights(self, *, refresh: Callable[[nn.Module], Any] | None = None) -> AbstractContextManager[None]:
+        """Inside, the model holds the averaged weights and buffers; afterwards its own, bit for bit.
+
+        refresh: re-estimates batch-norm statistics of the averaged model, with buffers="refresh".
+        """
+        return self.averaging.swapped(refresh=refresh)
+
+    def ema_state_dict(self) -> dict[str, Tensor]:
+        """Copies of the averaged model's whole state, under the model's own names. Raises TaskError while swapped."""
+        return self.averaging.averaged_state()
+
+    def _load(self, state: dict[str, Any]) -> dict[str, Any]:
+        if KEY not in state:
+            raise TaskError(
+                "the optimizer's state has no average: it was saved without EMA",
+                hint="load it into the inner optimizer before EMAOptimizer wraps it, to begin the average there",
+            )
+        saved: Mapping[str, Any] = state[KEY]
+        self.averaging.load(saved)
+        return {key: value for key, value in state.items() if key != KEY}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["optimizer"], name)

@@ -1,0 +1,25 @@
+"""A population in a process of its own, to be killed: python population_process.py OUT."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from train.population_small import ALONE, population_recipe
+
+from soupkit.events import silent
+from soupkit.recipe.population import TrainPopulation
+
+
+def recipe(out: Path) -> TrainPopulation:
+    """15 updates, a state after each; BatchNorm, momentum, mixup, late pulls."""
+    return population_recipe(
+        out=out, model="timm:test_resnet,img_size=32", num_members=2, num_train=48, num_held_out=60, num_test=50,
+        epochs=5, mixup=(0.0, 0.3), average_every=3, async_average=1, decay=0.8, save_every=1, device="cpu",
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    from soupkit.jobs.population import train_population
+
+    train_population(recipe(Path(sys.argv[1])), ALONE, silent)
