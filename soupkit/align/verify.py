@@ -175,9 +175,16 @@ class Trial:
 
 
 def negative_controls(trial: Trial, spec: PermutationSpec, *, seed: int, num_controls: int) -> dict[str, float]:
-    """For a random choice of families: how much the output changes when one of their tensors stays as it is."""
+    """For a random choice of families: how much the output changes when one of their tensors stays as it is.
+
+    A family that lives in a single tensor (Q and K without biases) has no such control.
+    """
     generator = np.random.default_rng(seed)
-    families = list(spec.families().items())
+    families = [
+        (family, groups)
+        for family, groups in spec.families().items()
+        if len({tensor for tensor, _ in spec.attached(groups[0])}) > 1
+    ]
     chosen = generator.permutation(len(families))[:num_controls]
     controls = {}
     for number in sorted(chosen.tolist()):

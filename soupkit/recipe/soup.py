@@ -177,6 +177,9 @@ class MergeTwa(
         _check(self)
         _require(self.every >= 1, "every", self.every, "at least 1")
         _require(0 <= self.momentum < 1, "momentum", self.momentum, "0 or more and less than 1")
+        low, high = self.crop_scale if len(self.crop_scale) == 2 else (0.0, 0.0)
+        _require(0 < low <= high <= 1, "crop_scale", self.crop_scale, "two shares of the area, 0 < from <= to <= 1")
+        _require(self.hflip is None or 0 <= self.hflip <= 1, "hflip", self.hflip, "a probability")
         number = self.start.removeprefix("-").isdigit()
         _require(self.start == "average" or number, "start", self.start, "average or the number of a checkpoint")
         if self.folds and self.fit == "train":

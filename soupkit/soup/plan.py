@@ -87,11 +87,12 @@ def choose(
 ) -> MemoryPlan:
     """The most exact form in which all models fit together; else model batches in int8, or the disk.
 
-    Together is better than in batches, since the soup of a batch stays as it is in the next. What is given is kept.
+    Together is better than in batches, since the soup of a batch stays as it is in the next; that is worth smaller
+    passes, which change no result. What is given is kept.
     Raises RecipeError when nothing fits, naming the least that would.
     """
     pieces = [piece] if piece else _pieces(demand, limit)
-    plans = [plan for each in pieces for plan in _candidates(demand, limit, each, form, model_batch)]
+    plans = list(_candidates(demand, limit, pieces, form, model_batch))
     for plan in plans:
         if plan.num_bytes <= limit:
             return plan
@@ -104,18 +105,20 @@ def choose(
 
 
 def _candidates(
-    demand: Demand, limit: int, piece: int, form: Form | None, model_batch: int | None
+    demand: Demand, limit: int, pieces: list[int], form: Form | None, model_batch: int | None
 ) -> Iterable[MemoryPlan]:
-    """Best first."""
-    k = demand.num_ingredients
+    """Best first: all that is asked for in memory at once, in passes of ever fewer examples; then what needs less."""
+    num = min(model_batch or demand.num_ingredients, demand.num_ingredients)
     forms = [form] if form else list(FORMS)
-    if model_batch or demand.together:
-        yield from (plan_for(demand, each, min(model_batch or k, k), piece, limit) for each in forms)
-        return
-    in_memory = [each for each in forms if each != "disk"] or forms
-    yield from (plan_for(demand, each, k, piece, limit) for each in in_memory)
-    for num_batches in range(2, k // 2 + 1):
-        yield plan_for(demand, in_memory[-1], -(-k // num_batches), piece, limit)
+    in_memory = [each for each in forms if each != "disk"]
+    for piece in pieces:
+        yield from (plan_for(demand, each, num, piece, limit) for each in in_memory)
+    for piece in pieces:
+        if "disk" in forms and (demand.together or model_batch or not in_memory):
+            yield plan_for(demand, "disk", num, piece, limit)
+        elif not demand.together and not model_batch:
+            for num_batches in range(2, num // 2 + 1):
+                yield plan_for(demand, in_memory[-1], -(-num // num_batches), piece, limit)
 
 
 def plan_for(demand: Demand, form: Form, model_batch: int, piece: int, limit: int) -> MemoryPlan:

@@ -31,10 +31,12 @@ def blocks(language: str) -> list[str]:
 def command_lines(text: str) -> Iterator[list[str]]:
     """The arguments of every call of soupkit in some shell text."""
     for line in text.replace("\\\n", " ").splitlines():
-        for part in re.split(r"&&|\|\||[|;]", line.removeprefix("$ ")):
+        for part in re.split(r"&&|\|\||[|;]|\s>\s", line.removeprefix("$ ")):
             words = shlex.split(part, comments=True)
             while words and "=" in words[0]:  # VARIABLE=value before the command
                 words.pop(0)
+            if words[:1] == ["torchrun"] and "-m" in words:
+                words = ["python", *words[words.index("-m") :]]
             if words and Path(words[0]).name == "soupkit":
                 yield words[1:]
             elif words[:3] == ["python", "-m", "soupkit"]:

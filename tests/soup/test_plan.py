@@ -51,6 +51,14 @@ def test_what_is_given_is_kept() -> None:
     assert choose(DEMAND, limit=10**12, model_batch=99).model_batch == 20
 
 
+def test_smaller_passes_come_before_model_batches_and_the_disk() -> None:
+    limit = limit_for("int8", 20, piece=16)
+    for together in (True, False):
+        plan = choose(replace(DEMAND, together=together), limit=limit)
+        assert (plan.form, plan.model_batch) == ("int8", 20)
+        assert 8 <= plan.piece <= 16
+
+
 def test_pieces_shrink_with_the_limit_but_not_below_one() -> None:
     assert choose(DEMAND, limit=10**12).piece == 128
     small = choose(DEMAND, limit=520 * MB)
