@@ -6,16 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from soupkit.checkpoint.dtypes import FLOATING
 from soupkit.checkpoint.reference import open_references
 from soupkit.errors import TaskError
 from soupkit.events import Report, Table, Told
 from soupkit.jobs.removal import without_the_best
 from soupkit.jobs.scoring import HeldOutScorer, RememberingScorer, SoupTask, WrittenScorer, contents_of, direction
 from soupkit.jobs.soup import Ingredients, Record, prepare, show_plan, write_soup
-from soupkit.merge.mixture import BATCH_NORM_STATISTICS, Mixture
+from soupkit.merge.mixture import Mixture
 from soupkit.recipe.soup import MergeEvolve
-from soupkit.soup.blocks import Layout, lay_out
+from soupkit.soup.blocks import Layout, lay_out_weights
 from soupkit.soup.evolve import Evolved, evolve
 from soupkit.task.external import CommandScorer
 from soupkit.task.score import Score, scores_to_json
@@ -25,7 +24,7 @@ from soupkit.world import World
 def merge_evolve(recipe: MergeEvolve, world: World, report: Report) -> dict[str, Any]:
     """Search coefficients by scores alone, write the best soup, and score what was written."""
     ingredients = prepare(without_the_best(open_references(recipe.refs), recipe, report), recipe, report)
-    layout = _layout(ingredients, recipe)
+    layout = lay_out_weights(ingredients.plan.slots, recipe.blocks)
     soup, scorer = _scorer(ingredients, recipe, world)
     if recipe.dry_run:
         return show_plan(ingredients, recipe, world, report)
@@ -64,17 +63,6 @@ def merge_evolve(recipe: MergeEvolve, world: World, report: Report) -> dict[str,
     manifest = world.in_main(lambda: write(world.alone()))
     report(_table(evolved, manifest))
     return manifest
-
-
-def _layout(ingredients: Ingredients, recipe: MergeEvolve) -> Layout:
-    """Every floating tensor but batch-norm statistics; an external scorer's model is not known here."""
-    slots = ingredients.plan.slots
-    shapes = {
-        name: slot.shape
-        for name, slot in slots.items()
-        if slot.dtype in FLOATING and name.rpartition(".")[2] not in BATCH_NORM_STATISTICS
-    }
-    return lay_out(shapes, recipe.blocks)
 
 
 def _mixture(ingredients: Ingredients, layout: Layout, coefficients_KB: np.ndarray, recipe: MergeEvolve) -> Mixture:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Any
+
+import numpy as np
 
 from soupkit.checkpoint.reference import open_references
 from soupkit.errors import TaskError
@@ -19,8 +22,11 @@ from soupkit.jobs.scoring import (
     mix_with_batch_norm,
 )
 from soupkit.jobs.soup import Ingredients, Record, prepare, show_plan, write_soup
+from soupkit.merge.mixture import Mixture
 from soupkit.recipe.merge import MergeGreedy
+from soupkit.soup.blocks import lay_out_weights
 from soupkit.soup.greedy import Greedy, greedy, trace
+from soupkit.soup.greedy_blocks import greedy_by_block
 from soupkit.task.external import CommandScorer
 from soupkit.world import World
 
@@ -41,14 +47,7 @@ def merge_greedy(recipe: MergeGreedy, world: World, report: Report) -> dict[str,
     if recipe.align:
         soup, scorer = _scorer(ingredients, recipe, world)
     remembering = RememberingScorer(scorer, contents_of(ingredients.checkpoints, world, report), world)
-    result = greedy(
-        ingredients.names,
-        remembering,
-        direction=direction(recipe),
-        accept=recipe.accept,
-        mix=mix_with_batch_norm(recipe, list(ingredients.plan.slots)),
-        report=report,
-    )
+    result = _search(ingredients, remembering, recipe, report)
     _tell(result, remembering.num_remembered, report)
 
     def write(alone: World) -> dict[str, Any]:
@@ -70,6 +69,29 @@ def merge_greedy(recipe: MergeGreedy, world: World, report: Report) -> dict[str,
     manifest = world.in_main(lambda: write(world.alone()))
     report(_table(result, ingredients, manifest))
     return manifest
+
+
+def _search(ingredients: Ingredients, score: RememberingScorer, recipe: MergeGreedy, report: Report) -> Greedy:
+    """Picks for the whole soup, or for every block."""
+    better, accept, slots = direction(recipe), recipe.accept, ingredients.plan.slots
+    if recipe.blocks == "global":
+        mix = mix_with_batch_norm(recipe, list(slots))
+        return greedy(ingredients.names, score, direction=better, accept=accept, mix=mix, report=report)
+    layout = lay_out_weights(slots, recipe.blocks)
+    places = with_statistics(layout.blocks, slots)
+
+    def mix_blocks(coefficients_KB: np.ndarray) -> Mixture:
+        return Mixture(tuple(ingredients.names), coefficients_KB, 1.0, places)
+
+    return greedy_by_block(
+        ingredients.names, score, layout.labels, mix=mix_blocks, direction=better, accept=accept, report=report
+    )
+
+
+def with_statistics(blocks: Mapping[str, int], names: Iterable[str]) -> dict[str, int]:
+    """The blocks of all tensors: batch-norm statistics and counters lie in that of the weight beside them."""
+    beside = {name.rpartition(".")[0]: block for name, block in blocks.items()}
+    return {name: blocks.get(name, beside.get(name.rpartition(".")[0], 0)) for name in names}
 
 
 def _scorer(

@@ -5,16 +5,14 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from soupkit.checkpoint.hashing import content_hash
 from soupkit.checkpoint.output import OutputDirectory, check_output
@@ -34,23 +32,20 @@ from soupkit.jobs.finetune import (
 )
 from soupkit.jobs.population_folder import RunFolder
 from soupkit.jobs.population_results import finish_population, show_results
+from soupkit.jobs.population_seams import seams_of
 from soupkit.jobs.soup import describe_outputs
 from soupkit.jobs.trajectory import refresher
 from soupkit.manifest import Manifest
 from soupkit.recipe.parse import recipe_to_json
 from soupkit.recipe.population import TrainPopulation
 from soupkit.recipe.train import Finetune
-from soupkit.soup.greedy import greedy
 from soupkit.task.examples import Examples
-from soupkit.task.score import Score, score_predictions
-from soupkit.task.task import Task
-from soupkit.task.weights import to_numpy
 from soupkit.train.flat import Flat
 from soupkit.train.folder import held
 from soupkit.train.grid import Grid
 from soupkit.train.members import Member
 from soupkit.train.merging import merges_after
-from soupkit.train.population import Population, Seams
+from soupkit.train.population import Population
 from soupkit.train.randomness import Stream, seeded, torch_threads
 from soupkit.train.regularise import REGULARISATION, member_name, member_recipes
 from soupkit.train.state import load_state, save_state
@@ -172,7 +167,7 @@ def make_population(plan: Plan, device: torch.device) -> Population:
         member = Member(number, plan.members[number], model.to(device), data, grid=grid, device=device)
         member.probe_for(recipe.linear_probe)
         members.append(member)
-    return Population(members, flat, recipe, grid, seams=_seams(plan, device))
+    return Population(members, flat, recipe, grid, seams=seams_of(recipe, plan.start, device))
 
 
 def _initial(plan: Plan, number: int) -> torch.nn.Module:
@@ -182,29 +177,6 @@ def _initial(plan: Plan, number: int) -> torch.nn.Module:
         return deepcopy(start.model)
     with seeded(plan.members[number].seed, Stream.INITIALISATION):
         return build_classifier(start.spec, start.splits, plan.members[number])
-
-
-def _seams(plan: Plan, device: torch.device) -> Seams:
-    """Held-out scores and greedy soups, for the methods that need them."""
-    recipe, start = plan.recipe, plan.start
-    if not (recipe.method == "greedy" or recipe.tournament or recipe.selection):
-        return Seams()
-    model, batch = deepcopy(start.model), recipe.batch_size
-    task = Task(
-        model, start.spec, start.splits, start.settings, device=device, batch_size=batch, workers=recipe.workers
-    )
-
-    def judge(tensors: Mapping[str, Tensor], metric: str) -> Score:
-        task.load({name: to_numpy(tensor) for name, tensor in tensors.items()})
-        return score_predictions(task.predict(task.held_out), metric)
-
-    return Seams(judge=judge, greedy=_greedy_picks)
-
-
-def _greedy_picks(names: Sequence[str], score: Callable[[np.ndarray], Score]) -> Sequence[int]:
-    """The picks of a greedy soup of members: strictly better ones, as in PAPA."""
-    found = greedy(names, lambda mixture, _bar: score(mixture.coefficients[:, 0] / mixture.divisor), accept="gt")
-    return found.picks
 
 
 def _write_member(

@@ -17,6 +17,7 @@ from soupkit.recipe.shared import (
     OutputOptions,
     ScoreOptions,
     WeightOptions,
+    check_blocks,
 )
 
 REFS = "checkpoints: directories, .safetensors files, globs, sweep directories, org/name[@revision][:subfolder] (Hub)"
@@ -110,5 +111,14 @@ class MergeGreedy(
     accept: Literal["ge", "gt"] = option(
         "ge", help="accept an ingredient when the held-out score is at least (ge, as published) or above (gt) the best"
     )
+    blocks: str = option(
+        "global",
+        help="add to the whole soup, or block by block: layer, tensor, or a number of parameters; a trial each",
+    )
     early_stop: bool = option(True, help="end a trial once it can no longer be accepted; the picks stay the same")
     test: bool = option(True, help="report the written soup on the test split too")
+
+    def __post_init__(self) -> None:
+        check_blocks(self.blocks)
+        if self.blocks != "global" and self.bn == "keep":
+            raise RecipeError("--bn keep has no one model to keep from when blocks differ", hint="--bn refresh")

@@ -36,6 +36,12 @@ class ExchangeOptions:
     merge_every: int = option(5, help="epochs between the replacements of members")
     merge_first: bool = option(True, help="replace members after the first epoch too")
     merge_range: tuple[float, ...] = option((0.0, 1.0), help="share of the training in which members are replaced")
+    align: bool = option(
+        False, help="permute the members' units to match before they are mixed; their optimizers' state is not"
+    )
+    repair: Literal["off", "forward", "scale", "closed", "bn"] = option(
+        "off", help="give children the statistics of their parents (REPAIR), measured on --bn-batches training batches"
+    )
     tournament: bool = option(False, help="pairs are drawn by fitness on held-out data: p ∝ 1/loss")
     selection: bool = option(False, help="the fittest of parents and children live on, by loss on held-out data")
     elitism: float = option(0.6, help="with selection: share of the next members that are the fittest; others by lot")
@@ -118,6 +124,11 @@ class TrainPopulation(
             raise RecipeError(f"tournament chooses pairs, but method {self.method} has none", hint="--method papa-2")
         if (self.selection or self.mutation_sigma) and not self.merges:
             raise RecipeError(f"selection and mutation need children, but method {self.method} makes none")
+        if (self.align or self.repair != "off") and not self.merges:
+            raise RecipeError(
+                f"align and repair come with the replacement of members, but method {self.method} has none",
+                hint="--method papa-all, papa-2, …",
+            )
         if self.method == "greedy" and self.selection:
             raise RecipeError("method greedy makes one child, so there is nothing to select", hint="leave one out")
 

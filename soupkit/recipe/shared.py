@@ -6,9 +6,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from soupkit.errors import RecipeError
 from soupkit.recipe.fields import option
 
 Metric = Literal["top1", "top5", "nll", "ece"]
+BLOCKS = "which tensors share a coefficient: global (all), tensor (none), layer, or a number of parameters"
+
+
+def check_blocks(blocks: str) -> None:
+    """Raise RecipeError for a word or number that means no division into blocks."""
+    if blocks not in ("global", "tensor", "layer") and not (blocks.isdigit() and int(blocks) > 0):
+        raise RecipeError(
+            f"blocks is {blocks!r}, expected global, tensor, layer or a number of parameters",
+            hint="--blocks tensor gives every tensor its own coefficients",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ from soupkit.errors import RecipeError
 from soupkit.recipe.fields import argument, option
 from soupkit.recipe.merge import REFS
 from soupkit.recipe.shared import (
+    BLOCKS,
     BatchNormOptions,
     DataOptions,
     DropOptions,
@@ -17,9 +18,8 @@ from soupkit.recipe.shared import (
     OutputOptions,
     ScoreOptions,
     WeightOptions,
+    check_blocks,
 )
-
-BLOCKS = "which tensors share a coefficient: global (all), tensor (none), layer, or a number of parameters"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,15 +210,6 @@ class MergeEvolve(OutputOptions, DropOptions, WeightOptions, BatchNormOptions, D
         _require(self.population == 0 or self.population >= 2, "population", self.population, "2 or more")
         _require(0 < self.sigma < inf, "sigma", self.sigma, "above 0")
         _require(self.drop_top >= 0, "drop_top", self.drop_top, "0 or more")
-
-
-def check_blocks(blocks: str) -> None:
-    """Raise RecipeError for a word or number that means no division into blocks."""
-    if blocks not in ("global", "tensor", "layer") and not (blocks.isdigit() and int(blocks) > 0):
-        raise RecipeError(
-            f"blocks is {blocks!r}, expected global, tensor, layer or a number of parameters",
-            hint="--blocks tensor gives every tensor its own coefficients",
-        )
 
 
 def _check(recipe: MergeLearned | MergeMehl | MergeTwa) -> None:

@@ -11,9 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from soupkit.merge.mixture import Mixture
+from soupkit.checkpoint.dtypes import FLOATING
+from soupkit.checkpoint.header import Slot
+from soupkit.merge.mixture import BATCH_NORM_STATISTICS, Mixture
 from soupkit.recipe.settings import layer_of
-from soupkit.recipe.soup import check_blocks
+from soupkit.recipe.shared import check_blocks
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,16 @@ def lay_out(shapes: Mapping[str, Sequence[int]], blocks: str) -> Layout:
         spans.append(Span(name, tuple(shape), start, numbers[labels[name]]))
         start += spans[-1].num_elements
     return Layout(tuple(spans), len(numbers), tuple(numbers))
+
+
+def lay_out_weights(slots: Mapping[str, Slot], blocks: str) -> Layout:
+    """Every floating tensor but batch-norm statistics, for searches that need not know the model."""
+    shapes = {
+        name: slot.shape
+        for name, slot in slots.items()
+        if slot.dtype in FLOATING and name.rpartition(".")[2] not in BATCH_NORM_STATISTICS
+    }
+    return lay_out(shapes, blocks)
 
 
 def _labels(sizes: Mapping[str, int], blocks: str) -> dict[str, str]:

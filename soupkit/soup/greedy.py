@@ -42,11 +42,12 @@ class ScoreSoup(Protocol):
 
 @dataclass(frozen=True)
 class Trial:
-    """One addition that was tried: ingredient number, its score, and whether it stayed."""
+    """One addition that was tried: ingredient number, its score, whether it stayed, and the block if not all."""
 
     ingredient: int
     score: Score
     accepted: bool
+    block: str | None = None
 
 
 @dataclass(frozen=True)
@@ -82,8 +83,8 @@ def greedy(
     ≥ (ge), its public code on > (gt). Equal single scores are ranked by name, so the order of the references does not
     matter. Cost: K single scores and K − 1 trials.
     """
-    singles = _score_singles(ingredients, score, mix, report)
-    ranking = _rank(ingredients, singles, direction)
+    singles = score_singles(ingredients, score, mix, report)
+    ranking = rank(ingredients, singles, direction)
     picks, best = [ranking[0]], singles[ranking[0]]
     trials: list[Trial] = []
     report(Started("greedy trials", len(ranking) - 1, "trials"))
@@ -92,7 +93,7 @@ def greedy(
         trial = score(mix(ingredients, [*picks, k]), bar)
         accepted = bar.reached_by(trial)
         trials.append(Trial(k, trial, accepted))
-        report(_scored(f"+ {ingredients[k]}", trial, accepted))
+        report(scored(f"+ {ingredients[k]}", trial, accepted))
         report(Advanced("greedy trials", 1, f"{len(picks) + accepted} picked"))
         if accepted:
             picks, best = [*picks, k], trial
@@ -100,19 +101,20 @@ def greedy(
     return Greedy(tuple(picks), best, tuple(singles), tuple(trials), mix(ingredients, picks))
 
 
-def _rank(ingredients: Sequence[str], singles: Sequence[Score], direction: Direction) -> list[int]:
+def rank(ingredients: Sequence[str], singles: Sequence[Score], direction: Direction) -> list[int]:
     """Best first, equals by name, NaN last."""
     sign = -1 if direction == "max" else 1
     keys = [(math.isnan(single.value), sign * single.value) for single in singles]
     return sorted(range(len(ingredients)), key=lambda k: (*keys[k], ingredients[k]))
 
 
-def _score_singles(
+def score_singles(
     ingredients: Sequence[str],
     score: ScoreSoup,
     mix: Callable[[Sequence[str], Sequence[int]], Mixture],
     report: Report,
 ) -> list[Score]:
+    """The score of every ingredient by itself."""
     report(Started("scoring ingredients", len(ingredients), "checkpoints"))
     singles = []
     for k, name in enumerate(ingredients):
@@ -124,7 +126,8 @@ def _score_singles(
     return singles
 
 
-def _scored(name: str, score: Score, accepted: bool) -> Scored:
+def scored(name: str, score: Score, accepted: bool) -> Scored:
+    """What is told of a trial; a stopped one has only a bound."""
     note = "accepted" if accepted else "rejected"
     if score.stopped:
         seen = f"{score.num_evaluated} of {score.num_examples}"
@@ -144,6 +147,7 @@ def trace(result: Greedy, ingredients: Sequence[str]) -> list[dict[str, Any]]:
                 "value": None if trial.score.stopped else trial.score.value,
                 "stopped": trial.score.stopped,
                 "num_evaluated": trial.score.num_evaluated,
+                **({"block": trial.block} if trial.block is not None else {}),
             }
         )
     return steps

@@ -1,4 +1,4 @@
-"""One update of every member of a rank: one after another, or all at once where torch can vectorise the model.
+"""One update of every member of a rank: one after another, on streams of a GPU, or as one model where torch can.
 
 Shape suffixes: M members, B examples of a batch.
 """
@@ -27,9 +27,9 @@ def one_by_one(members: Sequence[Member]) -> list[tuple[Tensor, int]]:
 
 
 def choose_advance(members: Sequence[Member], flat: Flat, *, wish: str, device: torch.device) -> Advance:
-    """How the members of a rank are updated: vectorised on a GPU where the model allows it, or where `wish` is "on".
+    """How the members of a rank are updated: on a GPU vectorised where the model allows it, else on streams.
 
-    Raises RecipeError when it is wished for and not possible.
+    wish: "off" takes one after another, "on" vectorises anywhere. Raises RecipeError when it is wished for and not possible.
     """
     if wish == "off" or (wish == "auto" and (device.type != "cuda" or len(members) == 1)):
         return one_by_one
@@ -39,7 +39,29 @@ def choose_advance(members: Sequence[Member], flat: Flat, *, wish: str, device: 
         return vectorised
     if wish == "on":
         raise RecipeError(f"these members cannot be vectorised: {problem}", hint="--vectorize off")
-    return one_by_one
+    return OnStreams(len(members), device)
+
+
+class OnStreams:
+    """Every member on a stream of its own, so that the kernels of small models overlap. The same results as one by one.
+
+    Each stream waits for what came before on the current one, and that for all of them.
+    """
+
+    def __init__(self, num_members: int, device: torch.device) -> None:
+        self._module = torch.get_device_module(device)
+        self._streams = [self._module.Stream() for _ in range(num_members)]
+
+    def __call__(self, members: Sequence[Member]) -> list[tuple[Tensor, int]]:
+        """One update of every member."""
+        here, found = self._module.current_stream(), []
+        for member, stream in zip(members, self._streams, strict=True):
+            stream.wait_stream(here)
+            with self._module.stream(stream):
+                found.append(member.advance())
+        for stream in self._streams:
+            here.wait_stream(stream)
+        return found
 
 
 class Vectorised:

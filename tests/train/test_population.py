@@ -28,7 +28,7 @@ from soupkit.train.members import Member
 from soupkit.train.merging import pull_strength
 from soupkit.train.population import Seams
 from soupkit.train.regularise import member_recipes, regularisation
-from soupkit.train.vectorised import choose_advance, one_by_one
+from soupkit.train.vectorised import OnStreams, choose_advance, one_by_one
 
 
 def test_members_that_are_left_alone_are_finetuned() -> None:
@@ -256,6 +256,15 @@ def test_all_in_one_call_equals_one_by_one() -> None:
             torch.testing.assert_close(one[name], other[name], rtol=1e-3, atol=1e-5)
     np.testing.assert_allclose(loop.history.losses, together.history.losses, rtol=1e-4)
     assert choose_advance(loop.members, loop.flat, wish="auto", device=CPU) is one_by_one
+
+
+def test_on_streams_equals_one_by_one() -> None:
+    loop, streams = population(population_recipe(decay=0.9)), population(population_recipe(decay=0.9))
+    loop.train(silent)
+    streams.train(silent, advance=OnStreams(len(streams.members), CPU))
+    for one, other in zip(states(loop), states(streams)):
+        for name in one:
+            torch.testing.assert_close(one[name], other[name], rtol=0, atol=0)
 
 
 def test_what_cannot_be_vectorised_is_refused() -> None:
