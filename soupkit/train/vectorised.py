@@ -29,7 +29,8 @@ def one_by_one(members: Sequence[Member]) -> list[tuple[Tensor, int]]:
 def choose_advance(members: Sequence[Member], flat: Flat, *, wish: str, device: torch.device) -> Advance:
     """How the members of a rank are updated: on a GPU vectorised where the model allows it, else on streams.
 
-    wish: "off" takes one after another, "on" vectorises anywhere. Raises RecipeError when it is wished for and not possible.
+    wish: "off" takes one after another, "on" vectorises anywhere. Raises RecipeError when it is wished for and not
+    possible.
     """
     if wish == "off" or (wish == "auto" and (device.type != "cuda" or len(members) == 1)):
         return one_by_one
