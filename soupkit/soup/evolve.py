@@ -63,12 +63,13 @@ def evolve(
     The same scores give the same search, so a run that remembers its scores goes on where it ended. NaN counts as the
     worst. Cost: `evaluations` scores and one for the start. Raises RecipeError when the package `cma` is missing.
     """
-    start_KB = coefficients_of(np.zeros(num_ingredients * num_blocks), num_ingredients, constraint)
+    size = num_ingredients * num_blocks
+    search = _strategy(size, sigma=sigma, seed=seed, population=population) if size > 1 else None
+    start_KB = coefficients_of(np.zeros(size), num_ingredients, constraint)
     start = score(start_KB)
     best, found, history, num_done = start, start_KB, [start.value], 1
-    if num_ingredients * num_blocks < 2:
+    if search is None:
         return Evolved(found, best, start, tuple(history), num_done)
-    search = _strategy(num_ingredients * num_blocks, sigma=sigma, seed=seed, population=population)
     report(Started("evolving", evaluations, "soups"))
     while num_done <= evaluations and not search.stop():
         points = search.ask()
@@ -91,7 +92,7 @@ def _strategy(size: int, *, sigma: float, seed: int, population: int | None) -> 
     try:
         import cma
     except ImportError as error:
-        raise RecipeError("the package cma is not installed", hint="pip install cma") from error
+        raise RecipeError("the package cma is not installed", hint="pip install 'soupkit[evolve]'") from error
     options: dict[str, Any] = {"seed": seed + 1, "verbose": -9}  # cma takes 0 for the clock
     if population:
         options["popsize"] = population
