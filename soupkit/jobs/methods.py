@@ -14,10 +14,11 @@ from soupkit.checkpoint.dtypes import FLOATING, Array
 from soupkit.checkpoint.header import Slot
 from soupkit.checkpoint.reference import open_checkpoint
 from soupkit.errors import RecipeError
-from soupkit.events import Report
+from soupkit.events import Report, Warned
 from soupkit.jobs.method_inputs import MethodInputs, open_inputs
 from soupkit.jobs.soup import Engine, Ingredients, Record, write_soup
 from soupkit.merge.methods import METHODS, MergeMethod, Parameter
+from soupkit.merge.mixture import BATCH_NORM_STATISTICS
 from soupkit.merge.per_tensor import Inputs, merge_tensors
 from soupkit.merge.stream import Sink, Streamed, StreamOptions
 from soupkit.recipe.methods import MethodRecipe
@@ -83,10 +84,23 @@ def merge_method(
         from soupkit.jobs.method_plan import show_method_plan
 
         return show_method_plan(merge, recipe, world, report)
+    _warn_of_statistics(merge, recipe, report)
     command = f"merge {recipe.METHOD}"
     return write_soup(
         merge.ingredients, merge.engine(), recipe, world, report, command=command, record=record, measure=measure
     )
+
+
+def _warn_of_statistics(merge: MethodMerge, recipe: MethodRecipe, report: Report) -> None:
+    """A mean of batch-norm statistics is nearly right; what becomes of them by trimming or drawing is not."""
+    names = [name for name in merge.ingredients.plan.slots if name.rpartition(".")[2] in BATCH_NORM_STATISTICS]
+    if names and merge.method.reads == "task_vectors":
+        report(
+            Warned(
+                f"{len(names)} batch-norm statistics are merged like weights, for example {names[0]}: re-estimate them "
+                f"with soupkit merge uniform {recipe.out} --bn refresh --data … --out …"
+            )
+        )
 
 
 def with_inputs(recipe: MethodRecipe, references: Sequence[str]) -> MethodRecipe:

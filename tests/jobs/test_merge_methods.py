@@ -205,3 +205,13 @@ def test_one_file_of_statistics_for_each_checkpoint(
 ) -> None:
     assert call("merge", "fisher", *models[1:], "--statistics", models[0], "--out", tmp_path / "out") == 2
     assert "1 files of statistics for 2 checkpoints" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("name", "warned"), [("ties", True), ("task-arithmetic", True), ("slerp", False)])
+def test_trimmed_batch_norm_statistics_are_warned_of(
+    name: str, warned: bool, save: Save, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = [save(f"bn-{k}", tensors(k) | {"bn.running_var": np.full(4, 1.0 + k, np.float32)}) for k in range(3)]
+    words = [word for word in command(name, paths, tmp_path / "out") if word != "--quiet"]
+    assert call(*words) == 0
+    assert ("batch-norm statistics are merged like weights" in capsys.readouterr().err) is warned
