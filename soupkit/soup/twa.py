@@ -11,8 +11,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.linalg import solve_triangular
-from scipy.linalg.lapack import dpstrf
+from scipy.linalg import get_lapack_funcs, solve_triangular
 from torch import Tensor
 
 TOLERANCE = 1e-6
@@ -64,7 +63,8 @@ def orthonormal_basis(gram_NN: NDArray[np.float64], *, tolerance: float = TOLERA
     if not len(used):
         return basis
     scaled = gram_NN[np.ix_(used, used)] / np.outer(lengths_N[used], lengths_N[used])
-    factor, pivots, rank, _ = dpstrf(scaled, lower=1, tol=tolerance)
+    (pivoted_cholesky,) = get_lapack_funcs(("pstrf",), (scaled,))
+    factor, pivots, rank, _ = pivoted_cholesky(scaled, lower=1, tol=tolerance)
     chosen = used[pivots[:rank] - 1]
     lower_rr = np.tril(factor[:rank, :rank])
     inverse_rr = solve_triangular(lower_rr, np.eye(rank), lower=True)
