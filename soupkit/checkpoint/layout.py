@@ -51,10 +51,17 @@ def layout_of(weights: Path, *, names: Collection[str], read: ReadHeaders = read
 def find_weights(directory: Path) -> Path:
     """The weight file or shard index of a directory. Raises ReferenceError when there is none or no telling which."""
     try:
-        names = {path.name for path in directory.iterdir()}
+        names = _names_in(directory)
     except OSError as error:
         raise ReferenceError(f"{directory}: cannot be read: {error.strerror}", hint="check the path") from error
     return directory / choose_weights(names, str(directory))
+
+
+def _names_in(directory: Path) -> set[str]:
+    """What lies in a directory; when a writer put another in its place meanwhile, what lies in that one."""
+    before = directory.stat().st_ino
+    names = {path.name for path in directory.iterdir()}
+    return names if directory.stat().st_ino == before else _names_in(directory)
 
 
 def choose_weights(names: Collection[str], where: str, *, separator: str = "/", globs: bool = True) -> str:

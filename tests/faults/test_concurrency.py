@@ -15,6 +15,7 @@ import pytest
 from soupkit.checkpoint import output
 from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.checkpoint.hashing import content_hash
+from soupkit.checkpoint.layout import find_weights
 from soupkit.checkpoint.output import OutputDirectory, remove_litter, temporary_sibling
 from soupkit.checkpoint.reference import open_checkpoint
 from soupkit.errors import CheckpointError, OutputError, SoupkitError
@@ -179,6 +180,26 @@ def test_readers_during_writes_see_one_checkpoint_or_an_error(writer: Path) -> N
             refused.append(error.message)
     assert seen == {0.0, 1.0}
     assert all("was replaced, changed or removed" in message for message in refused)
+
+
+def test_a_directory_that_is_exchanged_while_it_is_listed_is_listed_again(
+    save: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, new = save("out", weights(0)), save("new", weights(1))
+    listed = Path.iterdir
+    calls = []
+
+    def exchanged(path: Path) -> Iterator[Path]:
+        calls.append(path)
+        if len(calls) == 1:  # the writer's exchange: the old one is emptied under the reader
+            out.rename(tmp_path / "old")
+            new.rename(out)
+            return iter(())
+        return listed(path)
+
+    monkeypatch.setattr(Path, "iterdir", exchanged)
+    assert find_weights(out) == out / "model.safetensors"
+    assert len(calls) == 2
 
 
 def test_a_replaced_file_is_noticed(save: Save, tmp_path: Path) -> None:
