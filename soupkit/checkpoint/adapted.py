@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import numpy as np
 from soupkit.checkpoint.checkpoint import Checkpoint, read_chunk, tied_names
 from soupkit.checkpoint.dtypes import FLOATING, NUMPY_DTYPES, Array, widest
 from soupkit.checkpoint.header import Slot
+from soupkit.checkpoint.view import View
 from soupkit.errors import CheckpointError, CompatibilityError
 
 CONFIG = "adapter_config.json"
@@ -128,7 +129,7 @@ def _by_pattern(patterns: Any, module: str, default: Any) -> Any:
     return default
 
 
-class Adapted(Mapping[str, Array]):
+class Adapted(View):
     """A base checkpoint with an adapter merged into it, lazily.
 
     Tensors that the adapter changes read as float32 at least, so that the change is not rounded away before a merge.
@@ -145,18 +146,6 @@ class Adapted(Mapping[str, Array]):
         self._changes = {self._target(name, ties): factors for name, factors in adapter.changes.items()}
         self._replaced = {self._target(name, ties): source for name, source in adapter.replaced.items()}
         self.slots = {name: self._slot(name) for name in base.slots}
-
-    def __getitem__(self, name: str) -> Array:
-        slot = self.slots[name]
-        array = np.empty(slot.shape, NUMPY_DTYPES[slot.dtype])
-        self.read_into(name, 0, array.reshape(-1))
-        return array
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.slots)
-
-    def __len__(self) -> int:
-        return len(self.slots)
 
     def read_into(self, name: str, start: int, out: Array) -> None:
         """Fill `out` with the elements of `name` from number `start` on."""

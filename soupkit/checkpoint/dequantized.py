@@ -6,7 +6,7 @@ per tensor or per row (compressed-tensors, FBGEMM). The weight is code × factor
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ import numpy as np
 from soupkit.checkpoint.checkpoint import Checkpoint, read_chunk
 from soupkit.checkpoint.dtypes import NUMPY_DTYPES, Array
 from soupkit.checkpoint.header import Slot
+from soupkit.checkpoint.view import View
 from soupkit.errors import CheckpointError
 
 SUFFIXES = ("_scale_inv", "_scale")
@@ -34,7 +35,7 @@ def scales_of(slots: Mapping[str, Slot]) -> dict[str, str]:
     }
 
 
-class Dequantized(Mapping[str, Array]):
+class Dequantized(View):
     """A checkpoint with its fp8 weights multiplied by their scales, lazily: read as float32, to be stored as bfloat16.
 
     Memory: the scales of one tensor, repeated to its width. Raises CheckpointError for scales that do not fit.
@@ -53,18 +54,6 @@ class Dequantized(Mapping[str, Array]):
             name: slot._replace(dtype="BF16") if name in self._scales else slot for name, slot in kept.items()
         }
         self._block = _block_of(source.config)
-
-    def __getitem__(self, name: str) -> Array:
-        slot = self.slots[name]
-        array = np.empty(slot.shape, NUMPY_DTYPES[slot.dtype])
-        self.read_into(name, 0, array.reshape(-1))
-        return array
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.slots)
-
-    def __len__(self) -> int:
-        return len(self.slots)
 
     def read_into(self, name: str, start: int, out: Array) -> None:
         """Fill `out` with the elements of `name` from number `start` on."""

@@ -6,7 +6,7 @@ wrong for unrelated ones, which no merge of weights can repair.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -14,12 +14,13 @@ import numpy as np
 from soupkit.checkpoint.checkpoint import name_of, read_chunk, slots_of
 from soupkit.checkpoint.dtypes import FLOATING, NUMPY_DTYPES, Array
 from soupkit.checkpoint.header import Slot
+from soupkit.checkpoint.view import View
 from soupkit.errors import CompatibilityError
 
 Policy = Literal["error", "pad", "intersect"]
 
 
-class Resized(Mapping[str, Array]):
+class Resized(View):
     """A checkpoint with `rows` rows in the tensors `names`: cut, or continued with the rows of `filler`. Lazy."""
 
     def __init__(
@@ -38,18 +39,6 @@ class Resized(Mapping[str, Array]):
             name: slot._replace(shape=(rows, *slot.shape[1:])) if name in self._names else slot
             for name, slot in slots.items()
         }
-
-    def __getitem__(self, name: str) -> Array:
-        slot = self.slots[name]
-        array = np.empty(slot.shape, NUMPY_DTYPES[slot.dtype])
-        self.read_into(name, 0, array.reshape(-1))
-        return array
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.slots)
-
-    def __len__(self) -> int:
-        return len(self.slots)
 
     def read_into(self, name: str, start: int, out: Array) -> None:
         """Fill `out` with the elements of `name` from number `start` on."""
