@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import platform
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from typing import Any
 
 from soupkit import __version__
 from soupkit.errors import CheckpointError
+from soupkit.whole import whole_file
 
 MANIFEST_NAME = "soupkit.json"
 FORMAT = 1
@@ -49,9 +49,9 @@ class Manifest:
 
     def write(self, directory: Path) -> None:
         """Write it into `directory`, whole or not at all."""
-        temporary = directory / f".{MANIFEST_NAME}.{os.getpid()}"
-        temporary.write_text(json.dumps(self.to_json(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        temporary.replace(directory / MANIFEST_NAME)
+        text = json.dumps(self.to_json(), indent=1, ensure_ascii=False) + "\n"
+        with whole_file(directory / MANIFEST_NAME) as temporary:
+            temporary.write_text(text, encoding="utf-8")
 
     @classmethod
     def read(cls, directory: Path) -> Manifest:

@@ -19,6 +19,7 @@ from types import TracebackType
 
 from soupkit.errors import OutputError
 from soupkit.manifest import MANIFEST_NAME
+from soupkit.whole import sync_path
 
 SPARE_BYTES = 16 << 20
 """Free disk to leave beyond what is written."""
@@ -64,7 +65,7 @@ class OutputDirectory:
                 raise
             _check_replaceable(self.out, self.overwrite)  # again: another writer may have been first
             _exchange(directory, self.out)
-        _sync(self.out.parent)
+        sync_path(self.out.parent)
 
 
 @contextlib.contextmanager
@@ -152,16 +153,8 @@ def _umask() -> int:
 
 def _sync_tree(directory: Path) -> None:
     for path in directory.rglob("*"):
-        _sync(path)
-    _sync(directory)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        sync_path(path)
+    sync_path(directory)
 
 
 def _exchange(a: Path, b: Path) -> None:

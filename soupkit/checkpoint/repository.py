@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any
 
 from soupkit.checkpoint.hub_errors import Interrupted, retried
 from soupkit.errors import CheckpointError
+from soupkit.whole import whole_file
 
 NUM_DOWNLOAD_TRIES = 3
 """Fewer than for other requests: huggingface_hub tries again by itself."""
@@ -67,9 +67,8 @@ class Repository:
             path = self.folder / "refs" / (revision or "main")
             with contextlib.suppress(OSError):
                 path.parent.mkdir(parents=True, exist_ok=True)
-                temporary = path.with_name(f".{path.name}.{os.getpid()}")
-                temporary.write_text(self.commit)
-                temporary.replace(path)
+                with whole_file(path) as temporary:
+                    temporary.write_text(self.commit)
 
     def remembered(self, revision: str | None) -> str | None:
         """The commit that a revision meant when the Hub was last asked; None when it never was."""

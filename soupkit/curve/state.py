@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import nn
 from soupkit.curve.bends import Bends
 from soupkit.curve.descent import Descent
 from soupkit.errors import CheckpointError
+from soupkit.whole import whole_file
 
 FORMAT = 1
 
@@ -34,12 +34,8 @@ def save_state(path: Path, descent: Descent, bends: Bends, model: nn.Module, *, 
         "generator": torch.get_rng_state(),
         "cuda_generator": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
     }
-    temporary = path.with_name(f"{path.name}.{os.getpid()}")
-    with temporary.open("wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    with whole_file(path, sync=True) as temporary:
+        torch.save(state, temporary)
 
 
 def load_state(path: Path, descent: Descent, bends: Bends, model: nn.Module, *, about: Mapping[str, Any]) -> bool:

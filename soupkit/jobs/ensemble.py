@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +25,7 @@ from soupkit.recipe.parse import recipe_to_json
 from soupkit.task.models import describe
 from soupkit.task.score import Comparison, Predictions, all_scores, compare, scores_to_json
 from soupkit.task.task import Task, open_task
+from soupkit.whole import whole_file
 from soupkit.world import World, cache_folder
 
 SPLITS = ("held_out", "test")
@@ -128,13 +129,10 @@ def _read(path: Path) -> dict[str, np.ndarray] | None:
 
 def _remember(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Keep logits, whole or not at all; a cache that cannot be written is no reason to stop."""
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.npz")
-    try:
+    with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(temporary, **arrays)  # type: ignore[arg-type]
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
+        with whole_file(path) as temporary:
+            np.savez(temporary, **arrays)  # type: ignore[arg-type]
 
 
 def _table(

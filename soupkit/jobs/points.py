@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +29,7 @@ from soupkit.task.score import score_predictions, scores_to_json
 from soupkit.task.task import Task, open_task
 from soupkit.train.pool import run_in_processes
 from soupkit.train.randomness import torch_threads
+from soupkit.whole import whole_file
 from soupkit.world import World, available_cores, cache_folder
 
 TASK = "points"
@@ -200,7 +200,6 @@ def read_point(path: Path) -> Point | None:
 
 def write_point(path: Path, point: Mapping[str, Any]) -> None:
     """Remember a point, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary.write_text(json.dumps(point), encoding="utf-8")
-    temporary.replace(path)
+    with whole_file(path) as temporary:
+        temporary.write_text(json.dumps(point), encoding="utf-8")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from soupkit.report.html_page import GENERATOR, page
 from soupkit.report.sections_curves import KINDS
 from soupkit.report.sections_record import member_names
 from soupkit.report.sections_subject import Subject, mapping
+from soupkit.whole import whole_file
 from soupkit.world import World
 
 LARGEST_PLOT = 8 << 20
@@ -68,14 +67,11 @@ def _check_out(out: Path, *, overwrite: bool) -> None:
 def _write(out: Path, content: str) -> int:
     """Write the page, whole or not at all."""
     data = content.encode()
-    temporary = out.with_name(f".{out.name}.{os.getpid()}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(data)
-        temporary.replace(out)
+        with whole_file(out) as temporary:
+            temporary.write_bytes(data)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
         raise OutputError(f"{out}: cannot be written: {error.strerror}", hint="choose another --out") from error
     return len(data)
 

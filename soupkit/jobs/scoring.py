@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from soupkit.task.batch_norm import refresh
 from soupkit.task.external import CommandScorer
 from soupkit.task.score import Score, all_scores, direction_of, score_predictions, scores_to_json
 from soupkit.task.task import Task, open_task
+from soupkit.whole import whole_file
 from soupkit.world import ALONE, World, cache_folder
 
 
@@ -188,13 +189,10 @@ def _write_score(path: Path, score: Score) -> None:
     arrays: dict[str, Any] = {"score": np.array(json.dumps(values))}
     if score.margins is not None:
         arrays["margins"] = score.margins
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.npz")
-    try:
+    with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(temporary, **arrays)
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
+        with whole_file(path) as temporary:
+            np.savez(temporary, **arrays)
 
 
 def contents_of(checkpoints: Sequence[Checkpoint], world: World, report: Report) -> list[str]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from soupkit.whole import whole_file
 
 NAMES = ("leaderboard.csv", "leaderboard.json")
 
@@ -30,6 +31,5 @@ def write_leaderboard(directory: Path, rows: Sequence[Mapping[str, Any]], *, cap
 
 
 def _put(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    with whole_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

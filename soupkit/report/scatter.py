@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from soupkit.whole import whole_file
 
 MOST_COLUMNS = 4
 
@@ -39,9 +40,8 @@ def scatter_plots(
         _panel(axes, rows, names[number], value, error, logarithmic=names[number] in logarithmic)
         if number % num_columns == 0:
             axes.set_ylabel(ylabel)
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
-    figure.savefig(temporary, dpi=110)
-    temporary.replace(path)
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, dpi=110)
 
 
 def _panel(

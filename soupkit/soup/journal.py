@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from soupkit.whole import whole_file
 from soupkit.world import ALONE, World
 
 INTERVAL = 20.0
@@ -71,9 +71,8 @@ class Journal:
         if not self._writes or self._path is None:
             return
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self._path.with_name(f"{self._path.name}.{os.getpid()}")
-        torch.save(self._values, temporary)
-        temporary.replace(self._path)
+        with whole_file(self._path) as temporary:
+            torch.save(self._values, temporary)
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -7,7 +7,6 @@ renamed; only then the one before it is removed. What is random is keyed by the 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,6 +22,7 @@ from soupkit.errors import CheckpointError
 from soupkit.train.members import Member
 from soupkit.train.population import History, Population
 from soupkit.train.regularise import member_name
+from soupkit.whole import sync_path
 
 STATE_NAME = "state.json"
 FORMAT = 1
@@ -50,10 +50,10 @@ def save_state(population: Population, folder: Path, about: Mapping[str, Any]) -
     if world.is_main:
         state = {"format": FORMAT, "about": dict(about), **_shared(population, losses)}
         _write_synced(partial / STATE_NAME, json.dumps(state).encode())
-        _sync(partial)
+        sync_path(partial)
         earlier = _complete(folder)
         partial.rename(final)
-        _sync(folder)
+        sync_path(folder)
         for path in earlier:
             shutil.rmtree(path, ignore_errors=True)
 
@@ -125,7 +125,7 @@ def _write_member(population: Population, row: int, member: Member, path: Path) 
     }
     held = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     save_file(held, path, metadata={"state": json.dumps(meta)})
-    _sync(path)
+    sync_path(path)
 
 
 def _put_member(
@@ -197,12 +197,4 @@ def _read_json(state: Path) -> dict[str, Any]:
 
 def _write_synced(path: Path, content: bytes) -> None:
     path.write_bytes(content)
-    _sync(path)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync_path(path)
