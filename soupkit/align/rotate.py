@@ -1,135 +1,238 @@
-"""Beyond permutations: the residual stream of a pre-norm vision transformer may be rotated, in a plain checkpoint.
+"""Matching beyond permutations: the turn of one transformer that makes it most like another.
 
-LayerNorm without gain and shift commutes with every orthogonal O that keeps the vector of ones: LN(O x) = O LN(x). So
-gains and shifts are folded into the layers that read the norm's output, layer scales into those that write, and then
-writers are multiplied by O and readers by Oᵀ. Shape suffixes: D width of the stream.
+Every step is exact for its part with the rest fixed, so ⟨target, turned other⟩ never falls. Shape suffixes: D width of
+the stream, H heads, d units of a head, X everything else.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from soupkit.errors import AlignError
-
-Tensors = Mapping[str, Tensor]
-EMBEDDINGS = ("cls_token", "reg_token", "pos_embed", "dist_token")
-_BLOCK = re.compile(r"blocks\.\d+\.")
-_PARTS = re.compile(
-    r"(norm[12]\.(weight|bias)|attn\.(qkv|proj)\.(weight|bias)|attn\.[qk]_norm\.(weight|bias)|mlp\.fc[12]\.(weight|bias)"
-    r"|ls[12]\.gamma)"
+from soupkit.align.assign import assign
+from soupkit.align.match import best_match, in_random_order, refine
+from soupkit.align.permutation import compose, identity
+from soupkit.align.similarity import Pair, objective_names, permuted
+from soupkit.align.spec import Permutation, PermutationSpec
+from soupkit.align.towers import Attention, Stream, Tower
+from soupkit.align.turn import (
+    Tensors,
+    Turn,
+    balanced,
+    complement_of_ones,
+    heads,
+    matrix,
+    stream_shifts,
+    turned,
 )
+
+MAX_ROUNDS = 50
+TOLERANCE = 1e-6
+"""A round that raises the cosine by less is the last."""
 
 
 @dataclass(frozen=True)
-class Stream:
-    """Who reads and writes the residual stream: norm → the layer behind it, gain → the layer before it, and writers."""
+class Found:
+    """First the permutation, then the turn, both of the folded network; cosines with the target of what is not 1."""
 
-    readers: Mapping[str, str]
-    scales: Mapping[str, str]
-    writers: tuple[str, ...]
-    embeddings: tuple[str, ...]
-
-    @property
-    def a_norm(self) -> str:
-        """A tensor that lies on the stream and on nothing else."""
-        return f"{next(iter(self.readers))}.weight"
+    permutation: Permutation
+    turn: Turn
+    cosine_before: float
+    cosine: float
+    num_rounds: int = 0
 
 
-def stream_of(names: Iterable[str]) -> Stream:
-    """Find the stream of timm's VisionTransformer by its tensors' names. Raises AlignError for any other network."""
-    known = set(names)
-    blocks = sorted({match[0] for name in known if (match := _BLOCK.match(name))})
-    final = "fc_norm" if "fc_norm.weight" in known else "norm"
-    outside = {"patch_embed.proj", final, "head"}
-    for name in known:
-        block = _BLOCK.match(name)
-        inside = block is not None and _PARTS.fullmatch(name, block.end()) is not None
-        if not inside and name not in EMBEDDINGS and name.rpartition(".")[0] not in outside:
-            raise AlignError(
-                f"{name!r} is no part of a pre-norm VisionTransformer, so its stream cannot be rotated",
-                hint="align without --rotate",
-            )
-    needed = {f"{part}.weight" for part in outside} | {f"{block}norm1.weight" for block in blocks}
-    if not blocks or not needed <= known:
-        raise AlignError("this is no pre-norm VisionTransformer with a classifier", hint="align without --rotate")
-    readers = {f"{block}norm1": f"{block}attn.qkv" for block in blocks}
-    readers |= {f"{block}norm2": f"{block}mlp.fc1" for block in blocks}
-    scales = {f"{block}ls1.gamma": f"{block}attn.proj" for block in blocks}
-    scales |= {f"{block}ls2.gamma": f"{block}mlp.fc2" for block in blocks}
-    return Stream(
-        readers | {final: "head"},
-        {name: layer for name, layer in scales.items() if name in known},
-        ("patch_embed.proj", *scales.values()),
-        tuple(name for name in EMBEDDINGS if name in known),
-    )
+@dataclass(frozen=True)
+class Matching:
+    """What may be moved, of networks of one architecture; folded, in float64."""
+
+    spec: PermutationSpec
+    towers: Sequence[Tower]
+    seed: int = 0
+    restarts: int = 0
+    advance: Callable[[], None] = lambda: None
+
+    @cached_property
+    def rest(self) -> PermutationSpec:
+        """The groups that no turn reaches."""
+        axes = {(tower.stream.a_norm, 0) for tower in self.towers if tower.stream is not None}
+        attentions = [attention for tower in self.towers for attention in tower.attentions]
+        axes |= {(attention.qkv.weight, 0) for attention in attentions}
+        axes |= {(attention.out.weight, 1) for attention in attentions}
+        return self.spec.pin([group for group in self.spec.groups if axes & set(self.spec.attached(group))])
 
 
-def fold(tensors: Tensors, stream: Stream) -> dict[str, Tensor]:
-    """The same function with every norm's gain 1 and shift 0, and every layer scale 1; float64.
+@dataclass(frozen=True)
+class _State:
+    """A network as moved so far."""
 
-    W ← W diag(γ), b ← b + W β behind a norm; W ← diag(γ) W, b ← γ b before a layer scale. Raises AlignError where a
-    shift has no bias to go to.
+    permutation: Permutation
+    turn: Turn
+    tensors: Tensors
+    num_rounds: int = 0
+
+
+def match_turned(models: Sequence[Tensors], to: int, matching: Matching) -> list[Found]:
+    """For each folded network the permutation and the turn that make it most like the one at place `to`.
+
+    Each starts at its best permutation (`soupkit.align.match.best_match`), heads balanced; then in turn the orthogonal
+    O of each stream, the order and orthogonal maps of each attention's heads, and the units that nothing else reaches,
+    until the cosine rises no more. Of three or more, each is then matched to the mean of the others in the same way, as
+    MergeMany does (Ainsworth et al. 2022, arXiv:2209.04836, alg. 2); the one at `to` is only balanced. Memory: two
+    copies of all in float64; cost per round: 2 D multiplications per weight, one SVD per stream and per pair of heads.
     """
-    folded = {name: tensor.double().clone() for name, tensor in tensors.items()}
-    for norm, layer in stream.readers.items():
-        shift = folded.get(f"{norm}.bias")
-        weight = folded[f"{layer}.weight"]
-        if shift is not None and bool(shift.any()):
-            if f"{layer}.bias" not in folded:
-                raise AlignError(f"{layer} has no bias, so the shift of {norm} has no place to go")
-            folded[f"{layer}.bias"] += weight @ shift
-            shift.zero_()
-        weight *= folded[f"{norm}.weight"]
-        folded[f"{norm}.weight"].fill_(1)
-    for name, layer in stream.scales.items():
-        gain = folded[name]
-        folded[f"{layer}.weight"] *= gain[:, None]
-        if f"{layer}.bias" in folded:
-            folded[f"{layer}.bias"] *= gain
-        gain.fill_(1)
-    return folded
+    even = [turned(model, matching.towers, balanced(model, matching.towers)) for model in models]
+    weights = _weights(even[to], matching.towers)
+    before = [_cosine(even[to], model, weights) for model in even]
+    states = [_State({}, balanced(models[to], matching.towers), even[to])] * len(models)
+    others = [place for place in range(len(models)) if place != to]
+    for place in others:
+        states[place] = _ascend(even[to], _start(even[to], models[place], even[place], matching), matching)
+    for _ in range(MAX_ROUNDS if len(models) > 2 else 0):
+        rises = []
+        for place in others:
+            mean = _mean([state.tensors for number, state in enumerate(states) if number != place])
+            old, states[place] = states[place], _ascend(mean, states[place], matching, max_rounds=1)
+            rises.append(_cosine(mean, states[place].tensors, weights) - _cosine(mean, old.tensors, weights))
+        if max(rises) <= TOLERANCE:
+            break
+    after = [_cosine(even[to], state.tensors, weights) for state in states]
+    return [
+        Found(state.permutation, state.turn, first, last, state.num_rounds)
+        for state, first, last in zip(states, before, after, strict=True)
+    ]
 
 
-def rotated(tensors: Tensors, stream: Stream, rotation_dd: Tensor) -> dict[str, Tensor]:
-    """The same function with the stream turned by O: writers and embeddings O ·, readers · Oᵀ. `tensors` are folded."""
-    turned = dict(tensors)
-    for layer in stream.writers:
-        weight = tensors[f"{layer}.weight"]
-        turned[f"{layer}.weight"] = (rotation_dd @ weight.flatten(1)).reshape(weight.shape)
-        if f"{layer}.bias" in tensors:
-            turned[f"{layer}.bias"] = rotation_dd @ tensors[f"{layer}.bias"]
-    for name in stream.embeddings:
-        turned[name] = tensors[name] @ rotation_dd.T
-    for layer in stream.readers.values():
-        turned[f"{layer}.weight"] = tensors[f"{layer}.weight"] @ rotation_dd.T
-    return turned
+def _start(target: Tensors, folded: Tensors, even: Tensors, matching: Matching) -> _State:
+    """The best permutation of the balanced network, applied to the folded one, which is balanced anew."""
+    names = objective_names(matching.spec, target)
+    first = best_match(_pair(matching.spec, names, target, even), seed=matching.seed, restarts=matching.restarts)
+    moved = _permuted(folded, matching.spec, first.permutation)
+    turn = balanced(moved, matching.towers)
+    return _State(first.permutation, turn, turned(moved, matching.towers, turn))
 
 
-def best_rotation(target: Tensors, other: Tensors, stream: Stream) -> Tensor:
-    """The orthogonal O with O·1 = 1 that maximises ⟨target, rotated(other, O)⟩: float64[D, D].
+def _ascend(target: Tensors, state: _State, matching: Matching, *, max_rounds: int = MAX_ROUNDS) -> _State:
+    """Alternate over streams, heads and units until the cosine rises no more."""
+    weights, rest = _weights(target, matching.towers), matching.rest
+    names, cosine = objective_names(rest, target), _cosine(target, state.tensors, weights)
+    for _ in range(max_rounds):
+        current, turn = state.tensors, state.turn
+        for best in (best_rotations, best_heads):
+            step = best(target, current, matching.towers)
+            current, turn = turned(current, matching.towers, step), turn.then(step)
+        queue = in_random_order([matching.seed, state.num_rounds])
+        units = refine(_pair(rest, names, target, current), identity(rest), queue)
+        permutation = compose(state.permutation, units, spec=matching.spec)
+        state = _State(permutation, turn, _permuted(current, rest, units), state.num_rounds + 1)
+        matching.advance()
+        last, cosine = cosine, _cosine(target, state.tensors, weights)
+        if cosine <= last + TOLERANCE:
+            break
+    return state
+
+
+def best_rotations(target: Tensors, other: Tensors, towers: Sequence[Tower]) -> Turn:
+    """For every stream the orthogonal O with O·1 = 1 that maximises ⟨target, rotated other⟩.
 
     Orthogonal Procrustes (Schönemann 1966, doi:10.1007/BF02289451) on the complement of 1: with Q a basis of it and
     U Σ Vᵀ = Qᵀ S Q, S[i, j] = Σ ⟨direction i of the target, direction j of the other⟩, it is Q U Vᵀ Qᵀ + 1 1ᵀ / D.
     """
-    size = len(target[stream.a_norm])
-    similarity = torch.zeros(size, size, dtype=torch.float64)
-    for x, y in zip(_directions(target, stream), _directions(other, stream), strict=True):
-        similarity += x @ y.T
-    ones = torch.ones(size, 1, dtype=torch.float64)
-    basis = torch.linalg.qr(torch.cat([ones, torch.eye(size, dtype=torch.float64)[:, 1:]], 1))[0][:, 1:]
-    left, _, right = torch.linalg.svd(basis.T @ similarity @ basis)
-    rotation: Tensor = basis @ left @ right @ basis.T + ones @ ones.T / size
-    return rotation
+    rotations = {}
+    for tower in towers:
+        if tower.stream is not None:
+            pairs = zip(_directions(target, tower.stream), _directions(other, tower.stream), strict=True)
+            similarity = sum((x @ y.T for x, y in pairs), start=torch.zeros((), dtype=torch.float64))
+            size = len(similarity)
+            basis = complement_of_ones(size)
+            inner = procrustes(basis.T @ similarity @ basis)
+            rotations[tower.name] = basis @ inner @ basis.T + torch.full((size, size), 1 / size, dtype=torch.float64)
+    return Turn(rotations=rotations)
+
+
+def best_heads(target: Tensors, other: Tensors, towers: Sequence[Tower]) -> Turn:
+    """For every attention the order of its heads, and an orthogonal M and N for each, that are best together.
+
+    A pair of heads is worth ‖Q Q'ᵀ + K K'ᵀ‖_* + ‖V V'ᵀ + outᵀ out'‖_* (nuclear norms, by Procrustes; traces where a
+    map is not free), and the order is the assignment of the largest sum. Cost: H² SVDs of [d, d].
+    """
+    orders, qk, vo = {}, {}, {}
+    for attention in (each for tower in towers for each in tower.attentions):
+        if not (attention.maps_qk or attention.maps_vo):
+            continue
+        scores, values = _head_similarity(target, other, attention)
+        worth = _worth(scores, free=attention.maps_qk) + _worth(values, free=attention.maps_vo)
+        order = torch.from_numpy(assign(worth.numpy()))
+        orders[attention.name] = order
+        place = torch.arange(len(order))
+        if attention.maps_qk:
+            qk[attention.name] = procrustes(scores[place, order])
+        if attention.maps_vo:
+            vo[attention.name] = procrustes(values[place, order])
+    return Turn(orders=orders, qk=qk, vo=vo)
+
+
+def procrustes(similarity: Tensor) -> Tensor:
+    """The orthogonal M of the largest ⟨M, S⟩: U Vᵀ of S = U Σ Vᵀ."""
+    left, _, right = torch.linalg.svd(similarity)
+    found: Tensor = left @ right
+    return found
+
+
+def _head_similarity(target: Tensors, other: Tensors, attention: Attention) -> tuple[Tensor, Tensor]:
+    """S[i, j] = ⟨head i of the target, head j of the other⟩ as [H, H, d, d], of Q and K, and of V and out."""
+    both = zip(heads(target, attention), heads(other, attention), strict=True)
+    q, k, v, out = (torch.einsum("idx,jex->ijde", x, y) for x, y in both)
+    return q + k, v + out
+
+
+def _worth(similarity_hhdd: Tensor, *, free: bool) -> Tensor:
+    if not free:
+        return similarity_hhdd.diagonal(dim1=2, dim2=3).sum(-1)
+    worth: Tensor = torch.linalg.svdvals(similarity_hhdd).sum(-1)
+    return worth
 
 
 def _directions(tensors: Tensors, stream: Stream) -> list[Tensor]:
-    """Everything that lies on the stream, as [D, everything else]."""
-    found = [tensors[f"{layer}.weight"].flatten(1) for layer in stream.writers]
-    found += [tensors[f"{layer}.bias"][:, None] for layer in stream.writers if f"{layer}.bias" in tensors]
-    found += [tensors[name].reshape(-1, tensors[name].shape[-1]).T for name in stream.embeddings]
-    return found + [tensors[f"{layer}.weight"].T for layer in stream.readers.values()]
+    """Everything that lies on the stream, as [D, X]."""
+    found = [matrix(tensors, layer) for layer in stream.writers]
+    found += [tensors[layer.bias][:, None] for layer in stream.writers if layer.bias is not None]
+    tables = (*stream.tables, *stream_shifts(tensors, stream))
+    found += [tensors[name].reshape(-1, tensors[name].shape[-1]).T for name in tables]
+    return found + [matrix(tensors, layer).T for layers in stream.readers.values() for layer in layers]
+
+
+def _mean(models: Sequence[Tensors]) -> Tensors:
+    return {
+        name: torch.stack([model[name] for model in models]).mean(0) if tensor.is_floating_point() else tensor
+        for name, tensor in models[0].items()
+    }
+
+
+def _pair(spec: PermutationSpec, names: Sequence[str], target: Tensors, other: Tensors) -> Pair:
+    first, second = ({name: each[name].float().contiguous() for name in names} for each in (target, other))
+    return Pair(spec, first, second)
+
+
+def _permuted(tensors: Tensors, spec: PermutationSpec, permutation: Permutation) -> Tensors:
+    return {
+        name: permuted(tensor, spec, name, permutation) if name in spec.axes else tensor
+        for name, tensor in tensors.items()
+    }
+
+
+def _weights(tensors: Mapping[str, Tensor], towers: Sequence[Tower]) -> list[str]:
+    """The floating tensors, without the gains that folding made 1."""
+    streams = [tower.stream for tower in towers if tower.stream is not None]
+    ones = {f"{norm}.weight" for stream in streams for norm in stream.readers}
+    ones |= {name for stream in streams for name in stream.scales}
+    return [name for name, tensor in tensors.items() if tensor.is_floating_point() and name not in ones]
+
+
+def _cosine(a: Mapping[str, Tensor], b: Mapping[str, Tensor], names: Sequence[str]) -> float:
+    dot, first, second = (sum(float((x[name] * y[name]).sum()) for name in names) for x, y in ((a, b), (a, a), (b, b)))
+    return float(dot / max((first * second) ** 0.5, 1e-300))

@@ -75,7 +75,7 @@ def verify(
     Memory: a copy of the model in `dtype`, twice the moved tensors. Cost: 4 + num_controls forward passes.
     Raises AlignError when the outputs are not finite, so that nothing can be said.
     """
-    trial = _open_trial(model, inputs, dtype)
+    trial = open_trial(model, inputs, dtype)
     errors: dict[str, float] = {}
     culprits: list[str] = []
     for number, name in enumerate(("actual", "randomised")):
@@ -167,8 +167,11 @@ class Trial:
         own = {id(tensor): name for name, tensor in state.items()}  # of tied tensors one
         stays = id(state[without]) if without is not None else None
         chosen = {name: state[name] for key, name in own.items() if key != stays}
-        moved = permuted_state(chosen, spec, permutation)
-        outputs = _outputs(self.model, moved, self.inputs)
+        return self.change(permuted_state(chosen, spec, permutation))
+
+    def change(self, tensors: State) -> float:
+        """Largest relative change of an output with these tensors in the place of the model's own."""
+        outputs = _outputs(self.model, tensors, self.inputs)
         pairs = zip(outputs, self.reference, strict=True)
         errors = [float((a - b).abs().max() / b.abs().max().clamp_min(1e-300)) for a, b in pairs if b.numel()]
         return max(float("inf") if np.isnan(error) else error for error in errors)
@@ -209,7 +212,7 @@ def _culprits(trial: Trial, spec: PermutationSpec, permutation: Permutation, fam
     return found or list(families)
 
 
-def _open_trial(model: torch.nn.Module, inputs: tuple[torch.Tensor, ...], dtype: torch.dtype | None) -> Trial:
+def open_trial(model: torch.nn.Module, inputs: tuple[torch.Tensor, ...], dtype: torch.dtype | None) -> Trial:
     """A copy of the model in the widest precision that it runs in and that fits."""
     num_elements = sum(tensor.numel() for tensor in model.state_dict().values())
     wide = dtype or (torch.float64 if 3 * 8 * num_elements < _free_memory() else torch.float32)

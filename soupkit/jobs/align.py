@@ -17,7 +17,8 @@ from soupkit.errors import RecipeError
 from soupkit.events import Cell, Report, Table, Told, Wrote, silent
 from soupkit.jobs.aligned import Aligned, aligned_ingredients, open_network
 from soupkit.jobs.rotated import rotated_ingredients
-from soupkit.jobs.soup import Record, copying, describe_inputs, plan_soup, write_soup
+from soupkit.jobs.soup import Record, describe_inputs, plan_soup, write_soup
+from soupkit.jobs.verify import write_turns
 from soupkit.manifest import Manifest
 from soupkit.merge.mixture import uniform
 from soupkit.recipe.align import Align
@@ -98,8 +99,17 @@ def _writer(aligned: Aligned, recipe: Align, world: World) -> Callable[[int, Pat
         ingredients = plan_soup(check_compatible([view]), [view], replace(alone, out=out), silent, model=view)
         notes = {**aligned.notes, "matches": [aligned.notes["matches"][number]]}
         record = Record(notes={"alignment": notes})
-        weights = copying(ingredients) if recipe.rotate else uniform([view.reference])
-        return write_soup(ingredients, weights, alone, world, silent, command=COMMAND, record=record, out=out)
+        return write_soup(
+            ingredients,
+            uniform([view.reference]),
+            alone,
+            world,
+            silent,
+            command=COMMAND,
+            record=record,
+            illustrate=lambda directory: write_turns([view], directory),
+            out=out,
+        )
 
     return write
 

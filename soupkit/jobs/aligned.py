@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -102,37 +103,47 @@ def open_network(checkpoint: Checkpoint, recipe: Any, report: Report) -> Network
     return Network(model, inputs, verification.spec, verification)
 
 
-def check_same_function(network: Network, source: Mapping[str, Array], view: Mapping[str, Array]) -> None:
-    """Raise AlignError unless both give the same outputs, to float32 rounding."""
+def check_same_function(
+    network: Network, source: Mapping[str, Array], view: Mapping[str, Array], *, tolerance: float = TOLERANCE
+) -> None:
+    """Raise AlignError unless both give the same outputs, up to a relative change that rounding may make."""
     outputs = []
     for tensors in (source, view):
         load_weights(network.model, tensors)
         with torch.no_grad():
             outputs.append(torch.cat([each.double().flatten() for each in _floating(network.model(*network.inputs))]))
     error = float((outputs[1] - outputs[0]).abs().max() / outputs[0].abs().max().clamp_min(1e-300))
-    if not error <= TOLERANCE:
+    if not error <= tolerance:
         raise AlignError(
-            f"{getattr(source, 'reference', 'a checkpoint')}: permuted, its output changes by {error:.1e} of its size",
+            f"{getattr(source, 'reference', 'a checkpoint')}: moved, its output changes by {error:.1e} of its size",
             hint="please report the model; --pin GROUP leaves a group as it is",
         )
 
 
 def recorded_views(
-    checkpoints: Sequence[Checkpoint], entries: Sequence[Mapping[str, Any]], notes: Any
+    checkpoints: Sequence[Checkpoint], entries: Sequence[Mapping[str, Any]], notes: Any, directory: Path
 ) -> list[Checkpoint]:
-    """The checkpoints, permuted as a manifest records of its inputs. Raises CheckpointError when it has no groups."""
-    if not any("permutation" in entry for entry in entries):
-        return list(checkpoints)
+    """The checkpoints, permuted or turned as the manifest in `directory` records of its inputs.
+
+    Raises CheckpointError when the record is not whole.
+    """
+    return [
+        _recorded(checkpoint, entry, notes, directory) if "permutation" in entry else checkpoint
+        for checkpoint, entry in zip(checkpoints, entries, strict=True)
+    ]
+
+
+def _recorded(checkpoint: Checkpoint, entry: Mapping[str, Any], notes: Any, directory: Path) -> Checkpoint:
     try:
+        permutation = permutation_from_json(entry["permutation"])
         spec = PermutationSpec.from_json(json.loads(notes["alignment"]["spec"]))
-        return [
-            cast(Checkpoint, Permuted(checkpoint, spec, permutation_from_json(entry["permutation"])))
-            if "permutation" in entry
-            else checkpoint
-            for checkpoint, entry in zip(checkpoints, entries, strict=True)
-        ]
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"the manifest's permutations cannot be read: {error!r}") from error
+    if "turn" in entry:
+        from soupkit.jobs.rotated import turned_again
+
+        return turned_again(checkpoint, entry, permutation, notes, directory)
+    return cast(Checkpoint, Permuted(checkpoint, spec, permutation))
 
 
 def permutation_from_json(values: Mapping[str, str]) -> Permutation:

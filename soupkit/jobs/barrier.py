@@ -22,6 +22,7 @@ from soupkit.errors import RecipeError
 from soupkit.events import Advanced, Cell, Finished, Report, Started, Table, Wrote
 from soupkit.jobs.aligned import aligned_ingredients
 from soupkit.jobs.repair import loader, training_batches
+from soupkit.jobs.rotated import rotated_ingredients
 from soupkit.jobs.soup import describe_inputs, describe_outputs
 from soupkit.manifest import Manifest
 from soupkit.recipe.align import Barrier as BarrierRecipe
@@ -78,7 +79,10 @@ def barrier_job(recipe: BarrierRecipe, world: World, report: Report) -> dict[str
     files = [file for checkpoint in checkpoints for file in checkpoint.files]
     output = OutputDirectory(recipe.out, overwrite=recipe.overwrite, inputs=files) if recipe.out else None
     task = open_task(checkpoints[0], recipe, world)
-    aligned = aligned_ingredients(checkpoints, to=0, recipe=recipe, world=world, report=report, by=recipe.by)
+    if recipe.rotate:
+        aligned = rotated_ingredients(checkpoints, to=0, recipe=recipe, report=report)
+    else:
+        aligned = aligned_ingredients(checkpoints, to=0, recipe=recipe, world=world, report=report, by=recipe.by)
     lines = _lines(checkpoints, aligned.views, task, recipe, report)
     report(_table(lines, recipe))
     num = next(iter(lines.values())).losses.shape[1]

@@ -127,7 +127,7 @@ def _endpoints(soup: Checkpoint, manifest: Manifest) -> tuple[list[float], list[
         )
     mixture = Mixture.from_json(manifest.mixture)
     inputs = [open_input(soup.directory, entry) for entry in manifest.inputs]
-    views = recorded_views(inputs, manifest.inputs, manifest.notes)
+    views = recorded_views(inputs, manifest.inputs, manifest.notes, soup.directory)
     rows = mixture.used()
     if len(rows) < 2:
         raise RecipeError(f"{soup.reference}: has one ingredient, so there is nothing to repair")

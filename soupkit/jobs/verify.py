@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +98,14 @@ def _open_as_recorded(directory: Path, manifest: Manifest) -> list[Checkpoint]:
         return opened
     from soupkit.jobs.aligned import recorded_views
 
-    return recorded_views(opened, manifest.inputs, manifest.notes)
+    return recorded_views(opened, manifest.inputs, manifest.notes, directory)
+
+
+def write_turns(checkpoints: Iterable[Checkpoint], directory: Path) -> None:
+    """Write the matrices of what was turned beside the weights that were made with them."""
+    for checkpoint in checkpoints:
+        if hasattr(checkpoint, "write_turn"):
+            checkpoint.write_turn(directory)
 
 
 def _pickle_path(directory: Path, entry: dict[str, Any]) -> Path:
@@ -161,6 +168,7 @@ def reproduce(recipe: Reproduce, world: World, report: Report) -> dict[str, Any]
         record=record,
         replaced=replaced,
         measure=lambda written: _same_bits(written, manifest, world),
+        illustrate=lambda directory: write_turns(ingredients.checkpoints, directory),
     )
     report(Told("the same bits"))
     return again

@@ -60,7 +60,7 @@ class Align(OutputOptions, MatchOptions, WeightOptions, DataOptions, ModelOption
     )
     num_batches: int = option(10, help="training batches for --by activations or both")
     rotate: bool = option(
-        False, help="also turn the residual stream (timm's pre-norm VisionTransformer); norms are folded into layers"
+        False, help="of pre-norm ViT and CLIP also turn residual streams and heads; norms are folded into layers"
     )
 
     def __post_init__(self) -> None:
@@ -110,6 +110,7 @@ class Barrier(MatchOptions, DataOptions, ModelOptions):
     by: Literal["weights", "activations", "both"] = option(
         "weights", help="compare units by their weights, or by what they do on training images"
     )
+    rotate: bool = option(False, help="also turn residual streams and heads, see soupkit align (pre-norm ViT, CLIP)")
     num_points: int = option(25, help="points on the line, both ends among them")
     split: Literal["train", "held_out", "test"] = option("test", help="which examples are scored")
     repair: Literal["forward", "scale", "closed", "bn", "off"] = option(
@@ -125,6 +126,8 @@ class Barrier(MatchOptions, DataOptions, ModelOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.rotate and self.by != "weights":
+            raise RecipeError(f"--rotate goes by weights, not by {self.by}", hint="leave --by or --rotate out")
         if not self.data:
             raise RecipeError("barrier needs --data", hint="name the data to score on")
         if self.num_points < 3:

@@ -32,11 +32,12 @@ from soupkit.world import World
 SIZE = "num_classes=10,img_size=32"
 WIDE = "layers=(32,0,64,0,128,128,0),head=128,drop_rate=0.0"
 NETWORKS = {
-    "vgg-bn": (f"timm:cifar_vgg16_bn,{SIZE},{WIDE}", 3e-3),
-    "vgg": (f"timm:cifar_vgg16,{SIZE},{WIDE}", 1e-3),
-    "resnet": (f"timm:test_resnet,channels=(64,96,96,128),{SIZE}", 3e-3),
-    "vit": (f"timm:test_vit,{SIZE},patch_size=8", 2e-3),
+    "vgg-bn": (f"timm:cifar_vgg16_bn,{SIZE},{WIDE}", 3e-3, 12),
+    "vgg": (f"timm:cifar_vgg16,{SIZE},{WIDE}", 1e-3, 20),
+    "resnet": (f"timm:test_resnet,channels=(64,96,96,128),{SIZE}", 3e-3, 12),
+    "vit": (f"timm:test_vit,{SIZE},patch_size=8", 2e-3, 40),
 }
+"""name → (model, learning rate, epochs)"""
 DATA: dict[str, Any] = {"data": "digits", "num_train": 1000, "num_held_out": 200, "num_test": 500, "device": "cpu"}
 
 
@@ -45,11 +46,11 @@ def main() -> None:
     parser.add_argument("networks", nargs="*", default=list(NETWORKS))
     parser.add_argument("--folder", type=Path, default=Path("align-trained"))
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--points", type=int, default=11)
     parser.add_argument("--pairs", type=int, default=4)
     parser.add_argument("--soups", type=int, nargs="*", default=[3, 5])
     parser.add_argument("--by", default="weights")
+    parser.add_argument("--rotate", action="store_true", help="turn transformers as well")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     world = World("cpu", arguments.threads)
@@ -64,11 +65,11 @@ def train(name: str, seed: int, arguments: argparse.Namespace, world: World) -> 
     """One network from random weights, unless it is there already."""
     out = arguments.folder / name / f"seed-{seed}"
     if not out.exists():
-        model, lr = NETWORKS[name]
+        model, lr, epochs = NETWORKS[name]
         recipe = Finetune(
             model=model,
             lr=lr,
-            epochs=arguments.epochs,
+            epochs=epochs,
             batch_size=50,
             seed=seed,
             out=out,
@@ -86,6 +87,7 @@ def barriers(name: str, models: list[Path], arguments: argparse.Namespace, world
         recipe = Barrier(
             refs=tuple(map(str, pair)),
             by=arguments.by,
+            rotate=arguments.rotate,
             num_points=arguments.points,
             threads=world.threads,
             num_batches=4,
@@ -108,7 +110,8 @@ def soups(name: str, models: list[Path], arguments: argparse.Namespace, world: W
     folder = arguments.folder / name
     aligned = folder / f"aligned-{len(models)}"
     common: dict[str, Any] = {"threads": world.threads, "overwrite": True, "device": "cpu"}
-    align(Align(refs=tuple(map(str, models)), out=aligned, by=arguments.by, **common | DATA), world, silent)
+    how = {"by": arguments.by, "rotate": arguments.rotate}
+    align(Align(refs=tuple(map(str, models)), out=aligned, **how, **common | DATA), world, silent)
     data = {**DATA, **common, "bn_batches": 8}
     made = {
         "naive": MergeUniform(refs=tuple(map(str, models)), out=folder / "naive", bn="refresh", **data),
