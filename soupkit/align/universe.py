@@ -4,36 +4,51 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import torch
 
 from soupkit.align.assign import Order
+from soupkit.align.frank_wolfe import frank_wolfe
 from soupkit.align.match import TOLERANCE, Match, best_match, in_random_order, refine
-from soupkit.align.permutation import compose, count_changed, identity
+from soupkit.align.permutation import compose, count_changed, identity, inverse
 from soupkit.align.similarity import Pair, permuted
 from soupkit.align.spec import PermutationSpec
 
 Tensors = dict[str, torch.Tensor]
 MAX_ROUNDS = 100
+Universe = Literal["merge-many", "frank-wolfe"]
 
 
 @dataclass(frozen=True)
 class Alignment:
-    """One match per model, that of the one at place `to` the identity; num_rounds: of refinement that changed any."""
+    """One match per model, that of the one at place `to` the identity.
+
+    num_rounds: of refinement that changed any. sum_of_pairs: Σ_{i<j} ⟨π_i(θ_i), π_j(θ_j)⟩ after it.
+    """
 
     matches: list[Match]
     to: int
     num_rounds: int = 0
+    sum_of_pairs: float = 0.0
 
 
 def align_all(
-    spec: PermutationSpec, models: Sequence[Tensors], *, to: int | None, seed: int = 0, restarts: int = 0
+    spec: PermutationSpec,
+    models: Sequence[Tensors],
+    *,
+    to: int | None,
+    seed: int = 0,
+    restarts: int = 0,
+    universe: Universe = "merge-many",
 ) -> Alignment:
-    """Match every model to the one at place `to` (None: the medoid), then each to the mean of the others.
+    """Match every model to the one at place `to` (None: the medoid), then, of three or more, all to one another.
 
-    Memory: all models in float32, two of them twice. Cost: one search per model (medoid: per pair), see
-    `soupkit.align.match.match_weights`.
+    universe: "merge-many" matches each to the mean of the others (`merge_many`); "frank-wolfe" also tries C2M3
+    (`soupkit.align.frank_wolfe`), from the same start and refined likewise, and keeps what has the larger sum of
+    similarities over all pairs. Memory: all models in float32, two of them twice. Cost: one search per model (medoid:
+    per pair), see `soupkit.align.match.match_weights`.
     """
     if to is None:
         to = medoid(spec, models, seed=seed) if len(models) > 2 else 0
@@ -43,11 +58,23 @@ def align_all(
         stays = Match(identity(spec), 1.0, 1.0, "identity")
         matches.append(stays if place == to else best_match(pair, seed=seed, restarts=restarts))
     start = Alignment(matches, to)
-    return (
-        start
-        if len(models) < 3 or not any(each.num_changed for each in matches)
-        else merge_many(spec, models, start, seed=seed)
-    )
+    if len(models) < 3 or not any(each.num_changed for each in matches):
+        return start
+    merged = merge_many(spec, models, start, seed=seed)
+    if universe == "merge-many":
+        return merged
+    return max(merged, through_the_hull(spec, models, start, seed=seed), key=lambda found: found.sum_of_pairs)
+
+
+def through_the_hull(spec: PermutationSpec, models: Sequence[Tensors], start: Alignment, *, seed: int = 0) -> Alignment:
+    """Frank–Wolfe from an alignment, seen from the model at `to`, then refined as `merge_many` does."""
+    found = frank_wolfe(spec, models, [match.permutation for match in start.matches])
+    back = inverse(found[start.to], spec)
+    matches = [
+        replace(match, permutation=compose(permutation, back, spec=spec), start="frank-wolfe")
+        for match, permutation in zip(start.matches, found, strict=True)
+    ]
+    return merge_many(spec, models, replace(start, matches=matches), seed=seed)
 
 
 def medoid(spec: PermutationSpec, models: Sequence[Tensors], *, seed: int = 0) -> int:
@@ -87,7 +114,7 @@ def merge_many(spec: PermutationSpec, models: Sequence[Tensors], start: Alignmen
         _rematched(match, permutation, models[start.to], tensors, spec)
         for match, permutation, tensors in zip(start.matches, permutations, current, strict=True)
     ]
-    return Alignment(matches, start.to, num_rounds)
+    return Alignment(matches, start.to, num_rounds, sum_of_pairs(current))
 
 
 def sum_of_pairs(models: Sequence[Tensors]) -> float:

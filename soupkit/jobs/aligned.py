@@ -68,13 +68,14 @@ def aligned_ingredients(
 
     Each permuted checkpoint is run against the original on one input: AlignError when they differ, and nothing that
     could be written is returned. by: what units are compared by; activations need a recipe with data and num_batches
-    (or bn_batches). `seed`, `restarts` and `pin` are read where the recipe has them. Memory: all models in float32.
-    Raises AlignError, TaskError for a network that cannot be followed.
+    (or bn_batches). `seed`, `restarts`, `universe` and `pin` are read where the recipe has them. Memory: all models in
+    float32. Raises AlignError, TaskError for a network that cannot be followed.
     """
     download(checkpoints, report)
     network = open_network(checkpoints[0], recipe, report)
     spec, models = _tensors(checkpoints, network, recipe, world, report, by=by)
-    found = align_all(spec, models, to=to, seed=getattr(recipe, "seed", 0), restarts=getattr(recipe, "restarts", 0))
+    options = {name: getattr(recipe, name) for name in ("seed", "restarts", "universe") if hasattr(recipe, name)}
+    found = align_all(spec, models, to=to, **options)
     views = []
     for checkpoint, match in zip(checkpoints, found.matches, strict=True):
         view = Permuted(checkpoint, network.spec, match.permutation)

@@ -58,6 +58,9 @@ class Align(OutputOptions, MatchOptions, WeightOptions, DataOptions, ModelOption
     by: Literal["weights", "activations", "both"] = option(
         "weights", help="compare units by their weights, or by what they do on training images (--data)"
     )
+    universe: Literal["merge-many", "frank-wolfe"] = option(
+        "merge-many", help="how three or more are matched to one another; frank-wolfe (C2M3) is slower"
+    )
     num_batches: int = option(10, help="training batches for --by activations or both")
     rotate: bool = option(
         False, help="of pre-norm ViT and CLIP also turn residual streams and heads; norms are folded into layers"

@@ -49,8 +49,23 @@ def build(spec: ModelSpec, *, num_classes: int | None = None) -> torch.nn.Module
         raise TaskError(
             f"{spec.library} cannot build {spec.name}: {_first_line(error)}", hint=_nearest(spec)
         ) from error
+    _never_remember_weights(model)
     model.eval()
     return model
+
+
+def _never_remember_weights(model: torch.nn.Module) -> None:
+    """LeViT, TinyViT, EfficientViT and EfficientFormer keep attention biases between passes in eval mode.
+
+    With other weights in place they would go on with those of the first.
+    """
+    for module in model.modules():
+        if hasattr(module, "attention_bias_cache"):
+            module.register_forward_pre_hook(_forget)
+
+
+def _forget(module: torch.nn.Module, _inputs: Any) -> None:
+    module.attention_bias_cache = {}  # type: ignore[assignment]
 
 
 def build_tokenizer(spec: ModelSpec) -> Any:

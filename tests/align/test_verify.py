@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from soupkit.align.permutation import random_permutation
 from soupkit.align.spec import Atom, Group, PermutationSpec
 from soupkit.align.trace import permutation_spec
-from soupkit.align.verify import moving_permutation, permuted_state, randomise, verify
+from soupkit.align.verify import calibrate, moving_permutation, permuted_state, randomise, verify
 from soupkit.errors import AlignError
 
 IMAGES = (torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)),)
@@ -177,3 +177,61 @@ def test_every_permutation_of_the_check_moves_its_group() -> None:
     assert all(moving_permutation(pairs, seed)["g"].tolist() == [1, 0] for seed in range(9))
     assert not any(np.array_equal(p, np.arange(len(p))) for p in moving_permutation(spec, 0).values())
     assert not model.training
+
+
+def deep_network() -> nn.Module:
+    """Twenty convolutions without a shortcut: random statistics would let the last of them drown the first."""
+    torch.manual_seed(0)
+    layers = [(nn.Conv2d(C, C, 3, padding=1), nn.BatchNorm2d(C), nn.ReLU()) for _ in range(20)]
+    return nn.Sequential(*(module for layer in layers for module in layer), nn.Flatten(), nn.Linear(C * 64, 3)).eval()
+
+
+def test_statistics_are_set_so_that_every_layer_shows() -> None:
+    model, images = deep_network(), (torch.randn(2, C, 8, 8),)
+    checked = verify(model, permutation_spec(model, images), images, num_controls=100)
+    assert min(checked.controls.values()) > 1e-3
+    assert not checked.unobservable
+    randomise(model, 0)
+    calibrate(model, images, 0)
+    seen: list[torch.Tensor] = []
+    hook = model[-4].register_forward_hook(lambda _module, _inputs, output: seen.append(output.detach()))
+    model(*images)
+    hook.remove()
+    assert 0.3 < float(seen[0].std()) < 3
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+class Remembering(nn.Module):
+    """Attention biases as LeViT has them: gathered once in eval mode, and kept."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.biases = nn.Linear(C, 3 * C), nn.Parameter(torch.randn(3, 5))
+        self.proj = nn.Linear(C, C)
+        self.kept: torch.Tensor | None = None
+
+    def train(self, mode: bool = True) -> Remembering:
+        super().train(mode)
+        if mode:
+            self.kept = None
+        return self
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = self.qkv(x).reshape(len(x), -1, 3, 3, C // 3).permute(2, 0, 3, 1, 4)
+        if self.kept is None or self.training:
+            places = torch.arange(x.shape[1])
+            self.kept = self.biases[:, (places[:, None] - places).abs()]
+        scores = q @ k.transpose(-2, -1) + self.kept
+        found: torch.Tensor = self.proj((scores.softmax(-1) @ v).transpose(1, 2).flatten(2))
+        return found
+
+
+def test_what_a_network_remembers_of_its_weights_is_forgotten_between_passes() -> None:
+    torch.manual_seed(0)
+    tokens = (torch.randn(2, 5, C),)
+    spec = permutation_spec(Remembering().eval(), tokens)
+    assert {"biases", "qkv.weight", "proj.weight"} <= {tensor for tensor, _ in spec.attached("biases:0")}
+    checked = verify(Remembering().eval(), spec, tokens, num_controls=100)
+    assert not checked.culprits
+    assert not checked.unobservable
+    assert verify(Remembering().eval(), without(spec, "biases"), tokens).culprits

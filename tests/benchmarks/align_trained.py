@@ -50,6 +50,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=4)
     parser.add_argument("--soups", type=int, nargs="*", default=[3, 5])
     parser.add_argument("--by", default="weights")
+    parser.add_argument("--universe", default="merge-many")
     parser.add_argument("--rotate", action="store_true", help="turn transformers as well")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
@@ -110,7 +111,7 @@ def soups(name: str, models: list[Path], arguments: argparse.Namespace, world: W
     folder = arguments.folder / name
     aligned = folder / f"aligned-{len(models)}"
     common: dict[str, Any] = {"threads": world.threads, "overwrite": True, "device": "cpu"}
-    how = {"by": arguments.by, "rotate": arguments.rotate}
+    how = {"by": arguments.by, "rotate": arguments.rotate, "universe": arguments.universe}
     align(Align(refs=tuple(map(str, models)), out=aligned, **how, **common | DATA), world, silent)
     data = {**DATA, **common, "bn_batches": 8}
     made = {

@@ -25,6 +25,7 @@ from soupkit.task.models import (
     parse_model,
     write_config,
 )
+from soupkit.task.weights import arrays, load_weights
 
 
 @pytest.mark.parametrize(
@@ -167,3 +168,32 @@ def test_build_says_what_is_wrong(model: str, words: str, hint: str | None) -> N
     with pytest.raises(TaskError, match=words) as caught:
         build(parse_model(model))
     assert (hint is None and caught.value.hint is None) or (hint and hint in str(caught.value.hint))
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        "timm:levit_128s,img_size=64,embed_dim=(32,48,64),key_dim=8,num_heads=(2,3,4),depth=(1,1,1)",
+        "timm:tiny_vit_5m_224,img_size=64,embed_dims=(16,16,32,32),depths=(1,1,1,1),num_heads=(1,1,2,2),"
+        "window_sizes=(7,7,4,2)",
+        "timm:efficientformerv2_s0,img_size=64",
+    ],
+)
+def test_other_weights_are_not_mixed_with_remembered_ones(model: str) -> None:
+    """These keep attention biases between passes in eval mode; a second checkpoint must not see the first one's."""
+    torch.manual_seed(0)
+    built = build(described := parse_model(f"{model},num_classes=5"))
+    images = torch.randn(2, *image_settings(built, described).input_size)
+    with torch.inference_mode():
+        first = built(images)
+        other = {
+            name: values + 3 * torch.randn(values.shape).numpy() if "attention_biases" in name else values.copy()
+            for name, values in arrays(built).items()
+        }
+        assert any("attention_biases" in name for name in other)
+        load_weights(built, other)
+        second = built(images)
+        built.train().eval()
+        expected = built(images)
+    assert torch.equal(second, expected)
+    assert not torch.equal(first, second)
