@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 
 from soupkit.align.towers import Tower, towers_of
+from soupkit.align.trial import Trial, open_trial, randomise
 from soupkit.align.turn import balanced, fold, random_turn, turned
-from soupkit.align.verify import Trial, open_trial, randomise
 from soupkit.errors import AlignError
 
 
@@ -33,6 +33,7 @@ def proved(model: torch.nn.Module, inputs: tuple[torch.Tensor, ...], *, seed: in
     randomised = open_trial(model, inputs, None)
     randomise(randomised.model, seed)
     trials = {"actual": actual.again(), "randomised": randomised.again()}
+    tolerance = max(trial.tolerance for trial in trials.values())
     held = []
     for tower in towers:
         for kind in tower.freedoms():
@@ -40,11 +41,11 @@ def proved(model: torch.nn.Module, inputs: tuple[torch.Tensor, ...], *, seed: in
             for other in set(tower.freedoms()) - {kind}:
                 only = only.without(other, "")
             errors = [change(trial, [only], seed) for trial in trials.values()]
-            if not max(errors) <= actual.tolerance:
+            if not max(errors) <= tolerance:
                 tower = tower.without(kind, f"{kind} changes the outputs by {max(errors):.1e}")
         held += [tower] if tower.freedoms() else []
     together = {name: change(trial, held, seed) for name, trial in trials.items()}
-    if not held or not max(together.values()) <= actual.tolerance:
+    if not held or not max(together.values()) <= tolerance:
         raise AlignError("turned, this network does not compute the same", hint="align without --rotate")
     return Proof(tuple(held), together)
 

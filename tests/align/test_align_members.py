@@ -14,7 +14,7 @@ from soupkit.align.permutation import random_permutation
 from soupkit.align.repair import measure_endpoints, ratios, target_moments
 from soupkit.align.sites import find_sites
 from soupkit.align.trace import permutation_spec
-from soupkit.align.verify import permuted_state
+from soupkit.align.trial import permuted_state
 
 CPU = torch.device("cpu")
 

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from soupkit.align.rotate import Found, Matching, best_heads, best_rotations, match_turned, procrustes
 from soupkit.align.similarity import permuted
 from soupkit.align.trace import permutation_spec
+from soupkit.align.trial import randomise
 from soupkit.align.turn import Turn, balanced, complement_of_ones, fold, heads, random_turn, turned
 from soupkit.align.turn_proof import proved
-from soupkit.align.verify import randomise
 from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.errors import AlignError, CheckpointError, RecipeError
 from soupkit.events import silent

@@ -8,9 +8,9 @@ from task.small import CLIP_CONFIG
 from torch import Tensor, nn
 
 from soupkit.align.towers import Tower, towers_again, towers_of, towers_to_json
+from soupkit.align.trial import randomise
 from soupkit.align.turn import Turn, balanced, fold, heads, random_turn, turned
 from soupkit.align.turn_proof import proved
-from soupkit.align.verify import randomise
 from soupkit.errors import AlignError
 from soupkit.jobs.align_groups import example_inputs
 from soupkit.task.models import ModelSpec, build, parse_model

@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from soupkit.align.permutation import random_permutation
 from soupkit.align.spec import Atom, Group, PermutationSpec
 from soupkit.align.trace import permutation_spec
-from soupkit.align.verify import calibrate, moving_permutation, permuted_state, randomise, verify
+from soupkit.align.trial import calibrate, permuted_state, randomise
+from soupkit.align.verify import moving_permutation, verify
 from soupkit.errors import AlignError
 
 IMAGES = (torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)),)

@@ -103,7 +103,7 @@ TIMM = {
     "FastViT": "fastvit_t8",
     "NextViT": "nextvit_small",
     "SwiftFormer": "swiftformer_xs",
-    "SHViT": "shvit_s1",
+    "SHViT": "shvit_s1:128",
 }
 OPEN_CLIP = (
     "ViT-B-32 RN50 ViT-B-16-SigLIP EVA02-B-16 MobileCLIP-S1 convnext_base coca_ViT-B-32 ViT-B-32-quickgelu "

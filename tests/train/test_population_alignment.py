@@ -12,7 +12,7 @@ from train.population_small import ALONE, population_recipe
 
 from soupkit.align.permutation import random_permutation
 from soupkit.align.trace import permutation_spec
-from soupkit.align.verify import permuted_state, randomise
+from soupkit.align.trial import permuted_state, randomise
 from soupkit.errors import RecipeError
 from soupkit.events import silent
 from soupkit.jobs import population as job
