@@ -29,7 +29,7 @@ def randomise(model: torch.nn.Module, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, tensor in model.state_dict(keep_vars=True).items():
-            if not tensor.is_floating_point() or not tensor.numel():
+            if not tensor.is_floating_point() or not tensor.numel() or not tensor.isfinite().all():  # a mask, then
                 continue
             noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float64).to(tensor)
             if name.endswith("running_var"):

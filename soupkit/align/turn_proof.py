@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,32 +22,37 @@ class Proof:
 
 
 def proved(model: torch.nn.Module, inputs: tuple[torch.Tensor, ...], *, seed: int = 0) -> Proof:
-    """What of a network may be turned: each freedom by itself, then all at once, on actual and randomised weights.
+    """What of a network may be turned: all at once, on actual and randomised weights; else each freedom by itself.
 
-    A freedom that changes what the network computes is given up. Tolerance and memory: see
-    `soupkit.align.verify.verify`. Raises AlignError where nothing remains.
+    A freedom that changes what the network computes is given up. Tolerance: see `soupkit.align.verify.verify`. Memory:
+    three copies of the model in float64. Raises AlignError where nothing remains.
     """
     heads = {name: module.num_heads for name, module in model.named_modules() if hasattr(module, "num_heads")}
-    towers = towers_of(model.state_dict(), heads)
-    actual = open_trial(model, inputs, None)
-    randomised = open_trial(model, inputs, None)
+    towers = list(towers_of(model.state_dict(), heads))
+    actual, randomised = (open_trial(model, inputs, None) for _ in range(2))
     randomise(randomised.model, seed)
     trials = {"actual": actual.again(), "randomised": randomised.again()}
     tolerance = max(trial.tolerance for trial in trials.values())
-    held = []
-    for tower in towers:
-        for kind in tower.freedoms():
-            only = tower
-            for other in set(tower.freedoms()) - {kind}:
-                only = only.without(other, "")
-            errors = [change(trial, [only], seed) for trial in trials.values()]
-            if not max(errors) <= tolerance:
-                tower = tower.without(kind, f"{kind} changes the outputs by {max(errors):.1e}")
-        held += [tower] if tower.freedoms() else []
-    together = {name: change(trial, held, seed) for name, trial in trials.items()}
-    if not held or not max(together.values()) <= tolerance:
-        raise AlignError("turned, this network does not compute the same", hint="align without --rotate")
-    return Proof(tuple(held), together)
+    for attempt in range(2):
+        errors = {name: change(trial, towers, seed) for name, trial in trials.items()}
+        if towers and max(errors.values()) <= tolerance:
+            return Proof(tuple(towers), errors)
+        if attempt == 0:
+            towers = [held for tower in towers if (held := _held(tower, trials, tolerance, seed)).freedoms()]
+    raise AlignError("turned, this network does not compute the same", hint="align without --rotate")
+
+
+def _held(tower: Tower, trials: Mapping[str, Trial], tolerance: float, seed: int) -> Tower:
+    """The tower with those of its freedoms that hold by themselves."""
+    freedoms = tower.freedoms()
+    for kind in freedoms:
+        only = tower
+        for other in set(freedoms) - {kind}:
+            only = only.without(other, "")
+        error = max(change(trial, [only], seed) for trial in trials.values())
+        if not error <= tolerance:
+            tower = tower.without(kind, f"{kind} changes the outputs by {error:.1e}")
+    return tower
 
 
 def change(trial: Trial, towers: Sequence[Tower], seed: int) -> float:

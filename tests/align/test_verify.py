@@ -180,10 +180,18 @@ def test_every_permutation_of_the_check_moves_its_group() -> None:
     assert not model.training
 
 
-def deep_network() -> nn.Module:
-    """Twenty convolutions without a shortcut: random statistics would let the last of them drown the first."""
+def test_masks_keep_their_infinities() -> None:
+    model = conv_network()
+    model.register_buffer("mask", torch.full((3, 3), -torch.inf).triu(1))
+    before = model.get_buffer("mask").clone()
+    randomise(model, 0)
+    assert torch.equal(model.get_buffer("mask"), before)
+
+
+def deep_network(num_layers: int = 20) -> nn.Module:
+    """Convolutions without a shortcut: random statistics would let the last of them drown the first."""
     torch.manual_seed(0)
-    layers = [(nn.Conv2d(C, C, 3, padding=1), nn.BatchNorm2d(C), nn.ReLU()) for _ in range(20)]
+    layers = [(nn.Conv2d(C, C, 3, padding=1), nn.BatchNorm2d(C), nn.ReLU()) for _ in range(num_layers)]
     return nn.Sequential(*(module for layer in layers for module in layer), nn.Flatten(), nn.Linear(C * 64, 3)).eval()
 
 
@@ -200,6 +208,15 @@ def test_statistics_are_set_so_that_every_layer_shows() -> None:
     hook.remove()
     assert 0.3 < float(seen[0].std()) < 3
     assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_rounding_that_a_deep_network_amplifies_is_no_error() -> None:
+    model, images = deep_network(100), (torch.randn(2, C, 8, 8),)
+    checked = verify(model, permutation_spec(model, images), images)
+    assert 1e-10 < checked.errors["randomised"] < checked.tolerance < 1e-4
+    assert not checked.culprits
+    wrong = verify(model, without(permutation_spec(model, images), "4.running_mean"), images)
+    assert wrong.culprits == ("3.weight:0",)
 
 
 class Remembering(nn.Module):
