@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from soupkit.checkpoint.tensors import TensorFiles, plan_files, write_tensors
+from soupkit.commands import Command
 
 Save = Callable[..., Path]
 
@@ -46,3 +47,16 @@ def save(tmp_path: Path) -> Save:
         return directory
 
     return save_checkpoint
+
+
+@pytest.fixture
+def parsed(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The recipes of the command lines that are run from now on; no job does anything."""
+    recipes: list[Any] = []
+
+    def job(recipe: Any, _world: Any, _report: Any) -> dict[str, Any]:
+        recipes.append(recipe)
+        return {}
+
+    monkeypatch.setattr(Command, "load_job", lambda _self: job)
+    return recipes

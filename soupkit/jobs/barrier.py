@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,10 @@ from soupkit.checkpoint.reference import open_references
 from soupkit.errors import RecipeError
 from soupkit.events import Advanced, Cell, Finished, Report, Started, Table, Wrote
 from soupkit.jobs.aligned import aligned_ingredients
+from soupkit.jobs.findings import write_findings
 from soupkit.jobs.repair import loader, training_batches
 from soupkit.jobs.rotated import rotated_ingredients
-from soupkit.jobs.soup import describe_inputs, describe_outputs
+from soupkit.jobs.soup import describe_inputs
 from soupkit.manifest import Manifest
 from soupkit.recipe.align import Barrier as BarrierRecipe
 from soupkit.recipe.parse import recipe_to_json
@@ -205,10 +206,7 @@ def _write(
             compare_lines(
                 directory / f"barrier-{metric}.png", curves, title="between the checkpoints", xlabel="λ", ylabel=label
             )
-        outputs = {"files": describe_outputs(directory, "")["files"]}
-        manifest = replace(manifest, inputs=describe_inputs(checkpoints, output.out, contents), outputs=outputs)
-        manifest.write(directory)
-    return manifest
+        return write_findings(directory, manifest, describe_inputs(checkpoints, output.out, contents))
 
 
 def _write_csv(path: Path, lines: Mapping[str, Line]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,8 +18,9 @@ from soupkit.curve.geometry import Geometry, Matrix, geometry, weight_names
 from soupkit.curve.summary import MEASURES, Scored, fields, measured, metrics
 from soupkit.events import Cell, Report, Table, Wrote
 from soupkit.jobs.curve_point import open_curve
+from soupkit.jobs.findings import write_findings
 from soupkit.jobs.points import Point, PointScorer, score_points
-from soupkit.jobs.soup import describe_inputs, describe_outputs
+from soupkit.jobs.soup import describe_inputs
 from soupkit.manifest import Manifest
 from soupkit.recipe.curve import CurveEvaluate
 from soupkit.recipe.parse import recipe_to_json
@@ -88,8 +88,7 @@ def evaluate_path(
         np.savez(directory / "curve.npz", **fields(path))
         _write_json(directory / "curve.json", fields(path))
         path_plot(directory / "curve.png", path.ts, _panels(path), title=title, marks=corners)
-        manifest = dataclasses.replace(manifest, outputs={"files": describe_outputs(directory, "")["files"]})
-        manifest.write(directory)
+        manifest = write_findings(directory, manifest)
     report(Wrote(recipe.out, sum(entry["bytes"] for entry in manifest.outputs["files"].values())))
     return manifest.to_json()
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,9 @@ from soupkit.checkpoint.output import OutputDirectory
 from soupkit.checkpoint.reference import open_references
 from soupkit.curve.ensembles import KINDS, RunningEnsemble
 from soupkit.events import Advanced, Cell, Finished, Report, Started, Table, Told, Wrote
+from soupkit.jobs.findings import write_findings, write_scores
 from soupkit.jobs.scoring import contents_of
-from soupkit.jobs.soup import describe_inputs, describe_outputs
+from soupkit.jobs.soup import describe_inputs
 from soupkit.manifest import Manifest
 from soupkit.recipe.curve import Ensemble
 from soupkit.recipe.parse import recipe_to_json
@@ -165,13 +165,5 @@ def _write(
 ) -> Manifest:
     """scores.json and the manifest, which then also knows the inputs by content."""
     with output as directory:
-        scores = {"metrics": manifest.metrics, **manifest.notes}
-        text = json.dumps(scores, indent=1, ensure_ascii=False)
-        (directory / "scores.json").write_text(f"{text}\n", encoding="utf-8")
-        manifest = replace(
-            manifest,
-            inputs=describe_inputs(checkpoints, output.out, contents),
-            outputs={"files": describe_outputs(directory, "")["files"]},
-        )
-        manifest.write(directory)
-    return manifest
+        write_scores(directory, manifest)
+        return write_findings(directory, manifest, describe_inputs(checkpoints, output.out, contents))

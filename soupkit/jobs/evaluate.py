@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +14,8 @@ from soupkit.checkpoint.output import OutputDirectory
 from soupkit.checkpoint.reference import open_checkpoint, open_references
 from soupkit.errors import RecipeError
 from soupkit.events import Advanced, Finished, Report, Scored, Started, Table, Warned, Wrote
-from soupkit.jobs.soup import describe_inputs, describe_outputs
+from soupkit.jobs.findings import write_findings, write_scores
+from soupkit.jobs.soup import describe_inputs
 from soupkit.manifest import Manifest
 from soupkit.recipe.evaluate import Evaluate
 from soupkit.recipe.parse import recipe_to_json
@@ -241,18 +241,9 @@ def _write(
     """scores.json, scores.csv and the manifest, which then also knows the inputs by content."""
     contents = [content_hash(checkpoint, threads=world.num_threads) for checkpoint in checkpoints]
     with output as directory:
-        scores = {"metrics": manifest.metrics, **manifest.notes}
-        (directory / "scores.json").write_text(
-            json.dumps(scores, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
+        write_scores(directory, manifest)
         _write_csv(directory / "scores.csv", results)
-        manifest = replace(
-            manifest,
-            inputs=describe_inputs(checkpoints, output.out, contents),
-            outputs={"files": describe_outputs(directory, "")["files"]},
-        )
-        manifest.write(directory)
-    return manifest
+        return write_findings(directory, manifest, describe_inputs(checkpoints, output.out, contents))
 
 
 def _write_csv(path: Path, results: Mapping[str, Sequence[Row]]) -> None:

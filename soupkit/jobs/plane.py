@@ -26,8 +26,9 @@ from soupkit.errors import RecipeError, ReferenceError
 from soupkit.events import Cell, Report, Table, Wrote
 from soupkit.jobs.curve_evaluate import show_plan
 from soupkit.jobs.curve_point import open_curve
+from soupkit.jobs.findings import write_findings
 from soupkit.jobs.points import Point, score_points
-from soupkit.jobs.soup import describe_inputs, describe_outputs
+from soupkit.jobs.soup import describe_inputs
 from soupkit.manifest import Manifest
 from soupkit.recipe.curve import Plane as PlaneRecipe
 from soupkit.recipe.parse import recipe_to_json
@@ -80,8 +81,7 @@ def plane(recipe: PlaneRecipe, world: World, report: Report) -> dict[str, Any]:
         return manifest.to_json()
     with output as directory:
         _write(directory, values, drawn, projections, checkpoints, recipe)
-        manifest = dataclasses.replace(manifest, outputs={"files": describe_outputs(directory, "")["files"]})
-        manifest.write(directory)
+        manifest = write_findings(directory, manifest)
     report(Wrote(recipe.out, sum(entry["bytes"] for entry in manifest.outputs["files"].values())))
     return manifest.to_json()
 

@@ -67,7 +67,7 @@ class LearnedBatchNormOptions(BatchNormOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MergeLearned(
+class LearnedSoup(
     OutputOptions,
     LearnOptions,
     MemoryOptions,
@@ -77,6 +77,11 @@ class MergeLearned(
     DataOptions,
     ModelOptions,
 ):
+    """What all soups that are learned by gradients have in common."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeLearned(LearnedSoup):
     """Learn the coefficients of a soup on held-out data by gradient descent.
 
     Coefficients are a softmax over the checkpoints, for the whole model or for each block.
@@ -99,16 +104,7 @@ class MergeLearned(
 
 
 @dataclass(frozen=True, kw_only=True)
-class MergeMehl(
-    OutputOptions,
-    LearnOptions,
-    MemoryOptions,
-    DropOptions,
-    WeightOptions,
-    LearnedBatchNormOptions,
-    DataOptions,
-    ModelOptions,
-):
+class MergeMehl(LearnedSoup):
     """Learn a soup in the hyper-plane of the checkpoints, a model batch at a time (MEHL-Soup+).
 
     Coefficients of each block sum to one and may be negative. --step distance --model-batch 18 --clip-grad 1 is the
@@ -138,16 +134,7 @@ class MergeMehl(
 
 
 @dataclass(frozen=True, kw_only=True)
-class MergeTwa(
-    OutputOptions,
-    LearnOptions,
-    MemoryOptions,
-    DropOptions,
-    WeightOptions,
-    LearnedBatchNormOptions,
-    DataOptions,
-    ModelOptions,
-):
+class MergeTwa(LearnedSoup):
     """Go on training in the span of a training run's checkpoints (trainable weight averaging).
 
     Checkpoints are taken in natural order (epoch-2 before epoch-10); a Hub repository's revisions may be given as a

@@ -13,7 +13,7 @@ import pytest
 
 from soupkit.cli.app import run_command_line
 from soupkit.cli.options import describe
-from soupkit.commands import COMMANDS, Command
+from soupkit.commands import COMMANDS
 from soupkit.recipe.steps import load_steps
 
 ROOT = Path(__file__).parents[2]
@@ -41,19 +41,6 @@ def command_lines(text: str) -> Iterator[list[str]]:
                 yield words[1:]
             elif words[:3] == ["python", "-m", "soupkit"]:
                 yield words[3:]
-
-
-@pytest.fixture
-def parsed(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The recipes of the command lines that are run from now on; no job does anything."""
-    recipes: list[Any] = []
-
-    def job(recipe: Any, _world: Any, _report: Any) -> dict[str, Any]:
-        recipes.append(recipe)
-        return {}
-
-    monkeypatch.setattr(Command, "load_job", lambda _self: job)
-    return recipes
 
 
 @pytest.mark.parametrize("name", COMMANDS)

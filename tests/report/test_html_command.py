@@ -15,25 +15,12 @@ from report.html_samples import read
 
 from soupkit.cli.app import run_command_line
 from soupkit.cli.options import describe
-from soupkit.commands import COMMANDS, Command
+from soupkit.commands import COMMANDS
 from soupkit.recipe.parse import parse_recipe, recipe_to_json
 from soupkit.recipe.steps import load_steps
 from soupkit.report.html_page import page
 from soupkit.report.sections_record import broken, command_line
 from soupkit.report.sections_subject import Subject
-
-
-@pytest.fixture
-def parsed(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The recipes of the command lines that are run from now on; no job does anything."""
-    recipes: list[Any] = []
-
-    def job(recipe: Any, _world: Any, _report: Any) -> dict[str, Any]:
-        recipes.append(recipe)
-        return {}
-
-    monkeypatch.setattr(Command, "load_job", lambda _self: job)
-    return recipes
 
 
 @pytest.mark.parametrize("name", COMMANDS)
