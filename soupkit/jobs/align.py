@@ -16,9 +16,9 @@ from soupkit.checkpoint.reference import open_checkpoint, open_references
 from soupkit.errors import RecipeError
 from soupkit.events import Cell, Report, Table, Told, Wrote, silent
 from soupkit.jobs.aligned import Aligned, aligned_ingredients, open_network
+from soupkit.jobs.recorded import write_turns
 from soupkit.jobs.rotated import rotated_ingredients
 from soupkit.jobs.soup import Record, describe_inputs, plan_soup, write_soup
-from soupkit.jobs.verify import write_turns
 from soupkit.manifest import Manifest
 from soupkit.merge.mixture import uniform
 from soupkit.recipe.align import Align

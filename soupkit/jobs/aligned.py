@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -14,13 +13,13 @@ import torch
 from soupkit.align.activations import activations, find_taps, weighed_equally, with_taps
 from soupkit.align.match import Match, loaded
 from soupkit.align.permuted import Permuted
-from soupkit.align.spec import Permutation, PermutationSpec
+from soupkit.align.spec import PermutationSpec
 from soupkit.align.trace import permutation_spec
 from soupkit.align.universe import align_all
 from soupkit.align.verify import Verification, verify
 from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.checkpoint.dtypes import Array
-from soupkit.errors import AlignError, CheckpointError
+from soupkit.errors import AlignError
 from soupkit.events import Advanced, Finished, Report, Started, Told
 from soupkit.jobs.align_groups import example_inputs
 from soupkit.jobs.download import download
@@ -119,37 +118,6 @@ def check_same_function(
             f"{getattr(source, 'reference', 'a checkpoint')}: moved, its output changes by {error:.1e} of its size",
             hint="please report the model; --pin GROUP leaves a group as it is",
         )
-
-
-def recorded_views(
-    checkpoints: Sequence[Checkpoint], entries: Sequence[Mapping[str, Any]], notes: Any, directory: Path
-) -> list[Checkpoint]:
-    """The checkpoints, permuted or turned as the manifest in `directory` records of its inputs.
-
-    Raises CheckpointError when the record is not whole.
-    """
-    return [
-        _recorded(checkpoint, entry, notes, directory) if "permutation" in entry else checkpoint
-        for checkpoint, entry in zip(checkpoints, entries, strict=True)
-    ]
-
-
-def _recorded(checkpoint: Checkpoint, entry: Mapping[str, Any], notes: Any, directory: Path) -> Checkpoint:
-    try:
-        permutation = permutation_from_json(entry["permutation"])
-        spec = PermutationSpec.from_json(json.loads(notes["alignment"]["spec"]))
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"the manifest's permutations cannot be read: {error!r}") from error
-    if "turn" in entry:
-        from soupkit.jobs.rotated import turned_again
-
-        return turned_again(checkpoint, entry, permutation, notes, directory)
-    return cast(Checkpoint, Permuted(checkpoint, spec, permutation))
-
-
-def permutation_from_json(values: Mapping[str, str]) -> Permutation:
-    """What `Permuted.record` wrote: group → numbers with spaces between them."""
-    return {name: np.array([int(number) for number in text.split()], np.int64) for name, text in values.items()}
 
 
 def _tensors(

@@ -18,10 +18,9 @@ from soupkit.checkpoint.header import Slot
 from soupkit.checkpoint.reference import open_checkpoint
 from soupkit.errors import CheckpointError, RecipeError
 from soupkit.events import Report, Scored, Table, Told
-from soupkit.jobs.aligned import recorded_views
+from soupkit.jobs.recorded import open_as_recorded
 from soupkit.jobs.scoring import SoupTask
 from soupkit.jobs.soup import Record, copying, plan_soup, show_plan, write_soup
-from soupkit.jobs.verify import open_input
 from soupkit.manifest import Manifest
 from soupkit.merge.mixture import Mixture
 from soupkit.recipe.align import Repair
@@ -126,8 +125,7 @@ def _endpoints(soup: Checkpoint, manifest: Manifest) -> tuple[list[float], list[
             hint="repair works on linear soups: merge uniform, weighted, interpolate, greedy, …",
         )
     mixture = Mixture.from_json(manifest.mixture)
-    inputs = [open_input(soup.directory, entry) for entry in manifest.inputs]
-    views = recorded_views(inputs, manifest.inputs, manifest.notes, soup.directory)
+    views = open_as_recorded(soup.directory, manifest)
     rows = mixture.used()
     if len(rows) < 2:
         raise RecipeError(f"{soup.reference}: has one ingredient, so there is nothing to repair")

@@ -13,7 +13,7 @@ from soupkit.checkpoint.reference import open_references
 from soupkit.commands import COMMANDS
 from soupkit.errors import ExpectationError, SoupkitError
 from soupkit.events import Report, Table, Told
-from soupkit.jobs.verify import content_of_input
+from soupkit.jobs.recorded import content_of_input
 from soupkit.manifest import Manifest
 from soupkit.recipe.parse import recipe_to_json
 from soupkit.recipe.run import Run

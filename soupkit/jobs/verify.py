@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from soupkit.checkpoint.adapted import WEIGHTS, is_adapter
 from soupkit.checkpoint.checkpoint import Checkpoint
-from soupkit.checkpoint.convert import pickled_files
 from soupkit.checkpoint.dtypes import Array
-from soupkit.checkpoint.hashing import FILES_HASH, content_hash, file_sha256, file_xxh3, files_hash
-from soupkit.checkpoint.hub import fetch_pickles
-from soupkit.checkpoint.reference import open_checkpoint
+from soupkit.checkpoint.hashing import content_hash, file_sha256, file_xxh3
 from soupkit.commands import COMMANDS
-from soupkit.errors import CheckpointError, ReferenceError
+from soupkit.errors import CheckpointError
 from soupkit.events import Report, Table, Told
 from soupkit.jobs.methods import merge_method, with_inputs
+from soupkit.jobs.recorded import content_of_input, open_as_recorded, place_of, write_turns
 from soupkit.jobs.soup import Record, prepare, show_plan, write_soup
 from soupkit.manifest import MANIFEST_NAME, Manifest
 from soupkit.merge.mixture import Mixture
@@ -74,59 +72,6 @@ def _check_inputs(directory: Path, manifest: Manifest, world: World) -> list[tup
     return checks
 
 
-def content_of_input(directory: Path, entry: dict[str, Any], world: World) -> str:
-    """The hash that an input recorded in the manifest of `directory` has now, of the kind that was recorded.
-
-    Raises ReferenceError when it is gone.
-    """
-    if str(entry.get("content")).startswith(FILES_HASH):
-        return files_hash(pickled_files(_pickle_path(directory, entry)))
-    return content_hash(open_input(directory, entry), threads=world.num_threads)
-
-
-def open_input(directory: Path, entry: dict[str, Any]) -> Checkpoint:
-    """An ingredient, by its reference or by its place relative to the output. Raises ReferenceError."""
-    if "commit" in entry:
-        return open_checkpoint(entry["reference"])
-    return Checkpoint(_input_path(directory, entry).resolve(), reference=entry["reference"])
-
-
-def _open_as_recorded(directory: Path, manifest: Manifest) -> list[Checkpoint]:
-    """The ingredients, their units permuted where the manifest says that they were."""
-    opened = [open_input(directory, entry) for entry in manifest.inputs]
-    if not any("permutation" in entry for entry in manifest.inputs):
-        return opened
-    from soupkit.jobs.aligned import recorded_views
-
-    return recorded_views(opened, manifest.inputs, manifest.notes, directory)
-
-
-def write_turns(checkpoints: Iterable[Checkpoint], directory: Path) -> None:
-    """Write the matrices of what was turned beside the weights that were made with them."""
-    for checkpoint in checkpoints:
-        if hasattr(checkpoint, "write_turn"):
-            checkpoint.write_turn(directory)
-
-
-def _pickle_path(directory: Path, entry: dict[str, Any]) -> Path:
-    if "commit" in entry:
-        return fetch_pickles(entry["reference"])[0][1]
-    return _input_path(directory, entry)
-
-
-def _input_path(directory: Path, entry: dict[str, Any]) -> Path:
-    candidates = [Path(entry["reference"]).expanduser()]
-    if entry.get("path"):
-        candidates.append(directory / str(entry["path"]))
-    for path in candidates:
-        if path.exists():
-            return path
-    raise ReferenceError(
-        f"{directory / MANIFEST_NAME}: its ingredient {entry['reference']} is no longer there",
-        hint="bring it back to that path, or run from the directory in which the merge ran",
-    )
-
-
 def reproduce(recipe: Reproduce, world: World, report: Report) -> dict[str, Any]:
     """Write the soup again from the recorded coefficients; the weights must come out as the same bits.
 
@@ -141,7 +86,7 @@ def reproduce(recipe: Reproduce, world: World, report: Report) -> dict[str, Any]
             hint="reproduce works on soups; run the recorded command again for anything else",
         )
     made_with = _recorded_recipe(manifest, recipe)
-    ingredients = prepare(_open_as_recorded(recipe.directory, manifest), made_with, report)
+    ingredients = prepare(open_as_recorded(recipe.directory, manifest), made_with, report)
     if recipe.dry_run:
         return show_plan(ingredients, made_with, world, report)
     for what, ok, why in _check_inputs(recipe.directory, manifest, world):
@@ -179,7 +124,7 @@ def _merge_again(
 ) -> dict[str, Any]:
     """A method's output has no coefficients: the recorded recipe runs again, on the recorded inputs."""
     again = merge_method(
-        with_inputs(made_with, [_place_of(recipe.directory, entry) for entry in manifest.inputs]),
+        with_inputs(made_with, [place_of(recipe.directory, entry) for entry in manifest.inputs]),
         world,
         report,
         record=Record(manifest.trace, {**manifest.notes, "reproduces": manifest.outputs.get("content")}),
@@ -187,10 +132,6 @@ def _merge_again(
     )
     report(Told("the same bits"))
     return again
-
-
-def _place_of(directory: Path, entry: dict[str, Any]) -> str:
-    return str(entry["reference"] if "commit" in entry else _input_path(directory, entry))
 
 
 def _same_bits(written: Checkpoint, manifest: Manifest, world: World) -> dict[str, Any]:
