@@ -96,3 +96,12 @@ def hidden_copy(spec: PermutationSpec, tensors: Tensors, *, noise: float, seed: 
 def objective(a: Tensors, b: Tensors) -> float:
     """Σ ⟨a, b⟩ in float64."""
     return sum(float((a[name].astype(np.float64) * b[name]).sum()) for name in a)
+
+
+SPECS = {
+    "mlp": mlp(8, 32, 24, 4),
+    "attention": attention(),
+    "dense": dense(8),
+    "recurrent": recurrent(16),
+}
+"""One of each kind, for tests that hold for all."""

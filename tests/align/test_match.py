@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
-from align.hand_made import attention, dense, gathered, hidden_copy, mlp, objective, recurrent, weights
+from align.hand_made import SPECS, attention, gathered, hidden_copy, mlp, objective, recurrent, weights
 
 from soupkit.align.anchored import anchored_order, anchored_start
 from soupkit.align.assign import assign
@@ -19,12 +19,6 @@ from soupkit.align.spec import Permutation, PermutationSpec
 from soupkit.errors import CheckpointError
 
 CPU = torch.device("cpu")
-SPECS = {
-    "mlp": mlp(8, 32, 24, 4),
-    "attention": attention(),
-    "dense": dense(8),
-    "recurrent": recurrent(16),
-}
 
 
 def pair_of(spec: PermutationSpec, seed: int) -> Pair:

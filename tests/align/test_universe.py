@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
-from align.hand_made import attention, dense, gathered, hidden_copy, mlp, recurrent, weights
+from align.hand_made import SPECS, gathered, hidden_copy, mlp, weights
 
 from soupkit.align.frank_wolfe import Axes, Relaxed, _best_step, _sum_of_pairs, _vertices, frank_wolfe
 from soupkit.align.match import loaded
@@ -18,12 +18,6 @@ from soupkit.align.spec import Permutation, PermutationSpec
 from soupkit.align.universe import Universe, align_all, medoid, sum_of_pairs
 
 CPU = torch.device("cpu")
-SPECS = {
-    "mlp": mlp(8, 16, 12, 4),
-    "attention": attention(),
-    "dense": dense(8),
-    "recurrent": recurrent(16),
-}
 KINDS: tuple[Universe, ...] = ("merge-many", "frank-wolfe")
 Tensors = dict[str, torch.Tensor]
 
