@@ -157,6 +157,12 @@ def towers_of(names: Iterable[str], num_heads: Mapping[str, int]) -> tuple[Tower
     return tuple(towers)
 
 
+def check_names(names: Iterable[str]) -> None:
+    """Raise AlignError for a network that holds no transformer that is known, before any is built."""
+    names = set(names)
+    towers_of(names, {f"{name.partition('.attn.')[0]}.attn": 1 for name in names if ".attn." in name})
+
+
 def towers_to_json(towers: Iterable[Tower]) -> dict[str, Any]:
     """What `towers_again` needs beside the names of tensors."""
     towers = list(towers)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from soupkit.align.towers import check_names
 from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.checkpoint.compatible import check_compatible
 from soupkit.checkpoint.output import OutputDirectory
@@ -35,6 +36,8 @@ def align(recipe: Align, world: World, report: Report) -> dict[str, Any]:
     """
     checkpoints, to = _open(recipe)
     check_compatible(checkpoints)
+    if recipe.rotate:
+        check_names(checkpoints[0].slots)
     size = sum(checkpoint.num_bytes for checkpoint in checkpoints)
     inputs = [file for checkpoint in checkpoints for file in checkpoint.files]
     output = OutputDirectory(recipe.out, overwrite=recipe.overwrite, num_bytes=size, inputs=inputs)

@@ -13,6 +13,7 @@ import numpy as np
 
 from soupkit.align.barrier import Barrier, barrier, between, losses_and_errors
 from soupkit.align.repair import measure_endpoints, repair
+from soupkit.align.towers import check_names
 from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.checkpoint.compatible import check_compatible
 from soupkit.checkpoint.hashing import content_hash
@@ -77,6 +78,8 @@ def barrier_job(recipe: BarrierRecipe, world: World, report: Report) -> dict[str
     if len(checkpoints) != 2:
         raise RecipeError(f"refs name {len(checkpoints)} checkpoints, expected two")
     check_compatible(checkpoints)
+    if recipe.rotate:
+        check_names(checkpoints[0].slots)
     files = [file for checkpoint in checkpoints for file in checkpoint.files]
     output = OutputDirectory(recipe.out, overwrite=recipe.overwrite, inputs=files) if recipe.out else None
     task = open_task(checkpoints[0], recipe, world)

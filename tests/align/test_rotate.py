@@ -219,7 +219,7 @@ def test_what_cannot_be_turned_is_refused(tmp_path: Path, pair: tuple[Path, Path
         saved(tmp_path / f"resnet-{number}", "timm:test_resnet,num_classes=5,img_size=32", seed=number)
     refs = tuple(str(tmp_path / f"resnet-{number}") for number in range(2))
     with pytest.raises(AlignError, match="no pre-norm vision transformer"):
-        align(Align(refs=refs, rotate=True, out=tmp_path / "out", threads=1), WORLD, silent)
+        align(Align(refs=refs, rotate=True, out=tmp_path / "out", threads=1, dry_run=True), WORLD, silent)
     assert not (tmp_path / "out").exists()
     for recipe in (Align, Barrier):
         with pytest.raises(RecipeError, match="--rotate goes by weights"):

@@ -7,7 +7,7 @@ import torch
 from task.small import CLIP_CONFIG
 from torch import Tensor, nn
 
-from soupkit.align.towers import Tower, towers_again, towers_of, towers_to_json
+from soupkit.align.towers import Tower, check_names, towers_again, towers_of, towers_to_json
 from soupkit.align.trial import randomise
 from soupkit.align.turn import Turn, balanced, fold, heads, random_turn, turned
 from soupkit.align.turn_proof import proved
@@ -170,10 +170,14 @@ def test_a_network_without_classifier_keeps_its_stream() -> None:
 
 def test_other_networks_are_refused() -> None:
     names, heads = names_and_heads(VIT)
+    check_names(names)
+    check_names(names_and_heads("open_clip")[0])
     resnet = names_and_heads("timm:test_resnet,num_classes=5")[0]
     for strange in (resnet, {*names, "blocks.0.attn.relative_bias"}, {*names, "stem.weight"}):
         with pytest.raises(AlignError, match="no pre-norm vision transformer or CLIP"):
             towers_of(strange, heads)
+        with pytest.raises(AlignError, match="no pre-norm vision transformer or CLIP"):
+            check_names(strange)
     with pytest.raises(AlignError, match="no pre-norm"):
         towers_of(names, {})
 
