@@ -16,7 +16,7 @@ from torch import Tensor
 from soupkit.align.assign import assign
 from soupkit.align.match import best_match, in_random_order, refine
 from soupkit.align.permutation import compose, identity
-from soupkit.align.similarity import Pair, objective_names, permuted
+from soupkit.align.similarity import Pair, all_permuted, objective_names
 from soupkit.align.spec import Permutation, PermutationSpec
 from soupkit.align.towers import Attention, Stream, Tower
 from soupkit.align.turn import (
@@ -29,6 +29,7 @@ from soupkit.align.turn import (
     stream_shifts,
     turned,
 )
+from soupkit.align.universe import mean_without
 
 MAX_ROUNDS = 50
 TOLERANCE = 1e-6
@@ -85,20 +86,21 @@ def match_turned(models: Sequence[Tensors], to: int, matching: Matching) -> list
     MergeMany does (Ainsworth et al. 2022, arXiv:2209.04836, alg. 2); the one at `to` is only balanced. Memory: two
     copies of all in float64; cost per round: 2 D multiplications per weight, one SVD per stream and per pair of heads.
     """
-    even = [turned(model, matching.towers, balanced(model, matching.towers)) for model in models]
+    turns = [balanced(model, matching.towers) for model in models]
+    even = [turned(model, matching.towers, turn) for model, turn in zip(models, turns, strict=True)]
     weights = _weights(even[to], matching.towers)
     before = [_cosine(even[to], model, weights) for model in even]
-    states = [_State({}, balanced(models[to], matching.towers), even[to])] * len(models)
+    states = [_State({}, turns[to], even[to])] * len(models)
     others = [place for place in range(len(models)) if place != to]
     for place in others:
-        states[place] = _ascend(even[to], _start(even[to], models[place], even[place], matching), matching)
+        states[place], _ = _ascend(even[to], _start(even[to], models[place], even[place], matching), matching)
     for _ in range(MAX_ROUNDS if len(models) > 2 else 0):
-        rises = []
+        highest = 0.0
         for place in others:
-            mean = _mean([state.tensors for number, state in enumerate(states) if number != place])
-            old, states[place] = states[place], _ascend(mean, states[place], matching, max_rounds=1)
-            rises.append(_cosine(mean, states[place].tensors, weights) - _cosine(mean, old.tensors, weights))
-        if max(rises) <= TOLERANCE:
+            mean = mean_without([state.tensors for state in states], place)
+            states[place], rise = _ascend(mean, states[place], matching, max_rounds=1)
+            highest = max(highest, rise)
+        if highest <= TOLERANCE:
             break
     after = [_cosine(even[to], state.tensors, weights) for state in states]
     return [
@@ -111,15 +113,18 @@ def _start(target: Tensors, folded: Tensors, even: Tensors, matching: Matching) 
     """The best permutation of the balanced network, applied to the folded one, which is balanced anew."""
     names = objective_names(matching.spec, target)
     first = best_match(_pair(matching.spec, names, target, even), seed=matching.seed, restarts=matching.restarts)
-    moved = _permuted(folded, matching.spec, first.permutation)
+    moved = all_permuted(folded, matching.spec, first.permutation)
     turn = balanced(moved, matching.towers)
     return _State(first.permutation, turn, turned(moved, matching.towers, turn))
 
 
-def _ascend(target: Tensors, state: _State, matching: Matching, *, max_rounds: int = MAX_ROUNDS) -> _State:
-    """Alternate over streams, heads and units until the cosine rises no more."""
+def _ascend(
+    target: Tensors, state: _State, matching: Matching, *, max_rounds: int = MAX_ROUNDS
+) -> tuple[_State, float]:
+    """Alternate over streams, heads and units until the cosine rises no more; also returns by how much it rose."""
     weights, rest = _weights(target, matching.towers), matching.rest
-    names, cosine = objective_names(rest, target), _cosine(target, state.tensors, weights)
+    names, start = objective_names(rest, target), _cosine(target, state.tensors, weights)
+    cosine = start
     for _ in range(max_rounds):
         current, turn = state.tensors, state.turn
         for best in (best_rotations, best_heads):
@@ -128,12 +133,12 @@ def _ascend(target: Tensors, state: _State, matching: Matching, *, max_rounds: i
         queue = in_random_order([matching.seed, state.num_rounds])
         units = refine(_pair(rest, names, target, current), identity(rest), queue)
         permutation = compose(state.permutation, units, spec=matching.spec)
-        state = _State(permutation, turn, _permuted(current, rest, units), state.num_rounds + 1)
+        state = _State(permutation, turn, all_permuted(current, rest, units), state.num_rounds + 1)
         matching.advance()
         last, cosine = cosine, _cosine(target, state.tensors, weights)
         if cosine <= last + TOLERANCE:
             break
-    return state
+    return state, cosine - start
 
 
 def best_rotations(target: Tensors, other: Tensors, towers: Sequence[Tower]) -> Turn:
@@ -206,23 +211,9 @@ def _directions(tensors: Tensors, stream: Stream) -> list[Tensor]:
     return found + [matrix(tensors, layer).T for layers in stream.readers.values() for layer in layers]
 
 
-def _mean(models: Sequence[Tensors]) -> Tensors:
-    return {
-        name: torch.stack([model[name] for model in models]).mean(0) if tensor.is_floating_point() else tensor
-        for name, tensor in models[0].items()
-    }
-
-
 def _pair(spec: PermutationSpec, names: Sequence[str], target: Tensors, other: Tensors) -> Pair:
     first, second = ({name: each[name].float().contiguous() for name in names} for each in (target, other))
     return Pair(spec, first, second)
-
-
-def _permuted(tensors: Tensors, spec: PermutationSpec, permutation: Permutation) -> Tensors:
-    return {
-        name: permuted(tensor, spec, name, permutation) if name in spec.axes else tensor
-        for name, tensor in tensors.items()
-    }
 
 
 def _weights(tensors: Mapping[str, Tensor], towers: Sequence[Tower]) -> list[str]:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from soupkit.align.cells import Cell, Inside, cells_of
-from soupkit.align.spec import Permutation, PermutationSpec
+from soupkit.align.spec import AxisExpr, Permutation, PermutationSpec
 
 CHUNK = 1 << 24
 """Elements that are copied at a time."""
@@ -40,11 +40,7 @@ class Pair:
         for name, tensor in self.target.items():
             other = self.moving[name]
             self.norms[name] = float(np.sqrt(_inner(tensor, tensor) * _inner(other, other)))
-        self.cells = {name: [] for name, group in self.spec.groups.items() if group.inside is None}
-        for name in self.target:
-            for cell in cells_of(name, self.spec.axes[name]):
-                for mover in cell.movers:
-                    self.cells[mover].append(cell)
+        self.cells = cells_by_mover(self.spec, {name: self.spec.axes[name] for name in self.target})
 
     def copy(self) -> Pair:
         """A pair that may be permuted while this one stays. Tensors are shared until they are permuted."""
@@ -102,6 +98,33 @@ class Pair:
         """Permute these tensors of the other model: unit i becomes what unit permutation[group][i] is now."""
         for name in names:
             self.moving[name] = permuted(self.moving[name], self.spec, name, permutation)
+
+
+def cells_by_mover(spec: PermutationSpec, axes: Mapping[str, Sequence[AxisExpr]]) -> dict[str, list[Cell]]:
+    """mover → the cells that its units lie in, of tensors with these axes."""
+    found: dict[str, list[Cell]] = {name: [] for name, group in spec.groups.items() if group.inside is None}
+    for name, expressions in axes.items():
+        for cell in cells_of(name, expressions):
+            for mover in cell.movers:
+                found[mover].append(cell)
+    return found
+
+
+def sum_of_pairs(models: Sequence[Mapping[str, torch.Tensor]]) -> float:
+    """Σ_{i<j} ⟨θ_i, θ_j⟩, in float64: what matching of several models raises."""
+    total = 0.0
+    for name in models[0]:
+        flat = [model[name].double().reshape(-1) for model in models]
+        whole = torch.stack(flat).sum(0)
+        total += (float(whole.dot(whole)) - sum(float(each.dot(each)) for each in flat)) / 2
+    return total
+
+
+def all_permuted(
+    tensors: Mapping[str, torch.Tensor], spec: PermutationSpec, permutation: Permutation
+) -> dict[str, torch.Tensor]:
+    """A network's tensors, permuted; those that nothing moves are shared."""
+    return {name: permuted(tensor, spec, name, permutation) for name, tensor in tensors.items()}
 
 
 def permuted(tensor: torch.Tensor, spec: PermutationSpec, name: str, permutation: Permutation) -> torch.Tensor:

@@ -7,7 +7,7 @@ propose; `soupkit.align.turn.proved` runs the network and keeps what holds.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -70,7 +70,14 @@ class Tower:
         kinds |= {"vo": any(each.maps_vo for each in self.attentions)}
         return [kind for kind, there in kinds.items() if there]
 
-    def without(self, kind: str, why: str) -> Tower:
+    def only(self, kinds: Collection[str]) -> Tower:
+        """The tower with no other freedoms than these."""
+        tower = self
+        for kind in self.freedoms():
+            tower = tower if kind in kinds else tower.without(kind)
+        return tower
+
+    def without(self, kind: str, why: str = "") -> Tower:
         """The tower with one of its freedoms given up."""
         stream = None if kind == "stream" else self.stream
         attentions = tuple(
@@ -172,13 +179,9 @@ def towers_to_json(towers: Iterable[Tower]) -> dict[str, Any]:
 
 def towers_again(names: Iterable[str], values: Mapping[str, Any]) -> tuple[Tower, ...]:
     """The towers that `towers_to_json` was asked about. Raises KeyError, TypeError for other values, AlignError."""
-    found = []
-    for tower in towers_of(names, values["num_heads"]):
-        if tower.name in values["freedoms"]:
-            for kind in set(tower.freedoms()) - set(values["freedoms"][tower.name]):
-                tower = tower.without(kind, "")
-            found.append(tower)
-    return tuple(found)
+    freedoms = values["freedoms"]
+    found = towers_of(names, values["num_heads"])
+    return tuple(tower.only(freedoms[tower.name]) for tower in found if tower.name in freedoms)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from soupkit.align.similarity import all_permuted
 from soupkit.align.spec import Permutation, PermutationSpec
 from soupkit.errors import AlignError
 
@@ -99,6 +100,13 @@ class Trial:
         trial = replace(self, reference=reference)
         return replace(trial, floor=trial.change(self._nudged())) if self.is_wide else trial
 
+    def randomised(self, seed: int) -> Trial:
+        """The trial with its weights moved away from special values, in place."""
+        randomise(self.model, seed)
+        if self.dtype is torch.float64:
+            calibrate(self.model, self.inputs, seed)
+        return self.again()
+
     def _nudged(self) -> State:
         """Every weight changed in its last bit; of tied tensors one name."""
         generator = torch.Generator().manual_seed(0)
@@ -127,13 +135,8 @@ class Trial:
 
 def permuted_state(state: State, spec: PermutationSpec, permutation: Permutation) -> dict[str, torch.Tensor]:
     """The tensors of a state dict that a permutation moves, moved."""
-    moved: dict[str, torch.Tensor] = {}
-    for name, tensor in state.items():
-        for axis in range(tensor.ndim):
-            index = spec.index(name, axis, permutation)
-            if index is not None:
-                moved[name] = moved.get(name, tensor).index_select(axis, torch.from_numpy(index).to(tensor.device))
-    return moved
+    moved = all_permuted(state, spec, permutation)
+    return {name: tensor for name, tensor in moved.items() if tensor is not state[name]}
 
 
 def open_trial(model: torch.nn.Module, inputs: tuple[torch.Tensor, ...], dtype: torch.dtype | None) -> Trial:

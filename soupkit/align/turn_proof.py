@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from soupkit.align.towers import Tower, towers_of
-from soupkit.align.trial import Trial, open_trial, randomise
+from soupkit.align.trial import Trial, open_trial
 from soupkit.align.turn import balanced, fold, random_turn, turned
 from soupkit.errors import AlignError
 
@@ -29,9 +29,8 @@ def proved(model: torch.nn.Module, inputs: tuple[torch.Tensor, ...], *, seed: in
     """
     heads = {name: module.num_heads for name, module in model.named_modules() if hasattr(module, "num_heads")}
     towers = list(towers_of(model.state_dict(), heads))
-    actual, randomised = (open_trial(model, inputs, None) for _ in range(2))
-    randomise(randomised.model, seed)
-    trials = {"actual": actual.again(), "randomised": randomised.again()}
+    actual, other = (open_trial(model, inputs, None) for _ in range(2))
+    trials = {"actual": actual.again(), "randomised": other.randomised(seed)}
     tolerance = max(trial.tolerance for trial in trials.values())
     for attempt in range(2):
         errors = {name: change(trial, towers, seed) for name, trial in trials.items()}
@@ -44,12 +43,8 @@ def proved(model: torch.nn.Module, inputs: tuple[torch.Tensor, ...], *, seed: in
 
 def _held(tower: Tower, trials: Mapping[str, Trial], tolerance: float, seed: int) -> Tower:
     """The tower with those of its freedoms that hold by themselves."""
-    freedoms = tower.freedoms()
-    for kind in freedoms:
-        only = tower
-        for other in set(freedoms) - {kind}:
-            only = only.without(other, "")
-        error = max(change(trial, [only], seed) for trial in trials.values())
+    for kind in tower.freedoms():
+        error = max(change(trial, [tower.only([kind])], seed) for trial in trials.values())
         if not error <= tolerance:
             tower = tower.without(kind, f"{kind} changes the outputs by {error:.1e}")
     return tower

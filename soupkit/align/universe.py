@@ -13,7 +13,7 @@ from soupkit.align.assign import Order
 from soupkit.align.frank_wolfe import frank_wolfe
 from soupkit.align.match import TOLERANCE, Match, best_match, in_random_order, refine
 from soupkit.align.permutation import compose, count_changed, identity, inverse
-from soupkit.align.similarity import Pair, permuted
+from soupkit.align.similarity import Pair, all_permuted, sum_of_pairs
 from soupkit.align.spec import PermutationSpec
 
 Tensors = dict[str, torch.Tensor]
@@ -93,7 +93,7 @@ def merge_many(spec: PermutationSpec, models: Sequence[Tensors], start: Alignmen
     MergeMany (Ainsworth, Hayase, Srinivasa 2022, arXiv:2209.04836, alg. 2), but from an alignment, and the reference
     stays. Each change raises Σ_{i<j} ⟨π_i(θ_i), π_j(θ_j)⟩, which therefore never falls below that of `start`.
     """
-    current = [_moved(spec, model, match.permutation) for model, match in zip(models, start.matches, strict=True)]
+    current = [all_permuted(model, spec, match.permutation) for model, match in zip(models, start.matches, strict=True)]
     permutations = [dict(match.permutation) for match in start.matches]
     random = np.random.default_rng([seed, len(models)])
     others = [place for place in range(len(models)) if place != start.to]
@@ -101,7 +101,7 @@ def merge_many(spec: PermutationSpec, models: Sequence[Tensors], start: Alignmen
     for _ in range(MAX_ROUNDS):
         changed = False
         for place in random.permutation(others).tolist():
-            pair = Pair(spec, _mean_without(current, place), current[place])
+            pair = Pair(spec, mean_without(current, place), current[place])
             before = pair.objective()
             orders = refine(pair, identity(spec), in_random_order([seed, num_rounds, place]))
             if count_changed(orders) and pair.objective() > before + TOLERANCE * pair.norm():
@@ -117,23 +117,11 @@ def merge_many(spec: PermutationSpec, models: Sequence[Tensors], start: Alignmen
     return Alignment(matches, start.to, num_rounds, sum_of_pairs(current))
 
 
-def sum_of_pairs(models: Sequence[Tensors]) -> float:
-    """Σ_{i<j} ⟨θ_i, θ_j⟩, in float64: what is raised."""
-    total = 0.0
-    for name in models[0]:
-        flat = [model[name].double().reshape(-1) for model in models]
-        mean = torch.stack(flat).sum(0)
-        total += (float(mean.dot(mean)) - sum(float(each.dot(each)) for each in flat)) / 2
-    return total
-
-
-def _mean_without(models: Sequence[Tensors], place: int) -> Tensors:
+def mean_without(models: Sequence[Tensors], place: int) -> Tensors:
+    """The mean of all models but one; tensors of integers are the first's."""
     rest = [model for number, model in enumerate(models) if number != place]
-    return {name: torch.stack([model[name] for model in rest]).mean(0).contiguous() for name in rest[0]}
-
-
-def _moved(spec: PermutationSpec, model: Tensors, permutation: dict[str, Order]) -> Tensors:
-    return {name: permuted(tensor, spec, name, permutation) for name, tensor in model.items()}
+    floating = [name for name, tensor in rest[0].items() if tensor.is_floating_point()]
+    return rest[0] | {name: torch.stack([model[name] for model in rest]).mean(0).contiguous() for name in floating}
 
 
 def _rematched(

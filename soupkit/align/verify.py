@@ -17,7 +17,7 @@ import torch
 
 from soupkit.align.permutation import random_permutation
 from soupkit.align.spec import Permutation, PermutationSpec
-from soupkit.align.trial import TOLERANCES, Trial, calibrate, open_trial, randomise
+from soupkit.align.trial import TOLERANCES, Trial, open_trial
 from soupkit.errors import AlignError
 
 NUM_CONTROLS = 16
@@ -74,11 +74,7 @@ def verify(
     errors: dict[str, float] = {}
     culprits: list[str] = []
     for number, name in enumerate(("actual", "randomised")):
-        if name == "randomised":
-            randomise(trial.model, seed)
-            if trial.dtype is torch.float64:
-                calibrate(trial.model, trial.inputs, seed)
-        trial = trial.again()
+        trial = trial.randomised(seed) if name == "randomised" else trial.again()
         for attempt in range(ROUNDS):
             permutation = moving_permutation(spec, seed + 17 * attempt + number)
             errors[name] = trial.error(spec, permutation)

@@ -9,16 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from soupkit.align.towers import check_names
 from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.checkpoint.compatible import check_compatible
 from soupkit.checkpoint.output import OutputDirectory
 from soupkit.checkpoint.reference import open_checkpoint, open_references
 from soupkit.errors import RecipeError
 from soupkit.events import Cell, Report, Table, Told, Wrote, silent
-from soupkit.jobs.aligned import Aligned, aligned_ingredients, open_network
+from soupkit.jobs.aligned import Aligned, open_network
 from soupkit.jobs.recorded import write_turns
-from soupkit.jobs.rotated import rotated_ingredients
+from soupkit.jobs.rotated import check_matching, matched_ingredients
 from soupkit.jobs.soup import Record, describe_inputs, plan_soup, write_soup
 from soupkit.manifest import Manifest
 from soupkit.merge.mixture import uniform
@@ -35,18 +34,13 @@ def align(recipe: Align, world: World, report: Report) -> dict[str, Any]:
     Raises AlignError, TaskError, CompatibilityError or OutputError before anything is written.
     """
     checkpoints, to = _open(recipe)
-    check_compatible(checkpoints)
-    if recipe.rotate:
-        check_names(checkpoints[0].slots)
+    check_matching(checkpoints, recipe)
     size = sum(checkpoint.num_bytes for checkpoint in checkpoints)
     inputs = [file for checkpoint in checkpoints for file in checkpoint.files]
     output = OutputDirectory(recipe.out, overwrite=recipe.overwrite, num_bytes=size, inputs=inputs)
     if recipe.dry_run:
         return _show_plan(checkpoints, to, recipe, report)
-    if recipe.rotate:
-        aligned = rotated_ingredients(checkpoints, to=to or 0, recipe=recipe, report=report)
-    else:
-        aligned = aligned_ingredients(checkpoints, to=to, recipe=recipe, world=world, report=report, by=recipe.by)
+    aligned = matched_ingredients(checkpoints, to=to, recipe=recipe, world=world, report=report)
     names = member_names(checkpoints)
     with output as directory:
         write = _writer(aligned, recipe, world)

@@ -13,18 +13,15 @@ import numpy as np
 
 from soupkit.align.barrier import Barrier, barrier, between, losses_and_errors
 from soupkit.align.repair import measure_endpoints, repair
-from soupkit.align.towers import check_names
 from soupkit.checkpoint.checkpoint import Checkpoint
-from soupkit.checkpoint.compatible import check_compatible
 from soupkit.checkpoint.hashing import content_hash
 from soupkit.checkpoint.output import OutputDirectory
 from soupkit.checkpoint.reference import open_references
 from soupkit.errors import RecipeError
 from soupkit.events import Advanced, Cell, Finished, Report, Started, Table, Wrote
-from soupkit.jobs.aligned import aligned_ingredients
 from soupkit.jobs.findings import write_findings
 from soupkit.jobs.repair import loader, training_batches
-from soupkit.jobs.rotated import rotated_ingredients
+from soupkit.jobs.rotated import check_matching, matched_ingredients
 from soupkit.jobs.soup import describe_inputs
 from soupkit.manifest import Manifest
 from soupkit.recipe.align import Barrier as BarrierRecipe
@@ -77,16 +74,11 @@ def barrier_job(recipe: BarrierRecipe, world: World, report: Report) -> dict[str
     checkpoints = open_references(recipe.refs)
     if len(checkpoints) != 2:
         raise RecipeError(f"refs name {len(checkpoints)} checkpoints, expected two")
-    check_compatible(checkpoints)
-    if recipe.rotate:
-        check_names(checkpoints[0].slots)
+    check_matching(checkpoints, recipe)
     files = [file for checkpoint in checkpoints for file in checkpoint.files]
     output = OutputDirectory(recipe.out, overwrite=recipe.overwrite, inputs=files) if recipe.out else None
     task = open_task(checkpoints[0], recipe, world)
-    if recipe.rotate:
-        aligned = rotated_ingredients(checkpoints, to=0, recipe=recipe, report=report)
-    else:
-        aligned = aligned_ingredients(checkpoints, to=0, recipe=recipe, world=world, report=report, by=recipe.by)
+    aligned = matched_ingredients(checkpoints, to=0, recipe=recipe, world=world, report=report)
     lines = _lines(checkpoints, aligned.views, task, recipe, report)
     report(_table(lines, recipe))
     num = next(iter(lines.values())).losses.shape[1]

@@ -72,7 +72,7 @@ def _rearranged(checkpoint: Checkpoint, entry: Mapping[str, Any], notes: Any, di
     if "turn" in entry:
         from soupkit.jobs.turned import turned_again
 
-        return turned_again(checkpoint, entry, permutation, notes, directory)
+        return turned_again(checkpoint, spec, permutation, notes, directory / str(entry["turn"]))
     return cast(Checkpoint, Permuted(checkpoint, spec, permutation))
 
 

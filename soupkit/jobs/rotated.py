@@ -8,19 +8,40 @@ from typing import Any, cast
 
 from soupkit.align.match import Match
 from soupkit.align.rotate import Matching, match_turned
-from soupkit.align.towers import Tower, towers_to_json
+from soupkit.align.towers import Tower, check_names, towers_to_json
 from soupkit.align.turn import fold
 from soupkit.align.turn_proof import proved
 from soupkit.checkpoint.checkpoint import Checkpoint
+from soupkit.checkpoint.compatible import check_compatible
 from soupkit.checkpoint.dtypes import FLOATING
 from soupkit.events import Advanced, Finished, Report, Started, Told
-from soupkit.jobs.aligned import TOLERANCE, Aligned, check_same_function, match_notes, open_network
+from soupkit.jobs.aligned import TOLERANCE, Aligned, aligned_ingredients, check_same_function, match_notes, open_network
 from soupkit.jobs.download import download
 from soupkit.jobs.turned import Turned, tensors_of
+from soupkit.world import World
 
 NARROW_TOLERANCE = 0.05
 """Relative change of an output beyond which a checkpoint in less than float32 is not the same function: its weights are
 rounded anew."""
+
+
+def check_matching(checkpoints: Sequence[Checkpoint], recipe: Any) -> None:
+    """Raise CompatibilityError, AlignError for checkpoints that `matched_ingredients` cannot take, by names alone."""
+    check_compatible(checkpoints)
+    if recipe.rotate:
+        check_names(checkpoints[0].slots)
+
+
+def matched_ingredients(
+    checkpoints: Sequence[Checkpoint], *, to: int | None, recipe: Any, world: World, report: Report
+) -> Aligned:
+    """Checkpoints matched to the one at place `to` as the recipe says: permuted, with `rotate` turned as well.
+
+    See `soupkit.jobs.aligned.aligned_ingredients` and `rotated_ingredients`.
+    """
+    if recipe.rotate:
+        return rotated_ingredients(checkpoints, to=to or 0, recipe=recipe, report=report)
+    return aligned_ingredients(checkpoints, to=to, recipe=recipe, world=world, report=report, by=recipe.by)
 
 
 def rotated_ingredients(checkpoints: Sequence[Checkpoint], *, to: int, recipe: Any, report: Report) -> Aligned:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -74,16 +73,15 @@ class Turned(View):
 
 
 def turned_again(
-    checkpoint: Checkpoint, entry: Mapping[str, Any], permutation: Mapping[str, np.ndarray], notes: Any, directory: Path
+    checkpoint: Checkpoint, spec: PermutationSpec, permutation: Mapping[str, np.ndarray], notes: Any, file: Path
 ) -> Checkpoint:
-    """A checkpoint, turned as a manifest in `directory` records. Raises CheckpointError for a record in pieces."""
+    """A checkpoint, turned as a manifest's notes and the file beside it say. Raises CheckpointError."""
     try:
-        spec = PermutationSpec.from_json(json.loads(notes["alignment"]["spec"]))
         towers = towers_again(checkpoint.slots, notes["alignment"]["towers"])
-        with np.load(directory / entry["turn"], allow_pickle=False) as arrays:
+        with np.load(file, allow_pickle=False) as arrays:
             turn = Turn.from_arrays({name: torch.from_numpy(arrays[name]) for name in arrays})
     except (OSError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
-        raise CheckpointError(f"{directory}: how it was turned cannot be read: {error!r}") from error
+        raise CheckpointError(f"{file}: how it was turned cannot be read: {error!r}") from error
     return cast(Checkpoint, Turned(checkpoint, spec, towers, permutation, turn))
 
 

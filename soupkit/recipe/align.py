@@ -30,6 +30,12 @@ class AlignOptions:
 class MatchOptions:
     """How units are matched."""
 
+    by: Literal["weights", "activations", "both"] = option(
+        "weights", help="compare units by their weights, or by what they do on training images (--data)"
+    )
+    rotate: bool = option(
+        False, help="of pre-norm ViT and CLIP also turn residual streams and heads; norms are folded into layers"
+    )
     restarts: int = option(0, help="more searches, from random permutations; the best of all is kept")
     pin: tuple[str, ...] = option((), help="leave this group, family or tensor as it is; repeat for more; * and ? work")
     seed: int = option(0, help="seed of the order in which groups are matched")
@@ -39,6 +45,8 @@ class MatchOptions:
             raise RecipeError(f"restarts is {self.restarts}, expected 0 or more")
         if self.seed < 0:
             raise RecipeError(f"seed is {self.seed}, expected 0 or more")
+        if self.rotate and self.by != "weights":
+            raise RecipeError(f"--rotate goes by weights, not by {self.by}", hint="leave --by or --rotate out")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,23 +63,15 @@ class Align(OutputOptions, MatchOptions, WeightOptions, DataOptions, ModelOption
     to: str | None = option(
         None, help="the checkpoint to match; default: the first of two, of more the one most like the others"
     )
-    by: Literal["weights", "activations", "both"] = option(
-        "weights", help="compare units by their weights, or by what they do on training images (--data)"
-    )
     universe: Literal["merge-many", "frank-wolfe"] = option(
         "merge-many", help="how three or more are matched to one another; frank-wolfe (C2M3) is slower"
     )
     num_batches: int = option(10, help="training batches for --by activations or both")
-    rotate: bool = option(
-        False, help="of pre-norm ViT and CLIP also turn residual streams and heads; norms are folded into layers"
-    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.by != "weights" and not self.data:
             raise RecipeError(f"--by {self.by} needs --data", hint="name unlabelled images, or match by weights")
-        if self.rotate and self.by != "weights":
-            raise RecipeError(f"--rotate goes by weights, not by {self.by}", hint="leave --by or --rotate out")
         if self.num_batches < 1:
             raise RecipeError(f"num_batches is {self.num_batches}, expected at least 1")
 
@@ -110,10 +110,6 @@ class Barrier(MatchOptions, DataOptions, ModelOptions):
     """
 
     refs: tuple[str, ...] = argument(help="the two checkpoints")
-    by: Literal["weights", "activations", "both"] = option(
-        "weights", help="compare units by their weights, or by what they do on training images"
-    )
-    rotate: bool = option(False, help="also turn residual streams and heads, see soupkit align (pre-norm ViT, CLIP)")
     num_points: int = option(25, help="points on the line, both ends among them")
     split: Literal["train", "held_out", "test"] = option("test", help="which examples are scored")
     repair: Literal["forward", "scale", "closed", "bn", "off"] = option(
@@ -129,8 +125,6 @@ class Barrier(MatchOptions, DataOptions, ModelOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.rotate and self.by != "weights":
-            raise RecipeError(f"--rotate goes by weights, not by {self.by}", hint="leave --by or --rotate out")
         if not self.data:
             raise RecipeError("barrier needs --data", hint="name the data to score on")
         if self.num_points < 3:

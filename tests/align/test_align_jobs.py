@@ -125,14 +125,20 @@ def test_a_pinned_group_stays(pair: tuple[Path, Path], tmp_path: Path) -> None:
     assert same(b, tmp_path / "out" / "b")
 
 
+def forgetful(right: PermutationSpec) -> tuple[PermutationSpec, str | None]:
+    """The groups as a tool would have them that forgets an axis, and the group that is then wrong."""
+    axis, name = next(
+        (axes[0], name) for name, axes in right.axes.items() if name.endswith("bias") and isinstance(axes[0], Atom)
+    )
+    return PermutationSpec(right.groups, {**right.axes, name: (Atom(None, axis.size),)}), axis.group
+
+
 def test_a_wrong_permutation_is_never_written(
     pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Groups that forget an axis get past a checker that does not look; the checkpoint's own check stops them."""
     a, b = pair
-    right = spec_of(a)
-    name = next(name for name, axes in right.axes.items() if name.endswith("bias") and isinstance(axes[0], Atom))
-    wrong = PermutationSpec(right.groups, {**right.axes, name: (Atom(None, right.axes[name][0].size),)})
+    wrong, _ = forgetful(spec_of(a))
     network = aligned_module.open_network
     monkeypatch.setattr(
         aligned_module,
@@ -149,12 +155,10 @@ def test_wrong_groups_are_pinned_by_the_checker(
     pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     a, b = pair
-    right = spec_of(a)
-    name = next(name for name, axes in right.axes.items() if name.endswith("bias") and isinstance(axes[0], Atom))
-    wrong = PermutationSpec(right.groups, {**right.axes, name: (Atom(None, right.axes[name][0].size),)})
+    wrong, group = forgetful(spec_of(a))
     monkeypatch.setattr(aligned_module, "permutation_spec", lambda *_arguments, **_options: wrong)
     manifest = align(Align(refs=refs(a, b), out=tmp_path / "out", threads=1), WORLD, silent)
-    assert manifest["notes"]["alignment"]["verification"]["culprits"] == [right.axes[name][0].group]
+    assert manifest["notes"]["alignment"]["verification"]["culprits"] == [group]
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from task.small import CLIP_CONFIG, saved
 from torch import Tensor, nn
 
 from soupkit.align.rotate import Found, Matching, best_heads, best_rotations, match_turned, procrustes
-from soupkit.align.similarity import permuted
+from soupkit.align.similarity import all_permuted
 from soupkit.align.trace import permutation_spec
 from soupkit.align.trial import randomise
 from soupkit.align.turn import Turn, balanced, complement_of_ones, fold, heads, random_turn, turned
@@ -106,8 +106,7 @@ def test_three_are_matched_to_one_another(case: Case) -> None:
 
 def _moved(case: Case, model: dict[str, Tensor], found: Found) -> dict[str, Tensor]:
     spec = case.matching.spec
-    moved = {name: permuted(tensor, spec, name, found.permutation) for name, tensor in model.items()}
-    return turned(moved, case.towers, found.turn)
+    return turned(all_permuted(model, spec, found.permutation), case.towers, found.turn)
 
 
 def _inner(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:

@@ -10,12 +10,12 @@ import pytest
 import torch
 from align.hand_made import SPECS, gathered, hidden_copy, mlp, weights
 
-from soupkit.align.frank_wolfe import Axes, Relaxed, _best_step, _sum_of_pairs, _vertices, frank_wolfe
+from soupkit.align.frank_wolfe import Axes, Relaxed, _best_step, _between, _vertices, frank_wolfe
 from soupkit.align.match import loaded
 from soupkit.align.permutation import check_permutation, compose, count_changed, identity, inverse, random_permutation
-from soupkit.align.similarity import permuted
+from soupkit.align.similarity import all_permuted, permuted, sum_of_pairs
 from soupkit.align.spec import Permutation, PermutationSpec
-from soupkit.align.universe import Universe, align_all, medoid, sum_of_pairs
+from soupkit.align.universe import Universe, align_all, medoid
 
 CPU = torch.device("cpu")
 KINDS: tuple[Universe, ...] = ("merge-many", "frank-wolfe")
@@ -27,10 +27,7 @@ def models_of(spec: PermutationSpec, num: int, seed: int = 0) -> list[Tensors]:
 
 
 def moved(spec: PermutationSpec, models: Sequence[Tensors], found: Sequence[Permutation]) -> list[Tensors]:
-    return [
-        {name: permuted(tensor, spec, name, each) for name, tensor in model.items()}
-        for model, each in zip(models, found, strict=True)
-    ]
+    return [all_permuted(model, spec, each) for model, each in zip(models, found, strict=True)]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -93,11 +90,11 @@ def test_at_a_vertex_means_are_permutations(name: str) -> None:
     (model,) = models_of(spec, 1)
     axes = Axes(spec, {key: tensor.shape for key, tensor in model.items()})
     order = random_permutation(spec, 1)
-    relaxed = Relaxed(axes, model, order)
+    relaxed = Relaxed.at(axes, model, order)
     for key, tensor in model.items():
-        assert torch.allclose(relaxed.tensor(key), permuted(tensor, spec, key, order), atol=1e-6)
+        assert torch.allclose(relaxed[key], permuted(tensor, spec, key, order), atol=1e-6)
     assert count_changed(compose(order, inverse(relaxed.settled(), spec), spec=spec)) == 0
-    half = relaxed.at(identity(spec), 0.4)
+    half = relaxed.towards(Relaxed.at(axes, model, identity(spec)), 0.4)
     settled = compose(order, inverse(half.settled(), spec), spec=spec)
     assert count_changed(settled) == 0  # the larger share wins
 
@@ -107,23 +104,23 @@ def test_vertices_are_uphill_and_the_line_is_a_polynomial(name: str) -> None:
     spec = SPECS[name]
     models = models_of(spec, 3)
     axes = Axes(spec, {key: tensor.shape for key, tensor in models[0].items()})
-    current = [
-        Relaxed(axes, model, random_permutation(spec, seed)).at(identity(spec), 0.5)
-        for seed, model in enumerate(models)
-    ]
-    value = _sum_of_pairs(current)
-    vertices = list(_vertices(axes, current))
-    slope = (_sum_of_pairs([m.at(v, 1e-3) for m, v in zip(current, vertices, strict=True)]) - value) / 1e-3
+    stays = [Relaxed.at(axes, model, identity(spec)) for model in models]
+    drawn = [Relaxed.at(axes, model, random_permutation(spec, seed)) for seed, model in enumerate(models)]
+    current = _between(drawn, stays, 0.5)
+    value = sum_of_pairs(current)
+    ends = [Relaxed.at(axes, *pair) for pair in zip(models, _vertices(axes, current), strict=True)]
+    slope = (sum_of_pairs(_between(current, ends, 1e-3)) - value) / 1e-3
     assert slope > 0
     for other in range(3):  # no other direction is steeper
-        drawn = [random_permutation(spec, 100 * other + place) for place in range(3)]
-        steep = (_sum_of_pairs([m.at(v, 1e-3) for m, v in zip(current, drawn, strict=True)]) - value) / 1e-3
-        assert steep < slope
-    step, predicted = _best_step(axes, current, vertices, value)
-    reached = _sum_of_pairs([m.at(v, step) for m, v in zip(current, vertices, strict=True)])
+        elsewhere = [
+            Relaxed.at(axes, model, random_permutation(spec, 100 * other + place)) for place, model in enumerate(models)
+        ]
+        assert (sum_of_pairs(_between(current, elsewhere, 1e-3)) - value) / 1e-3 < slope
+    step, predicted = _best_step(axes, current, ends, value)
+    reached = sum_of_pairs(_between(current, ends, step))
     assert reached == pytest.approx(predicted, rel=1e-4)
     for share in (0.1, 0.4, 0.7, 1.0):
-        assert reached >= _sum_of_pairs([m.at(v, share) for m, v in zip(current, vertices, strict=True)]) - 1e-4
+        assert reached >= sum_of_pairs(_between(current, ends, share)) - 1e-4
 
 
 def test_it_rises_from_where_it_starts_inside_the_hull() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from jobs.noisy import noisy_models
 
 from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.cli.app import run_command_line
@@ -22,26 +23,7 @@ DATA = ("--data", "digits", "--num-train", "64", "--num-held-out", "200", "--num
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """One short training run, and copies of it with more and more noise; the last is hopeless."""
-    folder = tmp_path_factory.mktemp("models")
-    base = ["finetune", "--model", "timm:test_resnet,num_classes=10,img_size=32", "--data", "digits"]
-    sizes = ["--num-train", "300", "--num-held-out", "200", "--num-test", "100", "--batch-size", "30"]
-    options = ["--epochs", "4", "--lr", "3e-3", "--out", str(folder / "m0"), "--quiet"]
-    assert run_command_line([*base, *sizes, *options]) == 0
-    from soupkit.checkpoint.tensors import write_tensors
-
-    tensors = dict(Checkpoint(folder / "m0"))
-    for k, noise in ((1, 0.02), (2, 0.05), (3, 1.0)):
-        rng = np.random.default_rng(k)
-        (folder / f"m{k}").mkdir()
-        noisy = {
-            name: value + (noise * value.std() * rng.standard_normal(value.shape)).astype(value.dtype)
-            if name.endswith("weight") and value.ndim > 1
-            else value
-            for name, value in tensors.items()
-        }
-        write_tensors(folder / f"m{k}", noisy)
-        (folder / f"m{k}" / "config.json").write_text((folder / "m0" / "config.json").read_text())
-    return [folder / f"m{k}" for k in range(4)]
+    return noisy_models(tmp_path_factory.mktemp("models"), "--epochs", "4", noises=(0.02, 0.05, 1.0))
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, Any]:

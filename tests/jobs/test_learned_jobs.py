@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from jobs.noisy import noisy_models
 
 from soupkit.checkpoint.checkpoint import Checkpoint
-from soupkit.checkpoint.tensors import write_tensors
 from soupkit.cli.app import run_command_line
 from soupkit.manifest import Manifest
 
@@ -28,25 +28,10 @@ K = 4
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One short training run and noisy copies of it, as a sweep: the last is hopeless. Norms are frozen."""
     folder = tmp_path_factory.mktemp("models")
-    base = ["finetune", "--model", "timm:test_resnet,num_classes=10,img_size=32", "--data", "digits"]
-    sizes = ["--num-train", "300", "--num-held-out", "200", "--num-test", "100", "--batch-size", "30", "--threads", "1"]
-    assert (
-        run_command_line([*base, *sizes, "--epochs", "3", "--lr", "3e-3", "--out", str(folder / "m0"), "--quiet"]) == 0
-    )
-    tensors = dict(Checkpoint(folder / "m0"))
-    for k, noise in ((1, 0.05), (2, 0.1), (3, 0.8)):
-        random = np.random.default_rng(k)
-        (folder / f"m{k}").mkdir()
-        noisy = {
-            name: value + (noise * value.std() * random.standard_normal(value.shape)).astype(value.dtype)
-            if name.endswith("weight") and value.ndim > 1
-            else value
-            for name, value in tensors.items()
-        }
-        write_tensors(folder / f"m{k}", noisy)
-        (folder / f"m{k}" / "config.json").write_text((folder / "m0" / "config.json").read_text())
+    models = noisy_models(folder, "--threads", "1", "--epochs", "3", noises=(0.05, 0.1, 0.8))
+    for k, model in enumerate(models[1:], 1):
         scores = {"held_out": {"top1": {"value": 0.5 - k / 10}}}
-        Manifest(command="test", recipe={}, metrics=scores).write(folder / f"m{k}")
+        Manifest(command="test", recipe={}, metrics=scores).write(model)
     return folder
 
 
