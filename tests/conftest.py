@@ -9,11 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
 
 from soupkit.checkpoint.tensors import TensorFiles, plan_files, write_tensors
 from soupkit.commands import Command
 
 Save = Callable[..., Path]
+
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")  # how busy the machine is decides nothing
 
 
 @pytest.fixture(autouse=True, scope="session")

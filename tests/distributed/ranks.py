@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from waiting import HANG
+
 TESTS = Path(__file__).parents[1]
 CODE = """
 import pickle, sys
@@ -40,7 +42,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def run_ranks(commands: list[list[str]], *, timeout: float = 120) -> list[subprocess.CompletedProcess[str]]:
+def run_ranks(commands: list[list[str]], *, timeout: float = HANG) -> list[subprocess.CompletedProcess[str]]:
     """Start one process per rank and wait for all; a rank that fails ends the others, as torchrun does."""
     port = free_port()
     processes = [

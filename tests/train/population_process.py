@@ -1,7 +1,10 @@
-"""A population in a process of its own, to be killed: python population_process.py OUT."""
+"""A population in a process of its own, which kills itself in its N-th fsync: python population_process.py OUT N."""
 
 from __future__ import annotations
 
+import itertools
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -22,4 +25,13 @@ def recipe(out: Path) -> TrainPopulation:
 if __name__ == "__main__":
     from soupkit.jobs.population import train_population
 
-    train_population(recipe(Path(sys.argv[1])), ALONE, silent)
+    out, last = sys.argv[1:]
+    calls, fsync = itertools.count(1), os.fsync
+
+    def fatal(descriptor: int) -> None:
+        if next(calls) == int(last):
+            os.kill(os.getpid(), signal.SIGKILL)
+        fsync(descriptor)
+
+    os.fsync = fatal
+    train_population(recipe(Path(out)), ALONE, silent)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import time
 from typing import Any
 
 import pytest
@@ -58,23 +57,21 @@ def test_a_failure_names_its_piece(how: str, kind: type[Exception], words: str) 
 
 
 def test_a_killed_worker_ends_the_others_at_once() -> None:
-    began = time.monotonic()
-    pieces = {"piece": ("killed",), "sleeper": ("sleep",)}
+    pieces = {"piece": ("killed",), "sleeper": ("sleep",)}  # which sleeps for an hour
     with pytest.raises(TaskError, match=r"^piece: its worker process was killed by SIGKILL"):
         run_in_processes(fail, pieces, num_processes=2, on_event=ignore, on_result=ignore)
-    assert time.monotonic() - began < 40, "the sleeper would take 60 seconds"
 
 
 def test_an_interrupt_reaches_the_parent_alone() -> None:
-    """The workers ignore the terminal's SIGINT; the parent's KeyboardInterrupt ends them, promptly."""
-    heard: list[float] = []
+    """The workers ignore the terminal's SIGINT; the parent's KeyboardInterrupt ends them."""
+    heard: list[str] = []
 
-    def hear(_name: str, _event: Event) -> None:
-        heard.append(time.monotonic())
+    def hear(name: str, _event: Event) -> None:
+        heard.append(name)
         if len(heard) == 2:
             raise KeyboardInterrupt
 
     pieces = {"a": ("interrupted",), "b": ("interrupted",)}
     with pytest.raises(KeyboardInterrupt):
         run_in_processes(fail, pieces, num_processes=2, on_event=hear, on_result=ignore)
-    assert time.monotonic() - heard[-1] < 10
+    assert sorted(heard) == ["a", "b"]  # and both would sleep for an hour

@@ -1,4 +1,4 @@
-"""kill -9 at random moments, and the same command afterwards: the same bits. SOUPKIT_KILLS=5 kills more often."""
+"""kill -9 while states are written, and the same command afterwards: the same bits. SOUPKIT_KILLS=5: more often."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import random
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 from train.population_process import recipe
@@ -20,6 +19,8 @@ from soupkit.jobs.population import train_population
 
 NUM_KILLS = int(os.environ.get("SOUPKIT_KILLS", "1"))
 NUM_UPDATES = 15
+SYNCS = 5
+"""fsyncs for one state: two members, what they share, the folder, and its folder once it has its name."""
 
 
 def contents(out: Path) -> dict[str, str]:
@@ -32,29 +33,21 @@ def last_update(out: Path) -> int:
     return max((int(name.partition("-")[2]) for name in names), default=-1)
 
 
-def start(out: Path) -> subprocess.Popen[bytes]:
+def run(out: Path, *, fatal: int) -> int:
+    """Train on, and kill -9 in the fsync of that number: while a state is written, or just before it is named."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     script = Path(__file__).with_name("population_process.py")
-    return subprocess.Popen([sys.executable, str(script), str(out)], env=environment)
-
-
-def kill_after(process: subprocess.Popen[bytes], out: Path, update: int, delay: float) -> None:
-    """kill -9 when the state of `update` appears, and a little later: also while it is being written."""
-    end = time.monotonic() + 120
-    while last_update(out) < update and process.poll() is None and time.monotonic() < end:
-        time.sleep(0.001)
-    time.sleep(delay)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL, "it was not killed while it trained"
+    return subprocess.run([sys.executable, str(script), str(out), str(fatal)], env=environment, check=False).returncode
 
 
 def test_killed_and_resumed_the_bits_are_the_same(tmp_path: Path) -> None:
     train_population(recipe(tmp_path / "whole"), ALONE, silent)
     out, chance = tmp_path / "killed", random.Random(7)
-    for update in sorted(chance.sample(range(1, NUM_UPDATES - 4), NUM_KILLS)):
-        kill_after(start(out), out, update, chance.uniform(0, 0.03))
+    for _ in range(NUM_KILLS):
+        before = last_update(out)
+        assert run(out, fatal=chance.randrange(SYNCS + 1, 2 * SYNCS + 1)) == -signal.SIGKILL
         assert not (out / "soupkit.json").exists()
-        assert update - 1 <= last_update(out) < NUM_UPDATES
-    assert start(out).wait() == 0
+        assert before < last_update(out) < NUM_UPDATES
+    assert run(out, fatal=0) == 0
     assert contents(out) == contents(tmp_path / "whole")
     assert not (out / ".unfinished").exists()

@@ -6,13 +6,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from train.small import contents, litter, sweep_recipe, touched
+from waiting import HANG, alive, wait_for
 
 from soupkit.events import Event, Told, silent
 from soupkit.jobs.sweep import finetune_sweep
@@ -20,23 +19,6 @@ from soupkit.manifest import Manifest
 from soupkit.world import World
 
 WORLD = World("cpu")
-
-
-def alive(pid: int) -> bool:
-    """Whether a process runs (a zombie, which only waits to be collected, does not)."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-def wait_for(condition: Callable[[], Any], *, seconds: float = 60) -> Any:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if found := condition():
-            return found
-        time.sleep(0.02)
-    raise AssertionError("waited in vain")
 
 
 def under_way(out: Path) -> list[int]:
@@ -65,7 +47,7 @@ def under_attack(sweep_base: Path, tmp_path: Path) -> Iterator[tuple[subprocess.
         env=environment, start_new_session=True, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
-        wait_for(lambda: list(out.glob("run-*/soupkit.json")) and under_way(out))
+        wait_for(lambda: list(out.glob("run-*/soupkit.json")) and under_way(out), process=process)
         yield process, out
     finally:
         if process.poll() is None:
@@ -81,7 +63,7 @@ def test_a_killed_sweep_continues(
     workers = under_way(out)
     process.kill()
     process.wait()
-    wait_for(lambda: not any(alive(pid) for pid in workers), seconds=20)
+    wait_for(lambda: not any(alive(pid) for pid in workers))
     before = touched(out)
     assert 0 < len(list(out.glob("run-*"))) < 5
     events: list[Event] = []
@@ -100,7 +82,7 @@ def test_ctrl_c_ends_workers_and_leaves_no_half_run(
     process, out = under_attack
     workers = under_way(out)
     os.killpg(process.pid, signal.SIGINT)
-    _, said = process.communicate(timeout=120)
+    _, said = process.communicate(timeout=HANG)
     assert process.returncode == -signal.SIGINT, said
     assert said.count("Traceback") == 1, said
     assert said.rstrip().endswith("KeyboardInterrupt")
