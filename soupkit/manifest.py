@@ -14,6 +14,7 @@ from typing import Any
 
 from soupkit import __version__
 from soupkit.errors import CheckpointError
+from soupkit.processor import instruction_set
 from soupkit.whole import whole_file
 
 MANIFEST_NAME = "soupkit.json"
@@ -120,8 +121,8 @@ def is_plain_name(name: Any) -> bool:
 
 
 def installed_versions() -> dict[str, str]:
-    """Versions of what shapes a result, for the record; looked up without importing any of it."""
-    versions = {"python": platform.python_version()}
+    """Versions of what shapes a result, and the instruction set; looked up without importing any of it."""
+    versions = {"python": platform.python_version(), "processor": instruction_set()}
     for package in _PACKAGES:
         try:
             versions[package] = metadata.version(package)

@@ -17,7 +17,7 @@ from soupkit.events import Report, Table, Told
 from soupkit.jobs.methods import merge_method, with_inputs
 from soupkit.jobs.recorded import content_of_input, open_as_recorded, place_of, write_turns
 from soupkit.jobs.soup import Record, prepare, show_plan, write_soup
-from soupkit.manifest import MANIFEST_NAME, Manifest
+from soupkit.manifest import MANIFEST_NAME, Manifest, installed_versions
 from soupkit.merge.mixture import Mixture
 from soupkit.recipe.inspect import Reproduce, Verify
 from soupkit.recipe.methods import MethodRecipe
@@ -140,9 +140,26 @@ def _same_bits(written: Checkpoint, manifest: Manifest, world: World) -> dict[st
     if content != manifest.outputs.get("content"):
         raise CheckpointError(
             f"the soup came out with content {content}, the manifest records {manifest.outputs.get('content')}",
-            hint=f"it was made with {manifest.versions}; refreshed batch-norm statistics need the same torch",
+            hint=_why_other_bits(manifest),
         )
     return manifest.metrics
+
+
+def _why_other_bits(manifest: Manifest) -> str:
+    """What is different here from where the soup was made; a model's pass depends on all of it."""
+    here = installed_versions()
+    differing = [
+        f"{name} {value} there, {here.get(name, 'missing')} here"
+        for name, value in manifest.versions.items()
+        if here.get(name) != value
+    ]
+    return "; ".join(
+        [
+            *(differing or ["versions and processor are the same here"]),
+            "whatever a model's pass gives (refreshed batch-norm statistics, REPAIR) needs the same versions, "
+            "processor family and --threads for the same bits",
+        ]
+    )
 
 
 def _recorded_recipe(manifest: Manifest, recipe: Reproduce) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,23 @@ def test_reproduce_refuses_inputs_that_changed(
     weights.write_bytes(weights.read_bytes()[:-64] + bytes(64))
     assert call("reproduce", tmp_path / "out", "--out", tmp_path / "again", "--quiet") == 1
     assert "came out with content" in capsys.readouterr().err
+    assert not (tmp_path / "again").exists()
+
+
+def test_reproduce_says_what_is_other_here_than_where_it_was_made(
+    models: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(*command("ties", models, tmp_path / "out")) == 0
+    path = tmp_path / "out/soupkit.json"
+    manifest = json.loads(path.read_text())
+    assert manifest["versions"]["processor"].startswith(platform.machine())
+    manifest["versions"]["processor"] = "riscv64 wide"
+    manifest["outputs"]["content"] = "xxh3-128:" + 32 * "0"
+    path.write_text(json.dumps(manifest))
+    assert call("reproduce", tmp_path / "out", "--out", tmp_path / "again", "--quiet") == 1
+    said = " ".join(capsys.readouterr().err.split())
+    assert "processor riscv64 wide there" in said
+    assert "numpy" not in said  # which is the same here
     assert not (tmp_path / "again").exists()
 
 
