@@ -17,6 +17,7 @@ from soupkit.events import Advanced, Finished, Report, Scored, Started, Table, W
 from soupkit.jobs.findings import write_findings, write_scores
 from soupkit.jobs.soup import describe_inputs
 from soupkit.manifest import Manifest
+from soupkit.metrics import metric_of
 from soupkit.recipe.evaluate import Evaluate
 from soupkit.recipe.parse import recipe_to_json
 from soupkit.task.data import Splits, num_trained_with, open_data
@@ -63,7 +64,7 @@ def evaluate(recipe: Evaluate, world: World, report: Report) -> dict[str, Any]:
     if recipe.score_command:
         results, data = {EXTERNAL: world.in_main(lambda: _score_outside(checkpoints, recipe, report))}, None
     else:
-        direction_of(recipe.metric)
+        direction_of(metric_of(recipe))
         results, data = _score_inside(checkpoints, baseline, recipe, world, report)
     for split, rows in results.items():
         report(_table(split, rows, recipe))
@@ -112,7 +113,7 @@ def _score_inside(
         for role in roles:
             predictions = task.predict(task.held_out if role == "held_out" else task.test)
             rows[role][number] = _row(checkpoint.reference, predictions, reference.get(role), recipe)
-            report(_scored(role, rows[role][number], recipe.metric))
+            report(_scored(role, rows[role][number], metric_of(recipe)))
             reference.setdefault(role, predictions)
             kept[role] += [predictions] if recipe.ensemble != "none" else []
         report(Advanced("evaluating", note=checkpoint.reference))
@@ -134,10 +135,11 @@ def _load(checkpoint: Checkpoint, task: Task, recipe: Evaluate, world: World) ->
 
 
 def _row(name: str, predictions: Predictions, reference: Predictions | None, recipe: Evaluate) -> Row:
-    comparison = compare(predictions, reference, recipe.metric) if reference is not None else None
+    metric = metric_of(recipe)
+    comparison = compare(predictions, reference, metric) if reference is not None else None
     scores = all_scores(predictions)
-    if recipe.metric not in scores:
-        raise RecipeError(f"metric is {recipe.metric!r}, expected one of {', '.join(scores)} for these data")
+    if metric not in scores:
+        raise RecipeError(f"metric is {metric!r}, expected one of {', '.join(scores)} for these data")
     return Row(name, scores, comparison)
 
 
@@ -180,8 +182,8 @@ def _score_outside(checkpoints: Sequence[Checkpoint], recipe: Evaluate, report: 
     rows = []
     report(Started("evaluating", len(checkpoints), "checkpoints"))
     for checkpoint in checkpoints:
-        rows.append(Row(checkpoint.reference, {recipe.metric: scorer.score(checkpoint.fetch())}))
-        report(_scored(EXTERNAL, rows[-1], recipe.metric))
+        rows.append(Row(checkpoint.reference, {scorer.name: scorer.score(checkpoint.fetch())}))
+        report(_scored(EXTERNAL, rows[-1], scorer.name))
         report(Advanced("evaluating", note=checkpoint.reference))
     report(Finished("evaluating"))
     return rows
@@ -195,7 +197,7 @@ def _scored(split: str, row: Row, metric: str) -> Scored:
 def _table(split: str, rows: Sequence[Row], recipe: Evaluate) -> Table:
     metrics = list(rows[0].scores)
     compared = any(row.comparison for row in rows)
-    columns = ("checkpoint", *metrics, *((f"Δ {recipe.metric}", "95 % interval", "p") if compared else ()))
+    columns = ("checkpoint", *metrics, *((f"Δ {metric_of(recipe)}", "95 % interval", "p") if compared else ()))
     num = rows[0].scores[metrics[0]].num_examples
     title = split.replace("_", "-") + (f", n = {num}" if num else "")
     caption = "± is one standard error; Δ and p are paired with the baseline's predictions" if compared else ""

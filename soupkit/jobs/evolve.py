@@ -9,10 +9,12 @@ import numpy as np
 from soupkit.checkpoint.reference import open_references
 from soupkit.errors import TaskError
 from soupkit.events import Report, Table, Told
+from soupkit.jobs.direction import decide
 from soupkit.jobs.removal import without_the_best
-from soupkit.jobs.scoring import HeldOutScorer, RememberingScorer, SoupTask, WrittenScorer, contents_of, direction
+from soupkit.jobs.scoring import HeldOutScorer, RememberingScorer, SoupTask, WrittenScorer, contents_of
 from soupkit.jobs.soup import Ingredients, Record, prepare, show_plan, write_soup
 from soupkit.merge.mixture import Mixture
+from soupkit.metrics import metric_of
 from soupkit.recipe.soup import MergeEvolve
 from soupkit.soup.blocks import Layout, lay_out_weights
 from soupkit.soup.evolve import Evolved, evolve
@@ -23,6 +25,7 @@ from soupkit.world import World
 
 def merge_evolve(recipe: MergeEvolve, world: World, report: Report) -> dict[str, Any]:
     """Search coefficients by scores alone, write the best soup, and score what was written."""
+    better = decide(recipe, report)
     ingredients = prepare(without_the_best(open_references(recipe.refs), recipe, report), recipe, report)
     layout = lay_out_weights(ingredients.plan.slots, recipe.blocks)
     soup, scorer = _scorer(ingredients, recipe, world)
@@ -34,7 +37,7 @@ def merge_evolve(recipe: MergeEvolve, world: World, report: Report) -> dict[str,
         len(ingredients.checkpoints),
         layout.num_blocks,
         constraint=recipe.constraint,
-        direction=direction(recipe),
+        direction=better,
         evaluations=recipe.evaluations,
         population=recipe.population or None,
         sigma=recipe.sigma,
@@ -75,11 +78,11 @@ def _scorer(
 ) -> tuple[SoupTask | None, HeldOutScorer | WrittenScorer]:
     if not recipe.score_command:
         soup = SoupTask(ingredients, recipe, world)
-        return soup, HeldOutScorer(soup, metric=recipe.metric, early_stop=False)
+        return soup, HeldOutScorer(soup, metric=metric_of(recipe), early_stop=False)
     if recipe.bn == "refresh":
         raise TaskError("--bn refresh needs soupkit's own data and model", hint="use --bn average with --score-command")
     command = CommandScorer(
-        recipe.score_command, metric=recipe.metric, direction=direction(recipe), timeout=recipe.score_timeout
+        recipe.score_command, metric=recipe.metric, direction=recipe.direction, timeout=recipe.score_timeout
     )
     return None, WrittenScorer(command, ingredients, recipe, world)
 

@@ -11,6 +11,7 @@ from soupkit.checkpoint.reference import open_references
 from soupkit.errors import TaskError
 from soupkit.events import Report, Table, Told
 from soupkit.jobs.aligned_merge import align_ingredients, check_aligned_merge, replaced_tensors
+from soupkit.jobs.direction import decide
 from soupkit.jobs.removal import without_the_best
 from soupkit.jobs.scoring import (
     HeldOutScorer,
@@ -18,11 +19,11 @@ from soupkit.jobs.scoring import (
     SoupTask,
     WrittenScorer,
     contents_of,
-    direction,
     mix_with_batch_norm,
 )
 from soupkit.jobs.soup import Ingredients, Record, prepare, show_plan, write_soup
 from soupkit.merge.mixture import Mixture
+from soupkit.metrics import Direction, metric_of
 from soupkit.recipe.merge import MergeGreedy
 from soupkit.soup.blocks import lay_out_weights
 from soupkit.soup.greedy import Greedy, greedy, trace
@@ -39,6 +40,7 @@ ONLY_THE_BEST = (
 def merge_greedy(recipe: MergeGreedy, world: World, report: Report) -> dict[str, Any]:
     """Rank, add greedily, write the soup, and score what was written."""
     check_aligned_merge(recipe)
+    better = decide(recipe, report)
     ingredients = prepare(without_the_best(open_references(recipe.refs), recipe, report), recipe, report)
     soup, scorer = _scorer(ingredients, recipe, world)
     if recipe.dry_run:
@@ -47,7 +49,7 @@ def merge_greedy(recipe: MergeGreedy, world: World, report: Report) -> dict[str,
     if recipe.align:
         soup, scorer = _scorer(ingredients, recipe, world)
     remembering = RememberingScorer(scorer, contents_of(ingredients.checkpoints, world, report), world)
-    result = _search(ingredients, remembering, recipe, report)
+    result = _search(ingredients, remembering, recipe, better, report)
     _tell(result, remembering.num_remembered, report)
 
     def write(alone: World) -> dict[str, Any]:
@@ -71,9 +73,11 @@ def merge_greedy(recipe: MergeGreedy, world: World, report: Report) -> dict[str,
     return manifest
 
 
-def _search(ingredients: Ingredients, score: RememberingScorer, recipe: MergeGreedy, report: Report) -> Greedy:
+def _search(
+    ingredients: Ingredients, score: RememberingScorer, recipe: MergeGreedy, better: Direction, report: Report
+) -> Greedy:
     """Picks for the whole soup, or for every block."""
-    better, accept, slots = direction(recipe), recipe.accept, ingredients.plan.slots
+    accept, slots = recipe.accept, ingredients.plan.slots
     if recipe.blocks == "global":
         mix = mix_with_batch_norm(recipe, list(slots))
         return greedy(ingredients.names, score, direction=better, accept=accept, mix=mix, report=report)
@@ -100,11 +104,11 @@ def _scorer(
     """The task and scorer that the recipe asks for; refused here, before any score, when they cannot work."""
     if not recipe.score_command:
         soup = SoupTask(ingredients, recipe, world)
-        return soup, HeldOutScorer(soup, metric=recipe.metric, early_stop=recipe.early_stop)
+        return soup, HeldOutScorer(soup, metric=metric_of(recipe), early_stop=recipe.early_stop)
     if recipe.bn == "refresh":
         raise TaskError("--bn refresh needs soupkit's own data and model", hint="use --bn average with --score-command")
     command = CommandScorer(
-        recipe.score_command, metric=recipe.metric, direction=direction(recipe), timeout=recipe.score_timeout
+        recipe.score_command, metric=recipe.metric, direction=recipe.direction, timeout=recipe.score_timeout
     )
     return None, WrittenScorer(command, ingredients, recipe, world)
 

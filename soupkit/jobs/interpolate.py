@@ -12,9 +12,11 @@ from soupkit.checkpoint.output import OutputDirectory
 from soupkit.errors import RecipeError
 from soupkit.events import Report, Scored, Table, Wrote, silent
 from soupkit.jobs.aligned_merge import align_ingredients, check_aligned_merge, replaced_tensors
+from soupkit.jobs.direction import decide
 from soupkit.jobs.soup import Ingredients, Record, describe_inputs, open_ingredients, show_plan, write_soup
 from soupkit.manifest import Manifest
 from soupkit.merge.mixture import Mixture, interpolate, keep_batch_norm
+from soupkit.metrics import Direction, metric_of, rank_key
 from soupkit.recipe.merge import MergeInterpolate
 from soupkit.recipe.parse import recipe_to_json
 from soupkit.world import World
@@ -36,11 +38,12 @@ def merge_interpolate(recipe: MergeInterpolate, world: World, report: Report) ->
         )
     if recipe.bn == "refresh" and not recipe.data:
         raise RecipeError("--bn refresh needs --data", hint="name the data, or use --bn average")
+    better = decide(recipe, report) if scored else None
     if recipe.dry_run:
         return show_plan(ingredients, recipe, world, report)
     ingredients, alignment = align_ingredients(ingredients, recipe, world, report)
     points = [_mixture(ingredients, at, recipe) for at in recipe.at]
-    write = _Points(ingredients, recipe, world, report, notes=alignment)
+    write = _Points(ingredients, recipe, world, report, better=better, notes=alignment)
     return write.all(points) if recipe.write == "all" else write.best(points)
 
 
@@ -59,28 +62,30 @@ class _Points:
         world: World,
         report: Report,
         *,
+        better: Direction | None,
         notes: Mapping[str, Any],
     ) -> None:
         self.ingredients, self.recipe, self.world, self.report = ingredients, recipe, world, report
         self.notes = notes
         self.soup: Any = None
         self.score: Callable[..., Any] | None = None
-        if recipe.data or recipe.score_command:
+        self.better = better
+        if better is not None:
             self._open_scorer()
 
     def _open_scorer(self) -> None:
-        from soupkit.jobs.scoring import HeldOutScorer, SoupTask, WrittenScorer, direction
+        from soupkit.jobs.scoring import HeldOutScorer, SoupTask, WrittenScorer
         from soupkit.task.external import CommandScorer
 
         recipe = self.recipe
         if recipe.score_command:
             command = CommandScorer(
-                recipe.score_command, metric=recipe.metric, direction=direction(recipe), timeout=recipe.score_timeout
+                recipe.score_command, metric=recipe.metric, direction=recipe.direction, timeout=recipe.score_timeout
             )
             self.score = WrittenScorer(command, self.ingredients, recipe, self.world)
         else:
             self.soup = SoupTask(self.ingredients, recipe, self.world)
-            self.score = HeldOutScorer(self.soup, metric=recipe.metric, early_stop=False)
+            self.score = HeldOutScorer(self.soup, metric=metric_of(recipe), early_stop=False)
 
     def best(self, points: Sequence[Mixture]) -> dict[str, Any]:
         """Write the best point (the earlier of equals); the table shows them all."""
@@ -152,9 +157,7 @@ class _Points:
         return [{"at": at, **{key: getattr(score, key) for key in keys}} for at, score in pairs]
 
     def _best_of(self, scores: Sequence[Any]) -> int:
-        if not scores:
+        if self.better is None:
             return 0
-        from soupkit.jobs.scoring import direction
-
-        sign = 1 if direction(self.recipe) == "max" else -1
-        return max(range(len(scores)), key=lambda k: (sign * scores[k].value, -k))
+        better = self.better
+        return min(range(len(scores)), key=lambda k: (rank_key(scores[k].value, better), k))

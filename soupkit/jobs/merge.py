@@ -11,14 +11,14 @@ from soupkit.checkpoint.reference import open_references
 from soupkit.errors import RecipeError
 from soupkit.events import Report, Told
 from soupkit.jobs.aligned_merge import align_ingredients, check_aligned_merge, replaced_tensors
+from soupkit.jobs.direction import decide_by
 from soupkit.jobs.soup import Ingredients, Record, open_ingredients, prepare, show_plan, write_soup
 from soupkit.manifest import Manifest
 from soupkit.merge.mixture import Mixture, by_tensor, keep_batch_norm, uniform, weighted
+from soupkit.metrics import rank_key
 from soupkit.recipe.merge import MergeUniform, MergeWeighted
 from soupkit.recipe.settings import Layers, check_matches, parse_settings, resolve
 from soupkit.world import World
-
-LOWER_IS_BETTER = ("nll", "ece", "loss", "error", "err")
 
 
 def merge_uniform(recipe: MergeUniform, world: World, report: Report) -> dict[str, Any]:
@@ -87,11 +87,9 @@ def best_of(checkpoints: Sequence[Checkpoint], recipe: MergeUniform, report: Rep
         raise RecipeError(
             f"by is {recipe.by!r}: test data must not choose anything", hint="use --by held_out.top1, or another split"
         )
+    better = decide_by(recipe.by, recipe.direction, report, option="--direction")
     values = [recorded_metric(checkpoint.directory, recipe.by) for checkpoint in checkpoints]
-    lower = recipe.direction == "min" or (
-        recipe.direction == "auto" and recipe.by.rpartition(".")[2] in LOWER_IS_BETTER
-    )
-    order = sorted(range(len(values)), key=lambda k: values[k] if lower else -values[k])[: recipe.top]
+    order = sorted(range(len(values)), key=lambda k: rank_key(values[k], better))[: recipe.top]
     report(
         Told(
             f"best {recipe.top} by {recipe.by}: "

@@ -22,10 +22,11 @@ from soupkit.jobs.soup import Ingredients, stream_options, write_soup
 from soupkit.merge.memory import Memory
 from soupkit.merge.mixture import Mixture, keep_batch_norm, subset_mean
 from soupkit.merge.stream import stream
-from soupkit.soup.greedy import Bar, Direction
+from soupkit.metrics import Direction, direction_of, metric_of
+from soupkit.soup.greedy import Bar
 from soupkit.task.batch_norm import refresh
 from soupkit.task.external import CommandScorer
-from soupkit.task.score import Score, all_scores, direction_of, score_predictions, scores_to_json
+from soupkit.task.score import Score, all_scores, score_predictions, scores_to_json
 from soupkit.task.task import Task, open_task
 from soupkit.whole import whole_file
 from soupkit.world import ALONE, World, cache_folder
@@ -213,9 +214,7 @@ def _contents(checkpoints: Sequence[Checkpoint], world: World, report: Report) -
 
 def direction(recipe: Any) -> Direction:
     """Which way is better, by the recipe or by the metric."""
-    if recipe.direction != "auto":
-        return recipe.direction  # type: ignore[no-any-return]
-    return "max" if recipe.score_command else direction_of(recipe.metric)
+    return direction_of(metric_of(recipe), recipe.direction)
 
 
 def mix_with_batch_norm(recipe: Any, names: Sequence[str]) -> Any:

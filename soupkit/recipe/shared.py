@@ -107,8 +107,13 @@ class BatchNormOptions:
 class ScoreOptions:
     """What is called better."""
 
-    metric: str = option("top1", help="top1, top5, nll or ece; with --score-command, a key of its JSON")
-    direction: Literal["auto", "max", "min"] = option("auto", help="which way is better; auto knows soupkit's metrics")
+    metric: str | None = option(
+        None, help="top1 (the default), top5, nll or ece; with --score-command, a key of its JSON or the number's name"
+    )
+    direction: Literal["auto", "max", "min"] = option(
+        "auto",
+        help="which way is better; auto knows it by the metric's name; a score without a name is better when higher",
+    )
     score_command: str | None = option(
         None, help="external scorer, run without a shell: '{checkpoint}' is replaced, the last line is the score"
     )
@@ -121,3 +126,4 @@ class DropOptions:
 
     drop_top: int = option(0, help="leave out this many of the best checkpoints, by --by: a removal study")
     by: str = option("held_out.top1", help="the metric for --drop-top, as manifests record it: split.metric")
+    by_direction: Literal["auto", "max", "min"] = option("auto", help="which way is better for --by")

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from soupkit.metrics import rank_key
 from soupkit.report.html import Html, joined, table, with_error
 from soupkit.report.html_charts import Axis, axis, intervals
 from soupkit.report.sections_subject import (
     Keys,
     Score,
     Subject,
+    direction,
     label,
     leaves,
-    lower_is_better,
     mapping,
     number,
     scores,
@@ -114,11 +115,13 @@ def main_metric(metrics: Sequence[str], recipe: Mapping[str, Any]) -> str:
 
 def _ranked(models: list[Keys], found: Mapping[Keys, Score], main: str, recipe: Mapping[str, Any]) -> list[Keys]:
     """Best first, on held-out data: test data choose nothing, not even an order."""
-    sign = 1 if lower_is_better(main, recipe) else -1
+    better = direction(main, recipe)
+    if better is None:
+        return models
 
     def key(model: Keys) -> tuple[bool, float]:
         best = found.get((*model, "held_out", main))
-        return (best is None, sign * best.value if best else 0.0)
+        return rank_key(best.value, better) if best else (True, 0.0)
 
     return sorted(models, key=key)
 

@@ -18,7 +18,8 @@ def trace_section(subject: Subject) -> Html | None:
     if not steps:
         return None
     singles = {key: found for key, item in mapping(subject.notes.get("singles")).items() if (found := score(item))}
-    metric = str(subject.recipe.get("metric") or "score")
+    unnamed = "score" if subject.recipe.get("score_command") else "top1"
+    metric = str(subject.recipe.get("metric") or unnamed)
     picked = sum(bool(step["accepted"]) for step in steps)
     lead = tag(
         "p",

@@ -6,9 +6,10 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
-LOWER_IS_BETTER = ("nll", "ece", "err", "error", "loss")
+from soupkit.metrics import Direction, known_direction
+
 DEEPEST = 6
 SPLITS = ("held_out", "test", "train")
 
@@ -129,8 +130,9 @@ def told_apart(references: Sequence[str]) -> list[str]:
     return names if len(folders) == 1 and len(set(names)) == len(names) else list(references)
 
 
-def lower_is_better(metric: str, recipe: Mapping[str, Any]) -> bool:
-    """Which way a metric is better, by its name unless the recipe says."""
-    if recipe.get("direction") in ("min", "max") and recipe.get("metric") == metric:
-        return bool(recipe["direction"] == "min")
-    return metric.split("_")[0] in LOWER_IS_BETTER
+def direction(metric: str, recipe: Mapping[str, Any]) -> Direction | None:
+    """Which way a metric is better, by its name unless the recipe says; None where neither does."""
+    asked = recipe.get("direction")
+    if asked in ("min", "max") and (recipe.get("metric") or "score") == metric:
+        return cast(Direction, asked)
+    return known_direction(metric)

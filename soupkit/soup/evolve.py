@@ -14,7 +14,8 @@ import numpy as np
 
 from soupkit.errors import RecipeError
 from soupkit.events import Advanced, Finished, Report, Scored, Started, silent
-from soupkit.task.score import Direction, Score, better
+from soupkit.metrics import Direction
+from soupkit.task.score import Score, better
 
 Constraint = Literal["softmax", "sum", "none"]
 

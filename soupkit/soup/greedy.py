@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from soupkit.events import Advanced, Finished, Report, Scored, Started, silent
 from soupkit.merge.mixture import Mixture, subset_mean
+from soupkit.metrics import Direction, rank_key
 from soupkit.task.score import Score, better
-
-Direction = Literal["max", "min"]
 
 
 @dataclass(frozen=True)
@@ -103,9 +101,7 @@ def greedy(
 
 def rank(ingredients: Sequence[str], singles: Sequence[Score], direction: Direction) -> list[int]:
     """Best first, equals by name, NaN last."""
-    sign = -1 if direction == "max" else 1
-    keys = [(math.isnan(single.value), sign * single.value) for single in singles]
-    return sorted(range(len(ingredients)), key=lambda k: (*keys[k], ingredients[k]))
+    return sorted(range(len(ingredients)), key=lambda k: (rank_key(singles[k].value, direction), ingredients[k]))
 
 
 def score_singles(

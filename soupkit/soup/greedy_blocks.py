@@ -12,7 +12,8 @@ import numpy as np
 
 from soupkit.events import Advanced, Finished, Report, Started, silent
 from soupkit.merge.mixture import Mixture
-from soupkit.soup.greedy import Bar, Direction, Greedy, ScoreSoup, Trial, rank, score_singles, scored
+from soupkit.metrics import Direction
+from soupkit.soup.greedy import Bar, Greedy, ScoreSoup, Trial, rank, score_singles, scored
 
 Mix = Callable[[np.ndarray], Mixture]
 """float64[K, B] coefficients, each column summing to one → the mixture."""

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from soupkit.errors import TaskError
+from soupkit.metrics import UNNAMED, known_direction
 from soupkit.task.score import Score
 
 PLACEHOLDER = "{checkpoint}"
@@ -25,14 +26,15 @@ _TAIL_LINES = 20
 class CommandScorer:
     """Runs `command` without a shell; `{checkpoint}` in it stands for the directory, once or more.
 
-    The last line of its output that is not empty is the score: a number, or a JSON object that holds `metric`, or a
-    single number. A JSON object may also hold "standard_error" and "num_examples". timeout: seconds, after which the
-    program and what it started are killed. Raises TaskError at once for a command that cannot run.
+    The last line of its output that is not empty is the score: a number, or a JSON object that holds `metric`. Without
+    a metric, the object holds "score" or a single number, and with direction auto only one that is better when higher.
+    It may also hold "standard_error" and "num_examples". timeout: seconds, after which the program and what it started
+    are killed. Raises TaskError at once for a command that cannot run.
     """
 
     command: str
-    metric: str = "score"
-    direction: Literal["max", "min"] = "max"
+    metric: str | None = None
+    direction: Literal["auto", "max", "min"] = "max"
     timeout: float = 3600.0
 
     def __post_init__(self) -> None:
@@ -43,6 +45,11 @@ class CommandScorer:
                 f"the score command has no {PLACEHOLDER}: {self.command}",
                 hint=f"for example --score-command 'python eval.py {PLACEHOLDER}'",
             )
+
+    @property
+    def name(self) -> str:
+        """What the score is called."""
+        return self.metric or UNNAMED
 
     def words(self) -> list[str]:
         """The command as the program and its arguments. Raises TaskError for an open quote."""
@@ -72,20 +79,23 @@ class CommandScorer:
             found = json.loads(line)
         except ValueError:
             raise ValueError(f"ended with {line[:80]!r}, expected a number or a JSON object") from None
-        fields = found if isinstance(found, dict) else {self.metric: found}
+        fields = found if isinstance(found, dict) else {self.name: found}
         value = self._value(fields)
         if not math.isfinite(value):
             raise ValueError(f"gave {value}, which ranks nothing")
         num = _number(fields.get("num_examples"))
-        return Score(self.metric, value, _number(fields.get("standard_error")), None if num is None else int(num))
+        return Score(self.name, value, _number(fields.get("standard_error")), None if num is None else int(num))
 
     def _value(self, fields: dict[str, Any]) -> float:
         numbers = {key: number for key, value in fields.items() if (number := _number(value)) is not None}
-        if self.metric in numbers:
-            return numbers[self.metric]
-        if self.metric in fields or len(numbers) != 1:
-            raise ValueError(f"gave no number {self.metric!r} but {json.dumps(fields)[:200]}")
-        return next(iter(numbers.values()))
+        if self.name in numbers:
+            return numbers[self.name]
+        others = [key for key in numbers if key not in ("standard_error", "num_examples")]
+        if self.metric is not None or self.name in fields or len(others) != 1:
+            raise ValueError(f"gave no number {self.name!r} but {json.dumps(fields)[:200]}")
+        if self.direction == "auto" and known_direction(others[0]) != "max":
+            raise ValueError(f"gave {others[0]!r}, and higher may not be better: name it, --metric {others[0]}")
+        return numbers[others[0]]
 
 
 def _number(value: object) -> float | None:

@@ -13,10 +13,12 @@ from typing import Any, Literal
 import numpy as np
 from scipy.special import log_softmax, logsumexp
 
+from soupkit import metrics
 from soupkit.errors import TaskError
+from soupkit.metrics import Direction
 
-Direction = Literal["max", "min"]
-METRICS: dict[str, Direction] = {"top1": "max", "top5": "max", "nll": "min", "ece": "min"}
+METRICS = ("top1", "top5", "nll", "ece")
+"""What soupkit computes itself."""
 COUNT_METRICS = {"top1": 1, "top5": 5}
 NUM_BINS = 15
 NUM_RESAMPLES = 10_000
@@ -74,7 +76,7 @@ def direction_of(metric: str) -> Direction:
             f"metric {metric!r} is not known, expected one of {', '.join(METRICS)}",
             hint="a metric of --score-command needs --direction max or min",
         )
-    return METRICS[metric]
+    return metrics.direction_of(metric)
 
 
 def better(a: float, b: float, direction: Direction) -> bool:

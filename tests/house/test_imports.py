@@ -10,7 +10,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "soupkit"
 FILES = sorted(PACKAGE.rglob("*.py"))
-FLOOR = {"errors", "events", "world", "manifest", "whole", "processor", "commands", "recipe"}
+FLOOR = {"errors", "events", "world", "manifest", "whole", "processor", "metrics", "commands", "recipe"}
 LEVELS = [
     FLOOR,
     {"checkpoint"},
