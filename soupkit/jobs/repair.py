@@ -113,7 +113,7 @@ def repaired(
     if result.without_shift:
         report(Told(f"{len(result.without_shift)} layers have no bias: their means were scaled, not shifted"))
     tensors = task.tensors()
-    changed = {_saved_name(task, name): name for name in result.changed} if kept else {}
+    changed = {task.saved_name(name): name for name in result.changed} if kept else {}
     return {name: tensors[name].copy() for name in changed}, _notes(result, before, after, kept=kept)
 
 
@@ -153,11 +153,6 @@ def loader(tensors: Mapping[str, Array]) -> Callable[[torch.nn.Module], None]:
             load_weights(model, tensors)
 
     return load
-
-
-def _saved_name(task: Task, name: str) -> str:
-    """The checkpoint's name of a tensor of the model: a CLIP model is wrapped by its classifier."""
-    return name.removeprefix("clip.") if isinstance(task.model, ZeroShotClassifier) else name
 
 
 def _rounded(tensors: Mapping[str, Array], slots: Mapping[str, Slot]) -> dict[str, Array]:

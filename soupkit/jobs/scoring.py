@@ -58,7 +58,7 @@ class SoupTask:
         order = np.random.default_rng(self.recipe.split_seed).permutation(len(self.task.train))
         images = order[: self.recipe.bn_batches * self.recipe.batch_size]
         batches = self.task.train.batches(batch_size=self.recipe.batch_size, indices=images)
-        changed = refresh(self.task.model, batches, self.task.device)
+        changed = map(self.task.saved_name, refresh(self.task.model, batches, self.task.device))
         tensors = self.task.tensors()
         return {name: np.ascontiguousarray(tensors[name]).astype(NUMPY_DTYPES[slots[name].dtype]) for name in changed}
 

@@ -25,8 +25,9 @@ def refresh(
     Needed after averaging weights (Izmailov et al. 2018, arXiv:1803.05407). As torch.optim.swa_utils.update_bn, and
     equal to it for equal batches, but a short last batch counts for what it holds, and only batch-norm modules are in
     training mode: dropout and stochastic depth stay off. Batches of one example are left out, since their variance is
-    not defined. Modes and momenta are restored. Without batch norm nothing is read. Returns the names of the buffers
-    that changed. Raises TaskError when no batch had two examples. Cost: one forward pass per batch.
+    not defined. A layer that no batch reaches (of a text tower, of an auxiliary head) keeps its statistics. Modes and
+    momenta are restored. Without batch norm nothing is read. Returns the model's names of the buffers that changed.
+    Raises TaskError when no batch had two examples. Cost: one forward pass per batch.
     """
     layers = {
         name: module
@@ -35,7 +36,7 @@ def refresh(
     }
     if not layers:
         return []
-    with _only_training(model, list(layers.values())):
+    with _only_training(model, list(layers.values())) as reached:
         num_seen = 0
         for images, _ in batches:
             if len(images) < 2:
@@ -46,20 +47,36 @@ def refresh(
             model(images.to(device))
     if not num_seen:
         raise TaskError("batch norm cannot be refreshed: no batch had two examples or more")
-    return [f"{name}.{buffer}".lstrip(".") for name, layer in layers.items() for buffer, _ in layer.named_buffers()]
+    return [
+        f"{name}.{buffer}".lstrip(".")
+        for name, layer in layers.items()
+        if layer in reached
+        for buffer, _ in layer.named_buffers()
+    ]
 
 
 @contextmanager
-def _only_training(model: torch.nn.Module, layers: list[_BatchNorm]) -> Iterator[None]:
+def _only_training(model: torch.nn.Module, layers: list[_BatchNorm]) -> Iterator[set[torch.nn.Module]]:
+    """Statistics start anew, from the layer's first batch on; inside, the set of layers that had one so far."""
     modes = {module: module.training for module in model.modules()}
     momenta = [layer.momentum for layer in layers]
+    reached: set[torch.nn.Module] = set()
+
+    def reach(layer: torch.nn.Module, _inputs: object) -> None:
+        if layer not in reached:
+            assert isinstance(layer, _BatchNorm)
+            layer.reset_running_stats()
+            reached.add(layer)
+
+    hooks = [layer.register_forward_pre_hook(reach) for layer in layers]
     model.eval()
     for layer in layers:
-        layer.reset_running_stats()
         layer.training = True
     try:
-        yield
+        yield reached
     finally:
+        for hook in hooks:
+            hook.remove()
         for module, training in modes.items():
             module.training = training
         for layer, momentum in zip(layers, momenta, strict=True):

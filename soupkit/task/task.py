@@ -86,6 +86,10 @@ class Task:
         """The part of the model whose weights make the checkpoint."""
         return self.model.clip if isinstance(self.model, ZeroShotClassifier) else self.model
 
+    def saved_name(self, name: str) -> str:
+        """The checkpoint's name of a tensor of `model`: a CLIP model is wrapped by its classifier."""
+        return name.removeprefix("clip.") if isinstance(self.model, ZeroShotClassifier) else name
+
     def tensors(self) -> dict[str, np.ndarray]:
         """The weights under their checkpoint's names; views of the model's memory on the CPU."""
         return arrays(self.saved)

@@ -40,7 +40,7 @@ def arrays(model: torch.nn.Module) -> dict[str, np.ndarray]:
 
 def to_torch(array: np.ndarray) -> torch.Tensor:
     """A tensor that shares the array's memory where it may; ml_dtypes' bfloat16 and float8 become torch's."""
-    array = np.ascontiguousarray(array) if array.ndim else array  # the former makes 0-d arrays 1-d
+    array = np.ascontiguousarray(array) if array.ndim else np.asarray(array)  # the former makes 0-d arrays 1-d
     if not array.flags.writeable:
         array = array.copy()
     if array.dtype.type.__module__ != "ml_dtypes":

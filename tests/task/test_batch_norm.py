@@ -90,6 +90,25 @@ def test_without_batch_norm_nothing_is_read() -> None:
     assert refresh(torch.nn.Linear(2, 2), explode(), CPU) == []  # type: ignore[arg-type]
 
 
+def test_a_layer_that_no_batch_reaches_keeps_its_statistics() -> None:
+    class WithHead(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.auxiliary = torch.nn.BatchNorm2d(3), torch.nn.BatchNorm2d(3)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return self.body(images)
+
+    model = WithHead().eval()
+    for layer in (model.body, model.auxiliary):
+        layer.running_mean.fill_(7)
+    names = refresh(model, batches(8), CPU)
+    assert {name.partition(".")[0] for name in names} == {"body"}
+    assert model.auxiliary.running_mean.tolist() == [7, 7, 7]
+    assert model.body.num_batches_tracked == 1
+    assert not model.body._forward_pre_hooks
+
+
 def test_an_interruption_restores_the_modes() -> None:
     model = initialised()
 

@@ -102,3 +102,10 @@ def test_a_refused_checkpoint_changes_nothing() -> None:
     with pytest.raises(TaskError):
         load_weights(model, given)
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_a_number_that_arithmetic_made_of_a_scalar_tensor_is_one_again() -> None:
+    """(1 − t) a + t b of two 0-d arrays, such as CLIP's logit scales, is no array any more."""
+    made = np.float32(0.5) * np.array(3, np.float32)
+    assert not isinstance(made, np.ndarray)
+    assert to_torch(made).tolist() == 1.5
