@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from soupkit import __version__
+from soupkit.commands import COMMANDS
 from soupkit.errors import CheckpointError
+from soupkit.identity import given_by
 from soupkit.processor import instruction_set
 from soupkit.whole import whole_file
 
@@ -29,6 +31,7 @@ class Manifest:
     command, recipe: what was asked, every option. inputs: {reference, path (relative to the output), content} of each
     ingredient. outputs: {content, files}. metrics: {split: {metric: {value, standard_error, num_examples}}}.
     mixture: the coefficients. trace: the steps of a search. notes: what a command adds (members, hyper-parameters, …).
+    given: the identities of data, scorer and files that the recipe names, at the time of writing.
     """
 
     command: str
@@ -39,6 +42,7 @@ class Manifest:
     mixture: dict[str, Any] | None = None
     trace: list[dict[str, Any]] = field(default_factory=list)
     notes: dict[str, Any] = field(default_factory=dict)
+    given: dict[str, str] = field(default_factory=dict)
     format: int = FORMAT
     soupkit: str = __version__
     versions: dict[str, str] = field(default_factory=lambda: installed_versions())
@@ -49,8 +53,9 @@ class Manifest:
         return dataclasses.asdict(self)
 
     def write(self, directory: Path) -> None:
-        """Write it into `directory`, whole or not at all."""
-        text = json.dumps(self.to_json(), indent=1, ensure_ascii=False) + "\n"
+        """Write it into `directory`, whole or not at all; of a command, with what its recipe names."""
+        given = given_by(self.recipe) if self.command in COMMANDS else {}
+        text = json.dumps(self.to_json() | {"given": given}, indent=1, ensure_ascii=False) + "\n"
         with whole_file(directory / MANIFEST_NAME) as temporary:
             temporary.write_text(text, encoding="utf-8")
 
@@ -81,7 +86,15 @@ _KINDS = {
     "trace": list,
     "notes": dict,
 }
-_INPUT_KINDS = {"reference": str, "path": str, "content": str, "commit": str, "sha256": dict, "permutation": dict}
+_INPUT_KINDS = {
+    "reference": str,
+    "path": str,
+    "content": str,
+    "companions": str,
+    "commit": str,
+    "sha256": dict,
+    "permutation": dict,
+}
 
 
 def _checked(values: Any, path: Path) -> Manifest:
@@ -111,6 +124,8 @@ def _parts(values: dict[str, Any]) -> Iterator[tuple[str, bool]]:
     yield "notes.members", isinstance(members, list) and all(is_plain_name(name) for name in members)
     yield "outputs.content", isinstance(values["outputs"].get("content", ""), str)
     yield "mixture", isinstance(values.get("mixture"), dict | None)
+    given = values.get("given", {})
+    yield "given", isinstance(given, dict) and all(isinstance(each, str) for each in given.values())
     yield "versions", isinstance(values.get("versions", {}), dict)
     yield "created", isinstance(values.get("created", ""), str) and isinstance(values.get("soupkit", ""), str)
 

@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
-
-import numpy as np
-import xxhash
 
 from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.checkpoint.output import OutputDirectory
@@ -22,11 +16,11 @@ from soupkit.jobs.soup import describe_inputs
 from soupkit.manifest import Manifest
 from soupkit.recipe.curve import Ensemble
 from soupkit.recipe.parse import recipe_to_json
+from soupkit.remembered import Remembered
 from soupkit.task.models import describe
 from soupkit.task.score import Comparison, Predictions, all_scores, compare, scores_to_json
 from soupkit.task.task import Task, open_task
-from soupkit.whole import whole_file
-from soupkit.world import World, cache_folder
+from soupkit.world import World
 
 SPLITS = ("held_out", "test")
 BEST = "best single"
@@ -85,11 +79,13 @@ def _predict(
     best: tuple[int, dict[str, Predictions]] = (0, {})
     ensembles = {split: RunningEnsemble() for split in SPLITS}
     num_remembered = 0
+    memory, fingerprint = Remembered.of("predictions", recipe), task.fingerprint()
     report(Started("predicting", len(checkpoints), "checkpoints"))
     for number, (checkpoint, content) in enumerate(zip(checkpoints, contents, strict=True)):
         if number and describe(checkpoint, recipe.model) != task.spec:
             task = open_task(checkpoint, recipe, world, splits=task.splits)
-        predictions, remembered = _predictions(checkpoint, content, task)
+            fingerprint = task.fingerprint()
+        predictions, remembered = _predictions(checkpoint, task, memory, memory.key(content, fingerprint))
         num_remembered += remembered
         singles.append({split: scores_to_json(all_scores(p)) for split, p in predictions.items()})
         for split in SPLITS:
@@ -101,38 +97,25 @@ def _predict(
     report(Finished("predicting"))
     if num_remembered:
         report(Told(f"the predictions of {num_remembered} checkpoints were remembered from earlier runs"))
+    if memory.failure:
+        report(Told(f"predictions could not be remembered for later runs: {memory.failure}"))
     return singles, best, ensembles
 
 
-def _predictions(checkpoint: Checkpoint, content: str, task: Task) -> tuple[dict[str, Predictions], bool]:
+def _predictions(
+    checkpoint: Checkpoint, task: Task, memory: Remembered, key: str
+) -> tuple[dict[str, Predictions], bool]:
     """Held-out and test predictions of a checkpoint, remembered by its weights and the task; and whether they were."""
-    key = xxhash.xxh3_128_hexdigest(json.dumps([content, task.fingerprint()]).encode())
-    path = cache_folder() / "predictions" / f"{key}.npz"
     examples = {"held_out": task.held_out, "test": task.test}
-    known = _read(path)
+    known = memory.read(key)
     if known is not None:
-        return {split: Predictions(known[split], examples[split].targets) for split in SPLITS}, True
+        logits = known[1]
+        if all(split in logits and len(logits[split]) == len(examples[split]) for split in SPLITS):
+            return {split: Predictions(logits[split], examples[split].targets) for split in SPLITS}, True
     task.load(checkpoint)
     found = {split: task.predict(examples[split]) for split in SPLITS}
-    _remember(path, {split: each.logits for split, each in found.items()})
+    memory.write(key, {}, {split: each.logits for split, each in found.items()})
     return found, False
-
-
-def _read(path: Path) -> dict[str, np.ndarray] | None:
-    """Remembered logits; None when there are none or they cannot be read."""
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return {split: arrays[split] for split in SPLITS}
-    except (OSError, ValueError, KeyError, EOFError):
-        return None
-
-
-def _remember(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Keep logits, whole or not at all; a cache that cannot be written is no reason to stop."""
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(path) as temporary:
-            np.savez(temporary, **arrays)  # type: ignore[arg-type]
 
 
 def _table(

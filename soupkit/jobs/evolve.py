@@ -8,7 +8,7 @@ import numpy as np
 
 from soupkit.checkpoint.reference import open_references
 from soupkit.errors import TaskError
-from soupkit.events import Report, Table, Told
+from soupkit.events import Report, Table
 from soupkit.jobs.direction import decide
 from soupkit.jobs.removal import without_the_best
 from soupkit.jobs.scoring import HeldOutScorer, RememberingScorer, SoupTask, WrittenScorer, contents_of
@@ -16,6 +16,7 @@ from soupkit.jobs.soup import Ingredients, Record, prepare, show_plan, write_sou
 from soupkit.merge.mixture import Mixture
 from soupkit.metrics import metric_of
 from soupkit.recipe.soup import MergeEvolve
+from soupkit.remembered import Remembered
 from soupkit.soup.blocks import Layout, lay_out_weights
 from soupkit.soup.evolve import Evolved, evolve
 from soupkit.task.external import CommandScorer
@@ -31,7 +32,12 @@ def merge_evolve(recipe: MergeEvolve, world: World, report: Report) -> dict[str,
     soup, scorer = _scorer(ingredients, recipe, world)
     if recipe.dry_run:
         return show_plan(ingredients, recipe, world, report)
-    remembering = RememberingScorer(scorer, contents_of(ingredients.checkpoints, world, report), world)
+    remembering = RememberingScorer(
+        scorer,
+        contents_of(ingredients.checkpoints, world, report),
+        world,
+        memory=Remembered.of("scores", recipe),
+    )
     evolved = evolve(
         lambda coefficients_KB: remembering(_mixture(ingredients, layout, coefficients_KB, recipe), None),
         len(ingredients.checkpoints),
@@ -44,8 +50,7 @@ def merge_evolve(recipe: MergeEvolve, world: World, report: Report) -> dict[str,
         seed=recipe.seed,
         report=report,
     )
-    if remembering.num_remembered:
-        report(Told(f"{remembering.num_remembered} scores were remembered from earlier runs"))
+    remembering.tell(report)
     best = _mixture(ingredients, layout, evolved.coefficients_KB, recipe)
 
     def write(alone: World) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from soupkit.jobs.soup import Ingredients, Record, prepare, show_plan, write_sou
 from soupkit.merge.mixture import Mixture
 from soupkit.metrics import Direction, metric_of
 from soupkit.recipe.merge import MergeGreedy
+from soupkit.remembered import Remembered
 from soupkit.soup.blocks import lay_out_weights
 from soupkit.soup.greedy import Greedy, greedy, trace
 from soupkit.soup.greedy_blocks import greedy_by_block
@@ -48,9 +49,15 @@ def merge_greedy(recipe: MergeGreedy, world: World, report: Report) -> dict[str,
     ingredients, alignment = align_ingredients(ingredients, recipe, world, report)
     if recipe.align:
         soup, scorer = _scorer(ingredients, recipe, world)
-    remembering = RememberingScorer(scorer, contents_of(ingredients.checkpoints, world, report), world)
+    remembering = RememberingScorer(
+        scorer,
+        contents_of(ingredients.checkpoints, world, report),
+        world,
+        memory=Remembered.of("scores", recipe),
+    )
     result = _search(ingredients, remembering, recipe, better, report)
-    _tell(result, remembering.num_remembered, report)
+    remembering.tell(report)
+    _tell(result, report)
 
     def write(alone: World) -> dict[str, Any]:
         if soup:
@@ -113,9 +120,7 @@ def _scorer(
     return None, WrittenScorer(command, ingredients, recipe, world)
 
 
-def _tell(result: Greedy, num_remembered: int, report: Report) -> None:
-    if num_remembered:
-        report(Told(f"{num_remembered} scores were remembered from earlier runs"))
+def _tell(result: Greedy, report: Report) -> None:
     if result.trials and any(trial.score.stopped for trial in result.trials):
         report(Told(f"early stop: trials evaluated {result.share_evaluated:.0%} of their examples"))
     if len(result.picks) == 1 and len(result.singles) > 1:

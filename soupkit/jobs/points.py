@@ -3,36 +3,35 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
-import xxhash
 
 from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.checkpoint.compatible import check_compatible
 from soupkit.checkpoint.dtypes import Array
 from soupkit.curve.geometry import Matrix
 from soupkit.events import Advanced, Event, Finished, Report, Started, Told
+from soupkit.identity import digest
 from soupkit.jobs.curve_point import needs_refresh
 from soupkit.jobs.download import download
 from soupkit.jobs.scoring import contents_of
 from soupkit.merge.memory import Memory
 from soupkit.merge.mixture import Mixture
 from soupkit.merge.stream import StreamOptions, stream
+from soupkit.remembered import Remembered
 from soupkit.task.batch_norm import refresh
 from soupkit.task.score import score_predictions, scores_to_json
 from soupkit.task.task import Task, open_task
 from soupkit.train.pool import run_in_processes
 from soupkit.train.randomness import torch_threads
-from soupkit.whole import whole_file
-from soupkit.world import World, available_cores, cache_folder
+from soupkit.world import World, available_cores
 
-TASK = "points"
+TASK: Literal["points"] = "points"
 METRICS = ("nll", "top1")
 Point = dict[str, dict[str, Any]]
 """{split: {metric: {value, standard_error, num_examples}}} of one point."""
@@ -79,11 +78,11 @@ class PointScorer:
         self.task.model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         return point
 
-    def fingerprint(self) -> str:
+    def identity(self) -> str:
         """What a remembered point depends on beside the weights."""
         refreshing = [self.recipe.bn, self.recipe.bn_batches, self.recipe.batch_size, self.recipe.split_seed]
-        dtypes = sorted({slot.dtype for slot in self.agreement.slots.values()})
-        return json.dumps([self.task.fingerprint(), self.splits, refreshing, dtypes])
+        dtypes = [[name, slot.dtype] for name, slot in self.agreement.slots.items()]
+        return digest(self.task.fingerprint(), self.splits, refreshing, dtypes)
 
     def load(self, mixture: Mixture) -> None:
         """Combine exactly as the writer does, and re-estimate batch-norm statistics where no checkpoint has them."""
@@ -103,6 +102,10 @@ class PointScorer:
             refresh(self.task.model, batches, self.task.device)
 
 
+Todo = Sequence[tuple[int, str]]
+"""Numbers of points, and the keys under which they are remembered."""
+
+
 def score_points(
     checkpoints: Sequence[Checkpoint], coefficients: Matrix, recipe: Any, world: World, report: Report
 ) -> list[Point]:
@@ -117,89 +120,84 @@ def score_points(
         tuple(checkpoint.path for checkpoint in checkpoints),
         coefficients,
     )
+    memory = Remembered.of(TASK, recipe)
     with torch_threads(1):
         scorer = PointScorer(checkpoints, recipe, dataclasses.replace(world, threads=1))
-        paths = _paths(places, contents_of(checkpoints, world, report), scorer.fingerprint())
-        known = world.broadcast([read_point(path) is not None for path in paths])
-        todo = [number for number, done in enumerate(known) if not done]
-        if len(todo) < len(paths):
-            report(Told(f"{len(paths) - len(todo)} of {len(paths)} points are remembered from earlier runs"))
+        contents = contents_of(checkpoints, world, report)
+        keys = _keys(places, contents, world.in_main(scorer.identity), memory)
+        points = world.broadcast(_known(keys, scorer.splits, memory) if world.is_main else None)
+        todo = [(number, key) for number, key in enumerate(keys) if number not in points]
+        if points:
+            report(Told(f"{len(points)} of {len(keys)} points are remembered from earlier runs"))
         if todo:
             report(Started(TASK, len(todo), "points"))
-            _score_all(scorer, places, [(number, paths[number]) for number in todo], recipe, world, report)
+            for found in world.gather(_score_all(scorer, places, todo, recipe, world, report)):
+                points.update(found)
             report(Finished(TASK))
-    return _collected(paths, world)
+    return [points[number] for number in range(len(keys))]
 
 
 def _score_all(
-    scorer: PointScorer,
-    places: Places,
-    todo: Sequence[tuple[int, Path]],
-    recipe: Any,
-    world: World,
-    report: Report,
-) -> None:
-    """Score this rank's share of the points, here or in worker processes."""
+    scorer: PointScorer, places: Places, todo: Todo, recipe: Any, world: World, report: Report
+) -> dict[int, Point]:
+    """This rank's share of the points, scored here or in worker processes."""
     mine = [todo[place] for place in world.share(len(todo))]
     alone = world.size > 1 or scorer.task.device.type == "cuda"
     num_processes = 1 if alone else min(recipe.jobs or available_cores(), len(mine))
     if num_processes <= 1:
-        _score_some(scorer, places, mine, report)
-        return
+        points, failure = _score_some(scorer, places, mine, report)
+        _tell(failure, report)
+        return points
     pieces = {
         f"process {i}": (places, mine[i::num_processes], recipe, dataclasses.replace(world, threads=1))
         for i in range(num_processes)
     }
+    found: dict[int, Point] = {}
+    failures: list[str | None] = []
 
     def forward(_: str, event: Event) -> None:
         if isinstance(event, Advanced):
             report(event)
 
-    run_in_processes(_work, pieces, num_processes=num_processes, on_event=forward, on_result=lambda *_: None)
+    def collect(_: str, result: tuple[dict[int, Point], str | None]) -> None:
+        found.update(result[0])
+        failures.append(result[1])
+
+    run_in_processes(_work, pieces, num_processes=num_processes, on_event=forward, on_result=collect)
+    _tell(next(filter(None, failures), None), report)
+    return found
 
 
-def _work(places: Places, todo: Sequence[tuple[int, Path]], recipe: Any, world: World, report: Report) -> None:
+def _work(places: Places, todo: Todo, recipe: Any, world: World, report: Report) -> tuple[dict[int, Point], str | None]:
     """A worker's points; everything is opened anew."""
     checkpoints = [Checkpoint(path, reference=ref) for path, ref in zip(places.paths, places.refs, strict=True)]
     with torch_threads(1):
-        _score_some(PointScorer(checkpoints, recipe, world), places, todo, report)
+        return _score_some(PointScorer(checkpoints, recipe, world), places, todo, report)
 
 
-def _score_some(scorer: PointScorer, places: Places, todo: Sequence[tuple[int, Path]], report: Report) -> None:
-    for number, path in todo:
-        write_point(path, scorer.score(places.mixture(number)))
-        report(Advanced(TASK))
-
-
-def _collected(paths: Sequence[Path], world: World) -> list[Point]:
-    """Every point, from whichever rank has it: ranks on several machines have caches of their own."""
+def _score_some(scorer: PointScorer, places: Places, todo: Todo, report: Report) -> tuple[dict[int, Point], str | None]:
+    """Points by their numbers, each remembered as it is found; and why they could not be, if so."""
+    memory = Remembered.of(TASK, scorer.recipe)
     found: dict[int, Point] = {}
-    for part in world.gather({number: read_point(path) for number, path in enumerate(paths)}):
-        found.update({number: point for number, point in part.items() if point is not None})
-    return [found[number] for number in range(len(paths))]
+    for number, key in todo:
+        found[number] = scorer.score(places.mixture(number))
+        memory.write(key, found[number])
+        report(Advanced(TASK))
+    return found, memory.failure
 
 
-def _paths(places: Places, contents: Sequence[str], fingerprint: str) -> list[Path]:
-    """Where each point is remembered: under the weights, the coefficients, and the task."""
-    paths = []
-    for row in places.coefficients:
-        used = sorted([content, float(c)] for content, c in zip(contents, row, strict=True) if c != 0)
-        key = xxhash.xxh3_128_hexdigest(json.dumps([used, fingerprint]).encode())
-        paths.append(cache_folder() / "points" / f"{key}.json")
-    return paths
+def _tell(failure: str | None, report: Report) -> None:
+    if failure:
+        report(Told(f"points could not be remembered for later runs: {failure}"))
 
 
-def read_point(path: Path) -> Point | None:
-    """A remembered point; None when there is none or it cannot be read."""
-    try:
-        point: Point = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return point if isinstance(point, dict) else None
+def _keys(places: Places, contents: Sequence[str], identity: str, memory: Remembered) -> list[str]:
+    """The key of each point: the weights, the coefficients, and the task."""
+    rows = (sorted([c, float(k)] for c, k in zip(contents, row, strict=True) if k != 0) for row in places.coefficients)
+    return [memory.key(used, identity) for used in rows]
 
 
-def write_point(path: Path, point: Mapping[str, Any]) -> None:
-    """Remember a point, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as temporary:
-        temporary.write_text(json.dumps(point), encoding="utf-8")
+def _known(keys: Sequence[str], splits: Sequence[str], memory: Remembered) -> dict[int, Point]:
+    """The points that are remembered, by their numbers."""
+    found = {number: memory.read(key) for number, key in enumerate(keys)}
+    return {number: entry[0] for number, entry in found.items() if entry is not None and set(entry[0]) == set(splits)}

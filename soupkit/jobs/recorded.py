@@ -17,6 +17,7 @@ from soupkit.checkpoint.hashing import FILES_HASH, content_hash, files_hash
 from soupkit.checkpoint.hub import fetch_pickles
 from soupkit.checkpoint.reference import open_checkpoint
 from soupkit.errors import CheckpointError, ReferenceError
+from soupkit.identity import digest, files_identity
 from soupkit.manifest import MANIFEST_NAME, Manifest
 from soupkit.world import World
 
@@ -29,6 +30,18 @@ def content_of_input(directory: Path, entry: dict[str, Any], world: World) -> st
     if str(entry.get("content")).startswith(FILES_HASH):
         return files_hash(pickled_files(_pickle_path(directory, entry)))
     return content_hash(open_input(directory, entry), threads=world.num_threads)
+
+
+def companions_of_input(directory: Path, entry: dict[str, Any]) -> str | None:
+    """What the configuration beside an input is now; None where that was not recorded, as of the Hub's commits."""
+    if "companions" not in entry:
+        return None
+    return companions_identity(open_input(directory, entry))
+
+
+def companions_identity(checkpoint: Checkpoint) -> str:
+    """The names and contents of the files that travel with the weights."""
+    return digest(files_identity((path.name, path) for path in checkpoint.companions))
 
 
 def open_input(directory: Path, entry: dict[str, Any]) -> Checkpoint:

@@ -13,15 +13,18 @@ from soupkit.checkpoint.reference import open_references
 from soupkit.commands import COMMANDS
 from soupkit.errors import ExpectationError, SoupkitError
 from soupkit.events import Report, Table, Told
-from soupkit.jobs.recorded import content_of_input
+from soupkit.identity import given_by
+from soupkit.jobs.recorded import companions_of_input, content_of_input
 from soupkit.manifest import Manifest
 from soupkit.recipe.parse import recipe_to_json
 from soupkit.recipe.run import Run
 from soupkit.recipe.steps import Step, load_steps
 from soupkit.world import ALONE, World
 
-HOW_NOT_WHAT = ("overwrite", "dry_run")
-"""Options that say how to write, not what."""
+HOW_NOT_WHAT = ("overwrite", "dry_run", "cache", "fresh_scores", "resume")
+"""Options that say how to compute and write, not what."""
+ANEW = {"overwrite": True, "fresh_scores": True, "resume": False}
+"""What --force sets in every step that has it."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,8 @@ def show_plan(steps: Sequence[Step], report: Report, *, force: bool = False) -> 
 def decide(step: Step, rebuilt: Iterable[Path], *, force: bool = False) -> Decision:
     """Whether a step must run, given the outputs that this run has built already.
 
-    Cost: reads the weights of the inputs once, for their hashes, when all else is unchanged.
+    Cost: reads the weights of the inputs once, for their hashes, when all else is unchanged; looks at every file of
+    the data.
     """
     if force:
         return Decision(True, "forced")
@@ -100,6 +104,7 @@ def decide(step: Step, rebuilt: Iterable[Path], *, force: bool = False) -> Decis
         or _unfinished(step, manifest)
         or _upstream(step, manifest, rebuilt)
         or _damaged(step, manifest)
+        or _changed_given(step, manifest)
         or _changed_inputs(step, manifest)
     )
     return Decision(True, why) if why else Decision(False, "complete and unchanged")
@@ -109,8 +114,10 @@ def _run_step(step: Step, report: Report, *, force: bool, world: World) -> dict[
     """Run one step. An earlier output of soupkit is replaced; anything else in its place is refused by the job."""
     recipe = step.recipe
     replaces = bool(_out(step)) and Manifest.read_if_any(recipe.out) is not None
-    if hasattr(recipe, "overwrite") and (force or replaces):
-        recipe = dataclasses.replace(recipe, overwrite=True)
+    fields = {field.name for field in dataclasses.fields(recipe)}
+    wanted = ANEW if force else {"overwrite": True} if replaces else {}
+    if changed := {name: value for name, value in wanted.items() if name in fields}:
+        recipe = dataclasses.replace(recipe, **changed)
         if replaces:
             report(Told(f"replacing {recipe.out}"))
     try:
@@ -170,12 +177,24 @@ def _damaged(step: Step, manifest: Manifest) -> str | None:
     return None
 
 
+def _changed_given(step: Step, manifest: Manifest) -> str | None:
+    """What the options name, data or a scorer or a file, that is no longer what the output was made with."""
+    now = given_by(recipe_to_json(step.recipe))
+    changed = [key for key in sorted({*now, *manifest.given}) if now.get(key) != manifest.given.get(key)]
+    if not changed:
+        return None
+    recorded = "changed" if all(key in manifest.given for key in changed) else "not as recorded"
+    return f"the content of {', '.join(changed)}: {recorded}"
+
+
 def _changed_inputs(step: Step, manifest: Manifest) -> str | None:
     """Which input has other weights than the output was made from, or is new among the references."""
     try:
         for entry in manifest.inputs:
             if content_of_input(step.recipe.out, entry, ALONE) != entry.get("content"):
                 return f"{entry.get('reference')} changed"
+            if companions_of_input(step.recipe.out, entry) != entry.get("companions"):
+                return f"the files beside the weights of {entry.get('reference')} changed"
         return _new_input(step, manifest)
     except SoupkitError as error:
         return error.message

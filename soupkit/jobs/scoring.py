@@ -2,34 +2,32 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import xxhash
 
 from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.checkpoint.dtypes import NUMPY_DTYPES, Array
 from soupkit.checkpoint.hashing import content_hash
 from soupkit.checkpoint.output import temporary_sibling
-from soupkit.events import Advanced, Finished, Report, Started, silent
+from soupkit.command_identity import command_identity
+from soupkit.events import Advanced, Finished, Report, Started, Told, silent
+from soupkit.identity import digest, files_identity, tree_identity
 from soupkit.jobs.download import download
 from soupkit.jobs.soup import Ingredients, stream_options, write_soup
 from soupkit.merge.memory import Memory
 from soupkit.merge.mixture import Mixture, keep_batch_norm, subset_mean
 from soupkit.merge.stream import stream
 from soupkit.metrics import Direction, direction_of, metric_of
+from soupkit.remembered import Remembered
 from soupkit.soup.greedy import Bar
 from soupkit.task.batch_norm import refresh
 from soupkit.task.external import CommandScorer
 from soupkit.task.score import Score, all_scores, score_predictions, scores_to_json
 from soupkit.task.task import Task, open_task
-from soupkit.whole import whole_file
-from soupkit.world import ALONE, World, cache_folder
+from soupkit.world import ALONE, World
 
 
 class SoupTask:
@@ -94,11 +92,16 @@ class HeldOutScorer:
         """All metrics of a written checkpoint, as a manifest holds them."""
         return self._soup.measure(checkpoint, test=self._soup.recipe.test)
 
-    def fingerprint(self) -> str:
-        """What a remembered score depends on beside the weights."""
+    def identity(self) -> str:
+        """What a remembered score depends on beside the weights: model, data and metric, and how soups are made."""
         recipe = self._soup.recipe
         batch_norm = [recipe.bn, recipe.bn_batches, recipe.batch_size] if recipe.bn == "refresh" else []
-        return json.dumps([self._soup.task.fingerprint(), self._metric, recipe.dtype, batch_norm])
+        made = _how_made(self._soup.ingredients, recipe)
+        return digest(self._soup.task.fingerprint(), self._metric, made, batch_norm)
+
+    def beside(self, _rows: Sequence[int]) -> Any:
+        """What it reads of some ingredients beside their weights: nothing, the model is the task's."""
+        return None
 
 
 class WrittenScorer:
@@ -135,65 +138,85 @@ class WrittenScorer:
         score = self._command.score(checkpoint.directory)
         return {"held_out": scores_to_json({score.metric: score})}
 
-    def fingerprint(self) -> str:
-        """What a remembered score depends on beside the weights."""
+    def identity(self) -> str:
+        """What a remembered score depends on beside the directory: what the command is, and how soups are made."""
         recipe = self._recipe
-        return json.dumps([recipe.score_command, recipe.metric, recipe.dtype])
+        return digest(command_identity(recipe.score_command), recipe.metric, _how_made(self._ingredients, recipe))
+
+    def beside(self, rows: Sequence[int]) -> Any:
+        """The files beside the weights in the directory that the command is given."""
+        handed_over = self._ingredients.checkpoints[rows[0]] if len(rows) == 1 else self._ingredients.model
+        weights = {file.resolve() for file in handed_over.files}
+        if len(rows) == 1 and handed_over.path.is_dir():
+            return tree_identity(handed_over.fetch(), keep=lambda path: path.resolve() not in weights)
+        return files_identity((path.name, path) for path in self._ingredients.model.companions)
+
+
+def _how_made(ingredients: Ingredients, recipe: Any) -> Any:
+    """What decides the bits of a soup beside ingredients and coefficients."""
+    dtypes = [[name, slot.dtype] for name, slot in ingredients.plan.slots.items()]
+    return [recipe.dtype, recipe.integers, recipe.non_finite, recipe.accumulate, dtypes]
 
 
 class RememberingScorer:
-    """Keeps complete scores by content hash, coefficients and task, so that an interrupted search resumes.
+    """Keeps complete scores, so that an interrupted search resumes.
 
-    Files lie under $SOUPKIT_CACHE, else $XDG_CACHE_HOME/soupkit, else ~/.cache/soupkit.
+    A score is remembered under the content of the ingredients, their coefficients, and the scorer's identity.
     """
 
-    def __init__(self, scorer: HeldOutScorer | WrittenScorer, contents: Sequence[str], world: World = ALONE) -> None:
+    def __init__(
+        self,
+        scorer: HeldOutScorer | WrittenScorer,
+        contents: Sequence[str],
+        world: World = ALONE,
+        *,
+        memory: Remembered | None = None,
+    ) -> None:
         self._world = world
         self._scorer = scorer
         self._contents = contents
-        self._folder = cache_folder() / "scores"
+        self._memory = memory or Remembered("scores")
+        self._identity = world.in_main(scorer.identity)
+        self._beside: dict[int | None, Any] = {}
         self.num_remembered = 0
 
     def __call__(self, mixture: Mixture, bar: Bar | None) -> Score:
-        path = self._folder / f"{self._key(mixture)}.npz"
-        score = self._world.in_main(lambda: _read_score(path))  # the ranks must agree on what is known
+        key = self._world.in_main(lambda: self._key(mixture))
+        score = self._world.in_main(lambda: self._read(key))  # the ranks must agree on what is known
         if score is not None:
             self.num_remembered += 1
             return score
         score = self._scorer(mixture, bar)
         if not score.stopped and self._world.is_main:
-            _write_score(path, score)
+            values = {field.name: getattr(score, field.name) for field in dataclasses.fields(score)}
+            margins = values.pop("margins")
+            self._memory.write(key, values, {} if margins is None else {"margins": margins})
         return score
+
+    def tell(self, report: Report) -> None:
+        """Say how many scores were known, and if they could not be kept."""
+        for text in self._memory.said(self.num_remembered, "scores"):
+            report(Told(text))
 
     def _key(self, mixture: Mixture) -> str:
         used = mixture.used()
-        rows = sorted([self._contents[k], mixture.coefficients[k].tolist()] for k in used)
+        rows = [[self._contents[k], mixture.coefficients[k].tolist()] for k in used]
         blocks = sorted(mixture.blocks.items()) if mixture.blocks else None
-        key = json.dumps([rows, mixture.divisor, blocks, self._scorer.fingerprint()])
-        return xxhash.xxh3_128_hexdigest(key.encode())
+        return self._memory.key(sorted(rows), mixture.divisor, blocks, self._identity, self._files_of(used))
 
+    def _files_of(self, used: Sequence[int]) -> Any:
+        """What the scorer sees beside the weights, looked at once."""
+        which = used[0] if len(used) == 1 else None
+        if which not in self._beside:
+            self._beside[which] = self._scorer.beside(used)
+        return self._beside[which]
 
-def _read_score(path: Path) -> Score | None:
-    """A remembered score; None when there is none or it cannot be read."""
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            values = json.loads(str(arrays["score"]))
-            margins = arrays.get("margins")
-        return Score(**values, margins=margins)
-    except (OSError, ValueError, KeyError, TypeError, EOFError):
-        return None
-
-
-def _write_score(path: Path, score: Score) -> None:
-    """Remember a score, whole or not at all; a cache that cannot be written is no reason to stop."""
-    values = {field.name: getattr(score, field.name) for field in dataclasses.fields(score) if field.name != "margins"}
-    arrays: dict[str, Any] = {"score": np.array(json.dumps(values))}
-    if score.margins is not None:
-        arrays["margins"] = score.margins
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(path) as temporary:
-            np.savez(temporary, **arrays)
+    def _read(self, key: str) -> Score | None:
+        found = self._memory.read(key)
+        try:
+            return None if found is None else Score(**found[0], margins=found[1].get("margins"))
+        except TypeError:  # a score of another form
+            return None
 
 
 def contents_of(checkpoints: Sequence[Checkpoint], world: World, report: Report) -> list[str]:

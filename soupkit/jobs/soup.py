@@ -20,6 +20,7 @@ from soupkit.checkpoint.reference import open_references
 from soupkit.checkpoint.tensors import Plan, TensorFiles, parse_bytes, plan_files
 from soupkit.events import Advanced, Finished, Report, Started, Table, Told, Warned, Wrote
 from soupkit.jobs.download import download
+from soupkit.jobs.recorded import companions_identity
 from soupkit.manifest import Manifest
 from soupkit.merge.mixture import Mixture, uniform
 from soupkit.merge.stream import CHUNK, MOST_THREADS, Sink, Streamed, StreamOptions, stream
@@ -250,7 +251,8 @@ def _place(checkpoint: Checkpoint, out: Path) -> dict[str, Any]:
         hashes = {file.name: checkpoint.remote.sha256(file) for file in checkpoint.files}
         known = {name: sha256 for name, sha256 in hashes.items() if sha256}
         return {"commit": checkpoint.remote.commit} | ({"sha256": known} if known else {})
-    return {"path": os.path.relpath(checkpoint.path.resolve(), out.resolve())}
+    place = os.path.relpath(checkpoint.path.resolve(), out.resolve())
+    return {"path": place, "companions": companions_identity(checkpoint)}
 
 
 def describe_outputs(directory: Path, content: str, *, sha256: bool = False) -> dict[str, Any]:

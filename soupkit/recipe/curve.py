@@ -10,7 +10,7 @@ from typing import Any, Literal
 from soupkit.errors import RecipeError
 from soupkit.recipe.fields import argument, option
 from soupkit.recipe.merge import REFS
-from soupkit.recipe.shared import DataOptions, ModelOptions, OutputOptions, WeightOptions
+from soupkit.recipe.shared import DataOptions, ModelOptions, OutputOptions, RememberOptions, WeightOptions
 from soupkit.recipe.train import Finetune
 
 CURVE = "a directory that `soupkit curve fit` wrote"
@@ -109,7 +109,7 @@ class PointsOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CurveEvaluate(OutputOptions, PointsOptions, PointBatchNorm, DataOptions, ModelOptions):
+class CurveEvaluate(OutputOptions, PointsOptions, PointBatchNorm, DataOptions, ModelOptions, RememberOptions):
     """Score points along a curve: loss, NLL and error on train, held-out and test, their extremes, the length.
 
     Points are remembered: a killed evaluation continues, and more points cost only the new ones.
@@ -127,7 +127,7 @@ class CurveEvaluate(OutputOptions, PointsOptions, PointBatchNorm, DataOptions, M
 
 
 @dataclass(frozen=True, kw_only=True)
-class Chain(OutputOptions, PointsOptions, PointBatchNorm, DataOptions, ModelOptions):
+class Chain(OutputOptions, PointsOptions, PointBatchNorm, DataOptions, ModelOptions, RememberOptions):
     """Score points along straight lines from checkpoint to checkpoint: where the loss is high between them.
 
     Example: soupkit chain runs/a runs/b runs/c --data digits --out chains/abc
@@ -143,7 +143,7 @@ class Chain(OutputOptions, PointsOptions, PointBatchNorm, DataOptions, ModelOpti
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plane(OutputOptions, PointsOptions, PointBatchNorm, DataOptions, ModelOptions):
+class Plane(OutputOptions, PointsOptions, PointBatchNorm, DataOptions, ModelOptions, RememberOptions):
     """Score a grid on the plane through three checkpoints, or through a curve of three bends, and draw its contours.
 
     Example: soupkit plane runs/a runs/b runs/c --data digits --out planes/abc
@@ -199,7 +199,7 @@ class Fge(OutputOptions, DescentOptions, DataOptions, ModelOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ensemble(DataOptions, ModelOptions):
+class Ensemble(DataOptions, ModelOptions, RememberOptions):
     """Average the predictions of checkpoints: the number that every soup of them is compared with.
 
     Predictions are remembered by the weights, the data and the model, so each checkpoint is run once.

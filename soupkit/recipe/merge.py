@@ -15,6 +15,7 @@ from soupkit.recipe.shared import (
     HubOptions,
     ModelOptions,
     OutputOptions,
+    RememberOptions,
     ScoreOptions,
     WeightOptions,
     check_blocks,
@@ -101,8 +102,12 @@ class MergeGreedy(
     DataOptions,
     ModelOptions,
     ScoreOptions,
+    RememberOptions,
 ):
     """Rank checkpoints on held-out data, then add each in turn while the soup does not get worse.
+
+    Scores are remembered under the weights, the coefficients, the content of data and model, the metric and the
+    versions of the libraries; those of --score-command under the content of the files that it names.
 
     Example: soupkit merge greedy runs/sweep --data digits --out soups/greedy
     """

@@ -121,6 +121,18 @@ class ScoreOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RememberOptions:
+    """What may come from earlier runs. It is remembered under the content of all that it depends on."""
+
+    cache: bool = option(
+        True,
+        help="remember scores and predictions, and take those of earlier runs; see soupkit cache. --no-cache where a "
+        "scorer depends on what is not seen: a server, files that it finds by itself",
+    )
+    fresh_scores: bool = option(False, help="compute every score anew, and remember it")
+
+
+@dataclass(frozen=True, kw_only=True)
 class DropOptions:
     """Leaving out the best, to see what is left without them."""
 

@@ -16,6 +16,7 @@ from soupkit.recipe.shared import (
     DropOptions,
     ModelOptions,
     OutputOptions,
+    RememberOptions,
     ScoreOptions,
     WeightOptions,
     check_blocks,
@@ -174,7 +175,16 @@ class MergeTwa(LearnedSoup):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MergeEvolve(OutputOptions, DropOptions, WeightOptions, BatchNormOptions, DataOptions, ModelOptions, ScoreOptions):
+class MergeEvolve(
+    OutputOptions,
+    DropOptions,
+    WeightOptions,
+    BatchNormOptions,
+    DataOptions,
+    ModelOptions,
+    ScoreOptions,
+    RememberOptions,
+):
     """Search the coefficients of a soup by scores alone, with CMA-ES; no gradients, so any scorer will do.
 
     Example: soupkit merge evolve runs/sweep --score-command 'python score.py {checkpoint}' --out soups/evolved

@@ -11,7 +11,8 @@ import numpy as np
 import xxhash
 
 from soupkit.errors import TaskError
-from soupkit.task.sources import Example, FileImages, LabelledImages, Role, Source, open_source
+from soupkit.identity import data_identity, digest
+from soupkit.task.sources import Example, FileImages, LabelledImages, Role, Source, content_of, open_source
 
 ROLES: tuple[Role, ...] = ("train", "held_out", "test")
 
@@ -68,10 +69,17 @@ class Splits:
     class_names: tuple[str, ...]
     characters: bool
     description: dict[str, Any]
+    data_dir: Path | None = None
 
     def part(self, role: Role) -> Part:
         """The split of that name."""
         return {"train": self.train, "held_out": self.held_out, "test": self.test}[role]
+
+    def identity(self) -> str:
+        """What the examples are by their content, and which of them is where. Reads the files, or their times."""
+        pools = {id(part.pool): part.pool for part in (self.train, self.held_out, self.test)}
+        contents = [content_of(pool) for pool in pools.values()]
+        return digest(data_identity(str(self.description["data"]), self.data_dir), contents, self.description)
 
 
 def open_data(options: DataRecipe) -> Splits:
@@ -97,6 +105,7 @@ def open_data(options: DataRecipe) -> Splits:
         class_names=source.class_names,
         characters=source.characters,
         description=_describe(options, source, parts),
+        data_dir=options.data_dir,
     )
 
 

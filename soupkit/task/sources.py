@@ -13,9 +13,11 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import timm.data
 import torch
+import xxhash
 from PIL import Image, UnidentifiedImageError
 
 from soupkit.errors import TaskError
+from soupkit.identity import digest
 from soupkit.task.glyphs import glyph_classes, render_glyphs
 
 Role = Literal["train", "held_out", "test"]
@@ -132,6 +134,25 @@ class FactoryImages:
         if reader is not None and hasattr(reader, "label_key"):
             targets = reader.dataset[reader.label_key]  # a column of a Hugging Face data set: no image is read
         return None if targets is None else np.asarray(targets, np.int64)
+
+
+def content_of(images: LabelledImages) -> str | None:
+    """What is known of the content of an opened set beside its files: of what is in memory, all of it."""
+    if isinstance(images, ArrayImages):
+        return digest(_hash_of(images.images), _hash_of(images.targets))
+    if not isinstance(images, FactoryImages):
+        return None
+    dataset, held = images.dataset, getattr(images.dataset, "data", None)
+    if isinstance(dataset, list):  # a stream that was read
+        return digest([[_hash_of(np.asarray(image)), int(target)] for image, target, *_ in dataset])
+    if isinstance(held, np.ndarray | torch.Tensor):
+        return digest(_hash_of(np.asarray(held)), None if images.targets is None else _hash_of(images.targets))
+    kept = getattr(getattr(dataset, "reader", None), "dataset", None)
+    return getattr(kept, "_fingerprint", None)  # of a Hugging Face data set
+
+
+def _hash_of(array: np.ndarray) -> str:
+    return f"{array.dtype}{list(array.shape)}{xxhash.xxh3_128_hexdigest(np.ascontiguousarray(array).data)}"
 
 
 def open_source(data: str, *, data_dir: Path | None, download: bool, sizes: Mapping[Role, int | None]) -> Source:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
-import xxhash
 
+from soupkit.checkpoint.layout import companions
 from soupkit.errors import TaskError
+from soupkit.identity import digest, files_identity, versions
 from soupkit.task.data import DataRecipe, Splits, open_data
 from soupkit.task.examples import DEFAULT_LIMIT, Examples
 from soupkit.task.images import ImageSettings, for_characters
@@ -135,14 +135,21 @@ class Task:
         return score_predictions(Predictions(logits[back], examples.targets[order[back]]), metric)
 
     def fingerprint(self) -> str:
-        """Identifies everything but the weights that a score depends on: model, data, split, transform, prompts."""
-        identity = {
-            "model": self.spec.to_json(),
-            "data": self.splits.description,
-            "images": self.settings.to_json(),
-            "prompts": self.model.prompts if isinstance(self.model, ZeroShotClassifier) else None,
-        }
-        return f"xxh3-128:{xxhash.xxh3_128(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()}"
+        """Identifies everything but the weights that a score depends on, by content. Reads the data's files.
+
+        The model and the files that configure it, the data and its split, transform, prompts, device, libraries.
+        """
+        directory = self.spec.directory
+        beside = [] if directory is None else companions(directory)
+        return digest(
+            self.spec.to_json(),
+            files_identity((path.name, path) for path in beside),
+            self.splits.identity(),
+            self.settings.to_json(),
+            self.model.prompts if isinstance(self.model, ZeroShotClassifier) else None,
+            self.device.type,
+            versions(),
+        )
 
     def _logits(self, images: torch.Tensor) -> np.ndarray:
         logits: np.ndarray = self.model(images.to(self.device)).float().cpu().numpy()

@@ -10,7 +10,10 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "soupkit"
 FILES = sorted(PACKAGE.rglob("*.py"))
-FLOOR = {"errors", "events", "world", "manifest", "whole", "processor", "metrics", "commands", "recipe"}
+FLOOR = {
+    *("errors", "events", "world", "manifest", "whole", "processor", "metrics", "commands", "recipe"),
+    *("identity", "command_identity", "remembered"),
+}
 LEVELS = [
     FLOOR,
     {"checkpoint"},
