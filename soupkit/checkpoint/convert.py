@@ -8,10 +8,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from soupkit.checkpoint.header import Slot
-from soupkit.checkpoint.layout import companions
-from soupkit.checkpoint.pickles import flat_array, load_pickle, mappings_of, release, slot_of, ties_of
-from soupkit.checkpoint.state_dict import Prefer, clean_names, find_state_dict
+from soupkit.checkpoint.header import Identity, Slot, identity_of
+from soupkit.checkpoint.layout import check_same, companions
+from soupkit.checkpoint.pickles import (
+    flat_array,
+    load_pickle,
+    mappings_of,
+    release,
+    slot_of,
+    ties_of,
+    uncounted,
+)
+from soupkit.checkpoint.shards import Empty, refuse_empty
+from soupkit.checkpoint.state_dict import Kind, Prefer, find_state_dict
+from soupkit.checkpoint.tensor_names import clean_names
 from soupkit.checkpoint.tensors import Plan, TensorFiles
 from soupkit.errors import CheckpointError, ReferenceError
 from soupkit.manifest import is_plain_name
@@ -34,6 +44,7 @@ class Selection:
     strip: tuple[str, ...] = ()
     drop: tuple[str, ...] = ()
     ignore: tuple[str, ...] = ()
+    empty: Empty = "error"
 
 
 @dataclass(frozen=True)
@@ -42,7 +53,9 @@ class Pickled:
 
     slots: what will be written; ties: {dropped name: kept name} of tensors that share their bytes. files: where they
     were read from; where: the key in the file; others: further state dicts in it; facts: what the file says of itself
-    (`arch` of timm, `epoch`, …); directory: what lies beside the weights, None for a lone file.
+    (`arch` of timm, `epoch`, …); directory: what lies beside the weights, None for a lone file. kind: averaged weights,
+    raw ones, or those of a file that knows no average; notes: what to tell of the choice; identities: which files were
+    read, as they were then.
     """
 
     tensors: Mapping[str, torch.Tensor]
@@ -53,6 +66,9 @@ class Pickled:
     others: tuple[str, ...] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
     directory: Path | None = None
+    kind: Kind = "plain"
+    notes: tuple[str, ...] = ()
+    identities: Mapping[Path, Identity] = field(default_factory=dict)
 
     @property
     def companions(self) -> list[Path]:
@@ -104,29 +120,51 @@ def shard_names(index: Path, present: Collection[str]) -> list[str]:
     return names
 
 
-def read_pickled(path: Path, selection: Selection = Selection(), *, directory: Path | None = None) -> Pickled:
+def read_pickled(
+    path: Path,
+    selection: Selection = Selection(),
+    *,
+    directory: Path | None = None,
+    advance: Callable[[int], None] = uncounted,
+) -> Pickled:
     """Open a pickled checkpoint without running anything of it. Raises ReferenceError, CheckpointError.
 
-    directory: where its companions are, when `path` is only one of many files there. Memory: tensors of zip archives
-    (torch ≥ 1.6) are mapped and cost nothing; older files are read whole.
+    directory: where its companions are, when `path` is only one of many files there; advance: counts the bytes whose
+    checksums were compared. Memory: tensors of zip archives (torch ≥ 1.6) are mapped and cost nothing; older files are
+    read whole.
     """
     files = pickled_files(path)
+    identities = {file: identity_of(file.stat()) for file in files}
     tensors: dict[str, torch.Tensor] = {}
+    notes: dict[str, None] = {}
     for file in files:
-        value = load_pickle(file, ignore=selection.ignore)
-        found = find_state_dict(value, file, key=selection.key, prefer=selection.prefer)
+        value = load_pickle(file, ignore=selection.ignore, advance=advance)
+        renamed = (*selection.strip, *selection.drop)
+        found = find_state_dict(value, file, key=selection.key, prefer=selection.prefer, renamed=renamed)
+        notes |= dict.fromkeys(found.notes)
         for name, tensor in found.tensors.items():
             if name in tensors:
                 raise CheckpointError(f"{file}: tensor {name!r} stands in another shard too", hint="remove one of them")
             tensors[name] = tensor
-    cleaned = clean_names(tensors, path, strip=selection.strip, drop=selection.drop)
-    facts = _facts(value) if len(files) == 1 else {}
+    cleaned, renamings = clean_names(tensors, path, strip=selection.strip, drop=selection.drop)
+    refuse_empty(cleaned, path, selection.empty)
     if directory is None and (path.is_dir() or path.name.endswith(PICKLE_INDEX)):
         directory = path if path.is_dir() else path.parent
     slots = {name: slot_of(name, tensor) for name, tensor in cleaned.items()}
     ties = ties_of(cleaned)
-    own = {name: slot for name, slot in slots.items() if name not in ties}
-    return Pickled(cleaned, own, ties, tuple(files), found.where, found.others, facts, directory)
+    return Pickled(
+        cleaned,
+        {name: slot for name, slot in slots.items() if name not in ties},
+        ties,
+        tuple(files),
+        found.where,
+        found.others,
+        _facts(value) if len(files) == 1 else {},
+        directory,
+        found.kind,
+        (*notes, *renamings),
+        identities,
+    )
 
 
 def _facts(value: Any) -> dict[str, Any]:
@@ -149,3 +187,5 @@ def write_pickled(directory: Path, pickled: Pickled, plan: Plan, *, advance: Cal
             files.write(name, 0, array)
             advance(array.nbytes)
             release(tensor, mappings)
+    for file, identity in pickled.identities.items():
+        check_same(file, identity, file.stat)

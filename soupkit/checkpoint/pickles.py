@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import pickle
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from soupkit.checkpoint.archive import check_archive, is_zip
 from soupkit.checkpoint.dtypes import NUMPY_DTYPES, Array
 from soupkit.checkpoint.header import Slot
 from soupkit.errors import CheckpointError
@@ -65,20 +66,26 @@ class _Dict:
         return {}
 
 
-def load_pickle(path: Path, *, ignore: Sequence[str] = ()) -> Any:
-    """The containers and tensors of one file; tensors of a zip file are mapped, not read.
+def uncounted(_num_bytes: int) -> None:
+    """For callers who show no progress."""
 
-    ignore: full names of further classes to replace by stand-ins. Raises CheckpointError for anything that is not
-    tensors in plain containers, naming what it asks for. Memory: old files that are no zip archives are held whole.
+
+def load_pickle(path: Path, *, ignore: Sequence[str] = (), advance: Callable[[int], None] = uncounted) -> Any:
+    """The containers and tensors of one file; tensors of a zip file are mapped once its checksums have been compared.
+
+    ignore: full names of further classes to replace by stand-ins; advance: counts the bytes that were compared. Raises
+    CheckpointError for anything that is not tensors in plain containers, naming what it asks for, and for damage.
+    Memory: files that cannot be mapped (no zip archive, compressed, of the other byte order) are held whole.
     """
     import torch
 
+    mappable = _is_mappable(path, advance)
     stand_ins: list[Any] = [(_Nothing, name) for name in (*SETTINGS, *ignore)]
     stand_ins += [(_Dict, name) for name in MAPPINGS if name not in ignore]
     try:
         with torch.serialization.safe_globals(stand_ins), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about pickle protocols and TorchScript: both end in an error or are fine
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mappable)
     except pickle.UnpicklingError as error:
         raise _refusal(path, str(error)) from None
     except OSError as error:
@@ -87,9 +94,11 @@ def load_pickle(path: Path, *, ignore: Sequence[str] = ()) -> Any:
         raise _unreadable(path, error) from error
 
 
-def _is_zip(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(4) == b"PK\x03\x04"
+def _is_mappable(path: Path, advance: Callable[[int], None]) -> bool:
+    try:
+        return is_zip(path) and check_archive(path, advance=advance).is_mappable
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
 def _refusal(path: Path, message: str) -> CheckpointError:

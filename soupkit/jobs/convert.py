@@ -12,13 +12,13 @@ from typing import Any
 
 from soupkit.checkpoint import hub
 from soupkit.checkpoint.checkpoint import Checkpoint
-from soupkit.checkpoint.convert import Pickled, Selection, read_pickled, write_pickled
+from soupkit.checkpoint.convert import Pickled, Selection, pickled_files, read_pickled, write_pickled
 from soupkit.checkpoint.hashing import content_hash, files_hash
 from soupkit.checkpoint.output import OutputDirectory
 from soupkit.checkpoint.reference import glob_paths, local_path
 from soupkit.checkpoint.tensors import Plan, parse_bytes, plan_files
 from soupkit.errors import ReferenceError, SoupkitError
-from soupkit.events import Advanced, Finished, Report, Started, Table, Told, Wrote
+from soupkit.events import Advanced, Finished, Report, Started, Table, Told, Warned, Wrote
 from soupkit.jobs.soup import describe_outputs
 from soupkit.manifest import Manifest
 from soupkit.recipe.hub import Convert
@@ -37,7 +37,10 @@ def convert(recipe: Convert, world: World, report: Report) -> dict[str, Any]:
     """
     sources = [source for ref in recipe.refs for source in _expand(ref)]
     members = _member_names(sources)
-    opened = [_open(source, recipe) for source in sources]
+    opened = _open_all(sources, recipe, report)
+    warnings = _mixed(sources, opened, recipe)
+    for warning in warnings:
+        report(Warned(warning))
     finish = _finisher(recipe)
     if recipe.dry_run:
         return _show_plan(sources, opened, report)
@@ -55,7 +58,7 @@ def convert(recipe: Convert, world: World, report: Report) -> dict[str, Any]:
             target.mkdir(exist_ok=True)
             manifests.append(_write(target, source, pickled, plan, finish, recipe, world, report))
         report(Finished("converting"))
-        manifest = manifests[0] if len(sources) == 1 else _of_members(members, manifests, recipe)
+        manifest = manifests[0] if len(sources) == 1 else _of_members(members, manifests, recipe, warnings)
         manifest.write(directory)
     report(Wrote(recipe.out, total))
     return manifest.to_json()
@@ -109,9 +112,36 @@ def _member_names(sources: Sequence[Source]) -> list[str]:
     raise ReferenceError(f"several files would become {twice}", hint="convert them one by one, or rename them")
 
 
-def _open(source: Source, recipe: Convert) -> tuple[Pickled, Plan]:
-    selection = Selection(recipe.key, recipe.prefer, recipe.strip, recipe.drop, recipe.ignore)
-    pickled = read_pickled(source.path, selection, directory=source.directory)
+def _open_all(sources: Sequence[Source], recipe: Convert, report: Report) -> list[tuple[Pickled, Plan]]:
+    """Read and check every file, which takes one pass over their bytes."""
+    files = [file for source in sources for file in pickled_files(source.path)]
+    report(Started("checking", sum(file.stat().st_size for file in files), "bytes"))
+    opened = [_open(source, recipe, report) for source in sources]
+    report(Finished("checking"))
+    return opened
+
+
+def _mixed(sources: Sequence[Source], opened: Sequence[tuple[Pickled, Plan]], recipe: Convert) -> list[str]:
+    """What to say when some files gave their averaged weights and others have none."""
+    kinds = [pickled.kind for pickled, _ in opened]
+    if "averaged" not in kinds or set(kinds) == {"averaged"}:
+        return []
+    number, other = kinds.count("averaged"), next(k for k, kind in enumerate(kinds) if kind != "averaged")
+    said = (
+        f"{number} of {len(kinds)} files gave averaged (EMA) weights, the others raw ones, {sources[other].reference}"
+    )
+    options = "" if recipe.key else " (--prefer raw takes the raw weights of all; --prefer ema refuses those without)"
+    return [f"{said} for example: a soup of them mixes the two{options}"]
+
+
+def _open(source: Source, recipe: Convert, report: Report) -> tuple[Pickled, Plan]:
+    selection = Selection(recipe.key, recipe.prefer, recipe.strip, recipe.drop, recipe.ignore, recipe.empty)
+    pickled = read_pickled(
+        source.path,
+        selection,
+        directory=source.directory,
+        advance=lambda num_bytes: report(Advanced("checking", num_bytes)),
+    )
     with_clip = recipe.model is not None and recipe.model.startswith("open_clip:")
     plan = plan_files(
         pickled.slots,
@@ -164,7 +194,13 @@ def _write(
         recipe=recipe_to_json(recipe),
         inputs=[_describe(source, pickled, recipe.out)],
         outputs=describe_outputs(directory, content_hash(Checkpoint(directory), threads=world.num_threads)),
-        notes={"where": pickled.where, "others": list(pickled.others), "facts": dict(pickled.facts)},
+        notes={
+            "where": pickled.where,
+            "kind": pickled.kind,
+            "others": list(pickled.others),
+            "told": list(pickled.notes),
+            "facts": dict(pickled.facts),
+        },
     )
     manifest.write(directory)
     return manifest
@@ -180,6 +216,8 @@ def _describe(source: Source, pickled: Pickled, out: Path) -> dict[str, Any]:
 def _tell(path: str, pickled: Pickled, recipe: Convert, report: Report) -> None:
     if pickled.others and recipe.key is None:
         report(Told(f"{path}: took {pickled.where}; the file also holds {', '.join(pickled.others)} (--key, --prefer)"))
+    for note in pickled.notes:
+        report(Told(f"{path}: {note}"))
     if pickled.ties:
         report(Told(f"{path}: {len(pickled.ties)} tied tensors are written once, with a note in the metadata"))
     architecture = pickled.facts.get("arch")
@@ -187,13 +225,15 @@ def _tell(path: str, pickled: Pickled, recipe: Convert, report: Report) -> None:
         report(Told(f"{path}: says it is {architecture}; --model timm:{architecture} writes its configuration"))
 
 
-def _of_members(members: Sequence[str], manifests: Sequence[Manifest], recipe: Convert) -> Manifest:
+def _of_members(
+    members: Sequence[str], manifests: Sequence[Manifest], recipe: Convert, warnings: Sequence[str]
+) -> Manifest:
     return Manifest(
         command=COMMAND,
         recipe=recipe_to_json(recipe),
         inputs=[entry for manifest in manifests for entry in manifest.inputs],
         outputs={name: manifest.outputs for name, manifest in zip(members, manifests, strict=True)},
-        notes={"members": list(members)},
+        notes={"members": list(members), **({"warnings": list(warnings)} if warnings else {})},
     )
 
 

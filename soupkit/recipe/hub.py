@@ -26,9 +26,15 @@ class Convert(OutputOptions):
     model: str | None = option(
         None, help="timm:NAME[,key=value] or open_clip:NAME: check the weights against it and write its configuration"
     )
-    key: str | None = option(None, help="where in the file the weights are, as in state_dict or ema.model")
+    key: str | None = option(
+        None,
+        help="where in the file the weights are, as in state_dict or ema.model, at any depth; . is the file itself",
+    )
     prefer: Literal["auto", "ema", "raw"] = option(
         "auto", help="averaged (EMA) weights or the others, when a file has both; auto takes the averaged"
+    )
+    empty: Literal["error", "keep"] = option(
+        "error", help="empty tensors in the place of weights, as one process of a sharded training saves them"
     )
     strip: tuple[str, ...] = option((), help="prefix to take off tensor names; module. and _orig_mod. go by themselves")
     drop: tuple[str, ...] = option((), help="leave out tensors whose names begin with this")
