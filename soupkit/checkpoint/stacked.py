@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import re
-import shutil
-import tempfile
-import weakref
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from soupkit.checkpoint.checkpoint import Checkpoint, read_chunk, slots_of
+from soupkit.checkpoint.checkpoint import read_chunk, slots_of
 from soupkit.checkpoint.dtypes import Array
+from soupkit.checkpoint.restacked import Origin, stacked_config
 from soupkit.errors import CompatibilityError, RecipeError
 
-DEPTH_KEYS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers", "depth")
 _BEFORE = re.compile(r"(^|[._])(embed\w*|\w*embeddings?|wte|wpe|stem|conv1|cls_token|class_embedding|ln_pre)([._]|$)")
 """Names of what stands before the layers; anything else outside them stands after."""
 
@@ -38,9 +33,9 @@ class Stacked(Mapping[str, Array]):
     def __init__(self, parts: Sequence[Part], *, reference: str, stack: str | None = None) -> None:
         self.reference = reference
         self.stack = main_stack(parts[0].source) if stack is None else stack
-        self.config: Mapping[str, Any] = getattr(parts[0].source, "config", {})
         self.num_layers = sum(part.stop - part.start for part in parts)
         self.places = _places(parts, self.stack)
+        self.config: Mapping[str, Any] = stacked_description(parts, self.stack)
         self.slots = {name: slots_of(source)[own] for name, (source, own) in self.places.items()}
         self.stored = {
             name: (getattr(source, "stored", None) or slots_of(source))[own]
@@ -113,27 +108,67 @@ def main_stack(source: Mapping[str, Array]) -> str:
     return ranked[0][0]
 
 
-class Reconfigured:
-    """Stands for a checkpoint whose configuration and tokenizer go with an output, with a config.json of its own."""
+def stacked_description(parts: Sequence[Part], stack: str) -> dict[str, Any]:
+    """The configuration of the stack; see `soupkit.checkpoint.restacked.stacked_config`.
 
-    def __init__(self, source: Checkpoint, config: Mapping[str, Any]) -> None:
-        self.files, self.metadata, self.config_name = source.files, source.metadata, source.config_name
-        self.reference = source.reference
-        self.config = config
-        self.companions = source.companions
-        if source.config_name and self.config != source.config:
-            folder = Path(tempfile.mkdtemp(prefix="soupkit-config-"))
-            weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
-            changed = folder / source.config_name
-            changed.write_text(json.dumps(self.config, indent=2) + "\n", encoding="utf-8")
-            self.companions = [changed if path.name == source.config_name else path for path in source.companions]
+    Raises CompatibilityError for layers that would not fit where they come to stand: of other shapes, or made by the
+    rule of another place.
+    """
+    shapes = [_layer_shapes(part.source, stack) for part in parts]
+    origins = [
+        Origin(getattr(part.source, "config", {}), max(found, default=-1) + 1, part.start, part.stop)
+        for part, found in zip(parts, shapes, strict=True)
+    ]
+    config, told = stacked_config(origins, stack)
+    _check_shapes(parts, shapes, told if config else None, stack)
+    return config
 
 
-def with_depth(config: Mapping[str, Any], num_layers: int) -> dict[str, Any]:
-    """The configuration with another number of layers, and lists with one entry per layer dropped as unknown."""
-    depth = next((config[key] for key in DEPTH_KEYS if isinstance(config.get(key), int)), None)
-    changed = {
-        key: num_layers if key in DEPTH_KEYS and isinstance(value, int) else value for key, value in config.items()
-    }
-    per_layer = [key for key, value in config.items() if isinstance(value, list) and depth and len(value) == depth]
-    return {key: value for key, value in changed.items() if key not in per_layer or depth == num_layers}
+Shapes = dict[str, tuple[int, ...]]
+Place = tuple[int, int]
+
+
+def _layer_shapes(source: Mapping[str, Array], stack: str) -> dict[int, Shapes]:
+    """{layer: {name within it: shape}}."""
+    found: dict[int, Shapes] = {}
+    for name, slot in slots_of(source).items():
+        layer = layer_in(name, stack)
+        if layer is not None:
+            found.setdefault(layer, {})[name[len(f"{stack}.{layer}") :]] = slot.shape
+    return found
+
+
+def _check_shapes(parts: Sequence[Part], shapes: Sequence[dict[int, Shapes]], told: Any, stack: str) -> None:
+    names = [getattr(part.source, "reference", "a checkpoint") for part in parts]
+    for (part, layer), (other_part, other) in _alike(parts, shapes, told):
+        mine, its = shapes[part][layer], shapes[other_part][other]
+        if mine != its:
+            name = min(dict(mine.items() ^ its.items()))
+            raise CompatibilityError(
+                f"layer {other} of {names[other_part]} has {_shown(its.get(name))} as {stack}.{other}{name}, layer "
+                f"{layer} of {names[part]} has {_shown(mine.get(name))}, and the configuration does not say why: in "
+                "the stack one of them would not be loaded",
+                hint="take each layer in its own place, or layers that are alike",
+            )
+
+
+def _alike(parts: Sequence[Part], shapes: Sequence[dict[int, Shapes]], told: Any) -> Iterator[tuple[Place, Place]]:
+    """Pairs of layers that must have the same tensors: those of which the configuration says the same.
+
+    The first layer of all may have its own (T5's relative positions); where every layer keeps its place, or nothing is
+    said of any, those with the same number.
+    """
+    places = [(part, layer) for part, each in enumerate(parts) for layer in range(each.start, each.stop)]
+    if told is None or all(layer == number for number, (_, layer) in enumerate(places)):
+        yield from (((0, layer), (part, layer)) for part, layer in places if layer in shapes[0])
+        return
+    first_apart = [layer == 0 for _, layer in places] == [True] + [False] * (len(places) - 1)
+    known: dict[Any, Place] = {}
+    for part, found in enumerate(shapes):
+        for layer in found:
+            key = (told[part][layer], first_apart and layer == 0)
+            yield known.setdefault(key, (part, layer)), (part, layer)
+
+
+def _shown(shape: tuple[int, ...] | None) -> str:
+    return "no tensor" if shape is None else f"shape {list(shape)}"

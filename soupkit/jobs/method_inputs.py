@@ -11,6 +11,7 @@ from typing import Any, cast
 
 from soupkit.checkpoint.adapted import Adapted, is_adapter, open_adapter
 from soupkit.checkpoint.checkpoint import Checkpoint, slots_of
+from soupkit.checkpoint.companions import Reconfigured
 from soupkit.checkpoint.compatible import Agreement, check_compatible
 from soupkit.checkpoint.dequantized import Dequantized, scales_of
 from soupkit.checkpoint.dtypes import FLOATING, Array, widest
@@ -18,7 +19,7 @@ from soupkit.checkpoint.hashing import content_hash
 from soupkit.checkpoint.header import Slot
 from soupkit.checkpoint.reference import open_checkpoint, open_references
 from soupkit.checkpoint.resized import Resized, match_vocabularies
-from soupkit.checkpoint.stacked import Part, Reconfigured, Stacked, with_depth
+from soupkit.checkpoint.stacked import Part, Stacked
 from soupkit.errors import RecipeError, ReferenceError
 from soupkit.events import Report, Told
 from soupkit.jobs.soup import Ingredients, plan_soup
@@ -83,7 +84,7 @@ def _open_stacked(recipe: MergePassthrough, report: Report) -> MethodInputs:
     parts = [Part(view, *_range(text)) for view, text in zip(views, recipe.layers, strict=True)]
     stacked = Stacked(parts, reference=", ".join(recipe.refs), stack=recipe.stack)
     first = _model_of(views[0], recorded[0])
-    model = cast(Checkpoint, Reconfigured(first, with_depth(stacked.config, stacked.num_layers)))
+    model = cast(Checkpoint, Reconfigured(first, stacked.config))
     report(Told(f"{stacked.num_layers} layers of {stacked.stack}"))
     agreement = _as_stored(check_compatible([stacked]), [stacked])
     return MethodInputs(plan_soup(agreement, recorded, recipe, report, model=model), [stacked], False)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from soupkit.checkpoint.checkpoint import Checkpoint
+from soupkit.checkpoint.companions import write_companions
 from soupkit.checkpoint.compatible import Agreement, check_compatible
 from soupkit.checkpoint.dtypes import FLOATING, LONG_NAMES, Array
 from soupkit.checkpoint.hashing import content_hash, file_sha256, file_xxh3
@@ -138,7 +139,7 @@ def write_soup(
     with OutputDirectory(
         out, overwrite=recipe.overwrite, num_bytes=ingredients.plan.num_bytes, inputs=files
     ) as directory:
-        _copy_companions(ingredients.model, directory)
+        write_companions(ingredients.model, directory, ingredients.plan.slots)
         streamed = _stream_into(directory, ingredients, mixture, recipe, world, report, replaced or {})
         _warn(streamed, ingredients, report)
         metrics = measure(Checkpoint(directory, reference=str(out))) if measure else {}
@@ -265,11 +266,6 @@ def describe_outputs(directory: Path, content: str, *, sha256: bool = False) -> 
         elif sha256:
             files[path.name]["sha256"] = file_sha256(path)
     return {"content": content, "files": files}
-
-
-def _copy_companions(first: Checkpoint, directory: Path) -> None:
-    for path in first.companions:
-        shutil.copyfile(path, directory / path.name)
 
 
 def show_plan(ingredients: Ingredients, recipe: Any, world: World, report: Report) -> dict[str, Any]:

@@ -62,7 +62,7 @@ def test_layers_are_stacked_and_numbered_anew(save: Save, tmp_path: Path) -> Non
     config = json.loads((out / "config.json").read_text())
     assert config["num_hidden_layers"] == 5
     assert config["vocab_size"] == 10
-    assert "layer_types" not in config
+    assert config["layer_types"] == ["full"] * 5
     assert call("verify", out, "--inputs", "--quiet") == 0
     assert call("reproduce", out, "--out", tmp_path / "again", "--quiet") == 0
 
@@ -153,3 +153,29 @@ def test_other_differences_are_still_errors() -> None:
     assert match_vocabularies([a, b], "pad")[1] is None  # 10 and 12 rows here, 4 and 5 there: no one vocabulary
     with pytest.raises(CompatibilityError):
         match_vocabularies([model(1), model(2, rows=12)], "error")
+
+
+# Layers that do not fit where they would come to stand.
+
+
+def test_layers_that_would_not_be_loaded_are_refused(save: Save, tmp_path: Path) -> None:
+    """Layer 3 has experts and the configuration does not say why: where it comes to stand, none would be loaded."""
+    tensors = model(1, layers=4)
+    tensors["model.layers.3.experts"] = tensors.pop("model.layers.3.mlp.weight")
+    path = save("odd", tensors)
+    (path / "config.json").write_text(json.dumps({"model_type": "llama", "num_hidden_layers": 4}))
+    source, first = Checkpoint(path), {"model.layers.0.bias": np.zeros(2, np.float32)}
+    with pytest.raises(CompatibilityError, match=r"layer 3 of .*odd has .*does not say why"):
+        Stacked([Part(source, 0, 2), Part(source, 2, 4), Part(source, 3, 4)], reference="x")
+    assert len(Stacked([Part(source, 0, 2), Part(source, 2, 4)], reference="x"))
+    alike = save("first", {**model(1, layers=4), **first})
+    (alike / "config.json").write_text(json.dumps({"model_type": "llama", "num_hidden_layers": 4}))
+    assert len(Stacked([Part(Checkpoint(alike), 0, 2), Part(Checkpoint(alike), 1, 4)], reference="x"))
+    with pytest.raises(CompatibilityError, match=r"model\.layers\..*bias"):
+        Stacked([Part(Checkpoint(alike), 1, 3), Part(Checkpoint(alike), 0, 1)], reference="x")
+
+
+def test_layers_of_other_widths_are_refused(save: Save) -> None:
+    wide = {name: np.concatenate([value, value]) for name, value in model(2).items()}
+    with pytest.raises(CompatibilityError, match=r"has shape \[8, 4\]"):
+        Stacked([Part(model(1), 0, 2), Part(wide, 1, 3)], reference="x")
