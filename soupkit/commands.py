@@ -66,6 +66,7 @@ COMMANDS: dict[str, Command] = {
     "merge mehl": Command("soupkit.recipe.soup:MergeMehl", "soupkit.jobs.mehl:merge_mehl", ranks=True),
     "merge twa": Command("soupkit.recipe.soup:MergeTwa", "soupkit.jobs.twa:merge_twa", ranks=True),
     "merge evolve": Command("soupkit.recipe.soup:MergeEvolve", "soupkit.jobs.evolve:merge_evolve", ranks=True),
+    "merge linear": Command("soupkit.recipe.methods:MergeLinear", "soupkit.jobs.methods:merge_method"),
     "merge slerp": Command("soupkit.recipe.methods:MergeSlerp", "soupkit.jobs.methods:merge_method"),
     "merge nuslerp": Command("soupkit.recipe.methods:MergeNuslerp", "soupkit.jobs.methods:merge_method"),
     "merge multislerp": Command("soupkit.recipe.methods:MergeMultislerp", "soupkit.jobs.methods:merge_method"),

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from soupkit.checkpoint.checkpoint import read_chunk, slots_of
 from soupkit.checkpoint.dtypes import Array
 from soupkit.checkpoint.restacked import Origin, stacked_config
 from soupkit.errors import CompatibilityError, RecipeError
+from soupkit.recipe.settings import BEFORE
 
-_BEFORE = re.compile(r"(^|[._])(embed\w*|\w*embeddings?|wte|wpe|stem|conv1|cls_token|class_embedding|ln_pre)([._]|$)")
-"""Names of what stands before the layers; anything else outside them stands after."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +33,17 @@ class Stacked(Mapping[str, Array]):
         self.stack = main_stack(parts[0].source) if stack is None else stack
         self.num_layers = sum(part.stop - part.start for part in parts)
         self.places = _places(parts, self.stack)
+        self.parts = tuple(parts)
         self.config: Mapping[str, Any] = stacked_description(parts, self.stack)
         self.slots = {name: slots_of(source)[own] for name, (source, own) in self.places.items()}
         self.stored = {
             name: (getattr(source, "stored", None) or slots_of(source))[own]
             for name, (source, own) in self.places.items()
         }
+
+    def described_by(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """The configuration of the stack where that of another model is to go along: layers are still as they were."""
+        return stacked_description(self.parts, self.stack, config=config)
 
     def __getitem__(self, name: str) -> Array:
         source, own = self.places[name]
@@ -62,7 +65,7 @@ def _places(parts: Sequence[Part], stack: str) -> dict[str, tuple[Mapping[str, A
     places: dict[str, tuple[Mapping[str, Array], str]] = {}
     for part, outside in ((parts[0], True), (parts[-1], False)):
         for name in part.source:
-            if layer_in(name, stack) is None and bool(_BEFORE.search(name)) is outside:
+            if layer_in(name, stack) is None and bool(BEFORE.search(name)) is outside:
                 places[name] = (part.source, name)
     offset = 0
     for part in parts:
@@ -108,10 +111,12 @@ def main_stack(source: Mapping[str, Array]) -> str:
     return ranked[0][0]
 
 
-def stacked_description(parts: Sequence[Part], stack: str) -> dict[str, Any]:
+def stacked_description(
+    parts: Sequence[Part], stack: str, *, config: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """The configuration of the stack; see `soupkit.checkpoint.restacked.stacked_config`.
 
-    Raises CompatibilityError for layers that would not fit where they come to stand: of other shapes, or made by the
+    config: what describes all but the layers, that of the first part's model where None. Raises CompatibilityError for layers that would not fit where they come to stand: of other shapes, or made by the
     rule of another place.
     """
     shapes = [_layer_shapes(part.source, stack) for part in parts]
@@ -119,9 +124,11 @@ def stacked_description(parts: Sequence[Part], stack: str) -> dict[str, Any]:
         Origin(getattr(part.source, "config", {}), max(found, default=-1) + 1, part.start, part.stop)
         for part, found in zip(parts, shapes, strict=True)
     ]
-    config, told = stacked_config(origins, stack)
-    _check_shapes(parts, shapes, told if config else None, stack)
-    return config
+    if config is not None:
+        origins[0] = replace(origins[0], config=config)
+    found, told = stacked_config(origins, stack)
+    _check_shapes(parts, shapes, told if found else None, stack)
+    return found
 
 
 Shapes = dict[str, tuple[int, ...]]

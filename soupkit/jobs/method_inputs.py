@@ -3,41 +3,45 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from soupkit.checkpoint.adapted import Adapted, is_adapter, open_adapter
-from soupkit.checkpoint.checkpoint import Checkpoint, slots_of
-from soupkit.checkpoint.companions import Reconfigured
+from soupkit.checkpoint.checkpoint import slots_of
 from soupkit.checkpoint.compatible import Agreement, check_compatible
-from soupkit.checkpoint.dequantized import Dequantized, scales_of
-from soupkit.checkpoint.dtypes import FLOATING, Array, widest
+from soupkit.checkpoint.dtypes import FLOATING, widest
 from soupkit.checkpoint.hashing import content_hash
 from soupkit.checkpoint.header import Slot
-from soupkit.checkpoint.reference import open_checkpoint, open_references
-from soupkit.checkpoint.resized import Resized, match_vocabularies
+from soupkit.checkpoint.resized import match_vocabularies
 from soupkit.checkpoint.stacked import Part, Stacked
-from soupkit.errors import RecipeError, ReferenceError
+from soupkit.errors import RecipeError
 from soupkit.events import Report, Told
+from soupkit.jobs.composed import (
+    View,
+    cut_layers,
+    layer_range,
+    model_of,
+    open_config,
+    open_models,
+    stacked_model,
+)
 from soupkit.jobs.soup import Ingredients, plan_soup
 from soupkit.recipe.methods import MergePassthrough
-
-View = Mapping[str, Array]
 
 
 @dataclass(frozen=True)
 class MethodInputs:
     """What a method merges and what is recorded of it; the base comes last in both where there is one.
 
-    recorded: the checkpoints on disk or the Hub, as referred to. views: how they are read, in the same order.
+    views: how they are read. names: what was referred to, in order, and groups: per name, the places of its
+    checkpoints among those that are recorded.
     """
 
     ingredients: Ingredients
     views: Sequence[View]
     has_base: bool
+    names: tuple[str, ...]
+    groups: tuple[tuple[int, ...], ...]
 
     @property
     def models(self) -> Sequence[View]:
@@ -57,89 +61,41 @@ class MethodInputs:
 
 
 def open_inputs(recipe: Any, report: Report) -> MethodInputs:
-    """Open references and base, put adapters into their base, settle vocabularies, check all of it, plan the output."""
-    if isinstance(recipe, MergePassthrough):
+    """Open references and base, put adapters into their base, cut layers, settle vocabularies, check all of it, plan
+    the output."""
+    if isinstance(recipe, MergePassthrough) and recipe.layers:
         return _open_stacked(recipe, report)
-    base_reference = getattr(recipe, "base", None)
-    base = open_checkpoint(base_reference) if base_reference else None
-    recorded, views = _open_models(recipe.refs, base, report)
-    if base is not None:
-        recorded, views = [*recorded, base], [*views, _plain(base)]
-    model = _model_of(views[0], recorded[0])
-    views, chosen = match_vocabularies(views, recipe.embedding)
+    base = getattr(recipe, "base", None) or None
+    found = open_models(recipe.refs, base, report)
+    cut = cut_layers(found.views, recipe.layers, recipe.stack)
+    model = model_of(cut[0], found.recorded[found.groups[0][0]])
+    views, chosen = match_vocabularies(cut, recipe.embedding)
     if chosen is not None:
-        model = _model_of(views[chosen], recorded[chosen])
-        report(Told(f"vocabulary: {recipe.embedding} to that of {recorded[chosen].reference}"))
+        model = model_of(views[chosen], found.recorded[found.groups[chosen][0]])
+        report(Told(f"vocabulary: {recipe.embedding} to that of {found.names[chosen]}"))
+    if recipe.config_from is not None:
+        model = open_config(recipe.config_from, found, cut[0])
     agreement = _as_stored(check_compatible(views), views)
-    return MethodInputs(plan_soup(agreement, recorded, recipe, report, model=model), views, base is not None)
+    planned = plan_soup(agreement, found.recorded, recipe, report, model=model)
+    return MethodInputs(planned, views, base is not None, tuple(found.names), tuple(found.groups))
 
 
 def _open_stacked(recipe: MergePassthrough, report: Report) -> MethodInputs:
     """One model, made of layers of others. Raises RecipeError for ranges that are none, or not one per checkpoint."""
-    recorded, views = _open_models(recipe.refs, None, report)
-    if len(recipe.layers) != len(views):
+    found = open_models(recipe.refs, None, report)
+    if len(recipe.layers) != len(found.views):
         raise RecipeError(
-            f"{len(recipe.layers)} layer ranges for {len(views)} checkpoints", hint="give one --layers for each"
+            f"{len(recipe.layers)} layer ranges for {len(found.views)} checkpoints", hint="give one --layers for each"
         )
-    parts = [Part(view, *_range(text)) for view, text in zip(views, recipe.layers, strict=True)]
+    parts = [Part(view, *layer_range(text)) for view, text in zip(found.views, recipe.layers, strict=True)]
     stacked = Stacked(parts, reference=", ".join(recipe.refs), stack=recipe.stack)
-    first = _model_of(views[0], recorded[0])
-    model = cast(Checkpoint, Reconfigured(first, stacked.config))
+    model = stacked_model(stacked, model_of(found.views[0], found.recorded[found.groups[0][0]]))
+    if recipe.config_from is not None:
+        model = open_config(recipe.config_from, found, stacked)
     report(Told(f"{stacked.num_layers} layers of {stacked.stack}"))
     agreement = _as_stored(check_compatible([stacked]), [stacked])
-    return MethodInputs(plan_soup(agreement, recorded, recipe, report, model=model), [stacked], False)
-
-
-def _range(text: str) -> tuple[int, int]:
-    match = re.fullmatch(r"\s*(\d+)\s*[:-]\s*(\d+)\s*", text)
-    if not match:
-        raise RecipeError(f"layers {text!r}: expected START:STOP", hint="0:8 are the first eight layers")
-    return int(match[1]), int(match[2])
-
-
-def _open_models(
-    references: Sequence[str], base: Checkpoint | None, report: Report
-) -> tuple[list[Checkpoint], list[View]]:
-    recorded: list[Checkpoint] = []
-    views: list[View] = []
-    for reference in references:
-        path = Path(reference).expanduser()
-        if is_adapter(path):
-            adapter = open_adapter(path)
-            under = base or _base_by_name(adapter.base_reference, reference)
-            ranks = sorted({len(factors.a) for factors in adapter.changes.values()})
-            ranked = f"{len(adapter.changes)} changes of rank {', '.join(map(str, ranks))}"
-            report(Told(f"{reference}: {ranked}, merged into {under.reference} as it is read"))
-            recorded.append(adapter.weights)
-            views.append(Adapted(cast(Checkpoint, _plain(under)), adapter))
-        else:
-            opened = open_references([reference])
-            recorded += opened
-            views += map(_plain, opened)
-    return recorded, views
-
-
-def _base_by_name(name: str, reference: str) -> Checkpoint:
-    try:
-        return open_checkpoint(name)
-    except ReferenceError as error:
-        raise ReferenceError(
-            f"{reference}: its base model {name!r} cannot be opened: {error.message}",
-            hint="give the base that it was trained on: --base REF",
-        ) from error
-
-
-def _model_of(view: View, recorded: Checkpoint) -> Checkpoint:
-    """Whose configuration and tokenizer describe a view."""
-    source = view.source if isinstance(view, Resized) else view
-    if isinstance(source, Adapted):
-        return _model_of(source.base, getattr(source.base, "source", source.base))
-    return cast(Checkpoint, Reconfigured(recorded, source.config)) if isinstance(source, Dequantized) else recorded
-
-
-def _plain(checkpoint: Checkpoint) -> View:
-    """The checkpoint, or what its quantized weights mean."""
-    return Dequantized(checkpoint) if scales_of(checkpoint.slots) else checkpoint
+    planned = plan_soup(agreement, found.recorded, recipe, report, model=model)
+    return MethodInputs(planned, [stacked], False, tuple(found.names), tuple(found.groups))
 
 
 def _as_stored(agreement: Agreement, views: Sequence[View]) -> Agreement:

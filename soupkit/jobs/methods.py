@@ -86,9 +86,17 @@ def merge_method(
         return show_method_plan(merge, recipe, world, report)
     _warn_of_statistics(merge, recipe, report)
     command = f"merge {recipe.METHOD}"
+    record = _with_groups(record, merge.inputs)
     return write_soup(
         merge.ingredients, merge.engine(), recipe, world, report, command=command, record=record, measure=measure
     )
+
+
+def _with_groups(record: Record, inputs: MethodInputs) -> Record:
+    """Which checkpoints each reference stands for, where that is not one each: a model and an adapter on it."""
+    if inputs.groups == tuple((place,) for place in range(len(inputs.groups))):
+        return record
+    return Record(record.trace, {**record.notes, "references": [list(group) for group in inputs.groups]})
 
 
 def _warn_of_statistics(merge: MethodMerge, recipe: MethodRecipe, report: Report) -> None:
@@ -119,7 +127,7 @@ def open_merge(recipe: MethodRecipe, report: Report) -> MethodMerge:
     statistics = [open_checkpoint(ref) for ref in getattr(recipe, "statistics", ())]
     if statistics and len(statistics) != num:
         raise RecipeError(f"{len(statistics)} files of statistics for {num} checkpoints", hint="give one for each")
-    references = inputs.ingredients.names[:num]
+    references = inputs.names[:num]
     settings = parse_settings(recipe.set, known=parameters_of(method), references=references)
     numbers = numbers_of(method, defaults_of(recipe, method, num), settings, inputs.ingredients)
     return MethodMerge(as_read(method, inputs.base), inputs, statistics, numbers, getattr(recipe, "seed", 0))

@@ -124,7 +124,7 @@ def _merge_again(
 ) -> dict[str, Any]:
     """A method's output has no coefficients: the recorded recipe runs again, on the recorded inputs."""
     again = merge_method(
-        with_inputs(made_with, [place_of(recipe.directory, entry) for entry in manifest.inputs]),
+        with_inputs(made_with, _references(recipe.directory, manifest)),
         world,
         report,
         record=Record(manifest.trace, {**manifest.notes, "reproduces": manifest.outputs.get("content")}),
@@ -132,6 +132,16 @@ def _merge_again(
     )
     report(Told("the same bits"))
     return again
+
+
+def _references(directory: Path, manifest: Manifest) -> list[str]:
+    """What the recipe's references would be now: a place for each input, or a model and the adapter on it."""
+    places = [place_of(directory, entry) for entry in manifest.inputs]
+    groups = manifest.notes.get("references", [[place] for place in range(len(places))])
+    try:
+        return ["+".join(places[int(place)] for place in group) for group in groups]
+    except (TypeError, ValueError, IndexError) as error:
+        raise CheckpointError(f"{directory}: the recorded references cannot be read: {error!r}") from error
 
 
 def _same_bits(written: Checkpoint, manifest: Manifest, world: World) -> dict[str, Any]:

@@ -89,6 +89,15 @@ METHODS: dict[str, MergeMethod] = {
     method.name: method
     for method in (
         MergeMethod(
+            "linear",
+            task_arithmetic.linear,
+            "Wortsman et al. 2022",
+            PIECE,
+            reads="weights",
+            base="none",
+            parameters=_LINEAR,
+        ),
+        MergeMethod(
             "slerp",
             spherical.slerp,
             "Shoemake 1985",

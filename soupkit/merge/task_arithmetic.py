@@ -21,6 +21,15 @@ def task_arithmetic(pieces: Pieces, *, weight: Array, normalize: bool = False) -
         yield total(vectors_KN, weight, normalize=normalize)
 
 
+def linear(pieces: Pieces, *, weight: Array, normalize: bool = True) -> Iterator[Array]:
+    """Σ_k w_k x_k, divided by Σ_k w_k when normalized: the mean of weights themselves (Wortsman et al. 2022,
+    arXiv:2203.05482, §2). Raises RecipeError when normalized weights sum to zero. Memory: a piece."""
+    if normalize and float(np.sum(weight)) == 0:
+        raise RecipeError("linear: the weights sum to zero and cannot be normalized", hint="leave --normalize out")
+    for weights_KN in pieces:
+        yield total(weights_KN, weight, normalize=normalize)
+
+
 def scaled(pieces: Pieces, *, scale: float) -> Iterator[Array]:
     """scale · x for the one input x: what a stack of layers passes through. Memory: a piece."""
     for weights_KN in pieces:

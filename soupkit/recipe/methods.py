@@ -31,7 +31,29 @@ class MethodRecipe(OutputOptions, WeightOptions, TensorOptions):
 
     METHOD: ClassVar[str]
 
-    refs: tuple[str, ...] = argument(help=REFS + ", LoRA adapters (PEFT directories)")
+    refs: tuple[str, ...] = argument(help=REFS + ", LoRA adapters (PEFT directories, alone or as MODEL+ADAPTER)")
+    layers: tuple[str, ...] = option(
+        (),
+        help="START:STOP of the layers to merge, which become a model of that depth; one for all checkpoints, or one "
+        "for each and then the base's; several with commas between them are stacked; default: all layers",
+    )
+    stack: str | None = option(None, help="what the layers' names begin with; default: where most layers are numbered")
+    config_from: str | None = option(
+        None, help="the checkpoint whose configuration, tokenizer and other files go along; default: the first"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeLinear(MethodRecipe):
+    """Average checkpoints by weights, as `merge weighted` does, LoRA adapters and ranges of layers among them.
+
+    Example: soupkit merge linear a b+adapter --weight 0.7,0.3 --out soups/linear
+    """
+
+    METHOD = "linear"
+
+    weight: tuple[float, ...] = option((1.0,), help="one weight, or one per checkpoint")
+    normalize: bool = option(True, help="divide by the sum of the weights")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,8 +166,9 @@ class MergePassthrough(MethodRecipe):
 
     METHOD = "passthrough"
 
-    layers: tuple[str, ...] = option(help="START:STOP of the layers to take, one per checkpoint; repeat in their order")
-    stack: str | None = option(None, help="what the layers' names begin with; default: where most layers are numbered")
+    layers: tuple[str, ...] = option(
+        (), help="START:STOP of the layers to take, one per checkpoint, in their order; of one checkpoint, default: all"
+    )
     scale: float = option(1.0, help="factor of every weight; --set 'o_proj: {scale: 0.5}' for some")
 
 

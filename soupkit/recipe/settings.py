@@ -1,8 +1,9 @@
 """Options per tensor: `--set 'layers.*.mlp: {weight: [0.2, 0.8]}'` and what they come to for one tensor.
 
 A setting is a pattern and some parameters. The pattern matches whole parts of a tensor's dotted name, anywhere in it;
-`*` stands for any text within one part, and ` @3-5` after the pattern keeps it to layers 3 to 5. A value is a number; a
-list of numbers, which is spread over the layers of the model as a gradient; or {ingredient: number or list}, by
+`*` stands for any text within one part. ` @3-5` after the pattern keeps it to layers 3 to 5, ` @before` and ` @after`
+to what stands before and after the layers; with a `?` after these, there need be no such tensor. A value is a number;
+a list of numbers, which is spread over the layers of the model as a gradient; or {ingredient: number or list}, by
 position from 0 or by reference. Later settings win.
 """
 
@@ -12,32 +13,45 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, cast
 
 from soupkit.errors import RecipeError
 from soupkit.recipe.parse import suggestion
 from soupkit.recipe.steps import load_yaml
 
 Value = float | tuple[float, ...]
+BEFORE = re.compile(r"(^|[._])(embed\w*|\w*embeddings?|wte|wpe|stem|conv1|cls_token|class_embedding|ln_pre)([._]|$)")
+"""Names of what stands before the layers; anything else outside them stands after."""
+Place = tuple[int, int] | Literal["before", "after"] | None
+"""Layers from first to last, or what stands outside them; None: everywhere."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Values of one parameter for the tensors that a pattern matches; ingredient None: for every ingredient."""
+    """Values of one parameter for the tensors that a pattern matches, at a place; ingredient None: for every one.
+
+    may_miss: it need not speak of any tensor.
+    """
 
     pattern: re.Pattern[str]
-    layers: tuple[int, int] | None
+    place: Place
     parameter: str
     value: Value
     ingredient: int | None = None
+    may_miss: bool = False
 
     def matches(self, name: str) -> bool:
         """Whether it speaks of a tensor."""
-        if self.layers is not None:
-            number = layer_of(name)[1]
-            if number is None or not self.layers[0] <= number <= self.layers[1]:
-                return False
-        return self.pattern.search(name) is not None
+        return _stands_at(name, self.place) and self.pattern.search(name) is not None
+
+
+def _stands_at(name: str, place: Place) -> bool:
+    if place is None:
+        return True
+    number = layer_of(name)[1]
+    if isinstance(place, str):
+        return number is None and bool(BEFORE.search(name)) is (place == "before")
+    return number is not None and place[0] <= number <= place[1]
 
 
 def parse_settings(texts: Iterable[str], *, known: Iterable[str], references: Sequence[str]) -> tuple[Setting, ...]:
@@ -60,21 +74,23 @@ def _parse(text: str, known: Sequence[str], references: Sequence[str]) -> Iterab
             f"{where}: expected PATTERN: {{parameter: value}}", hint="--set 'layers.*.mlp: {weight: 0.5}'"
         )
     for text, parameters in values.items():
-        pattern, layers = _split_layers(str(text))
+        pattern, place, may_miss = _split_place(str(text))
         for parameter, value in parameters.items():
             if parameter not in known:
                 raise RecipeError(f"{where}: unknown parameter {parameter!r}", hint=suggestion(str(parameter), known))
             inner = value.items() if isinstance(value, dict) else [(None, value)]
             for ingredient, number in inner:
                 position = None if ingredient is None else _position(ingredient, references, where=where)
-                yield Setting(pattern, layers, parameter, _value(number, where=where), position)
+                yield Setting(pattern, place, parameter, _value(number, where=where), position, may_miss)
 
 
-def _split_layers(text: str) -> tuple[re.Pattern[str], tuple[int, int] | None]:
-    match = re.fullmatch(r"(.*?) *@ *(\d+)(?:-(\d+))?", text)
+def _split_place(text: str) -> tuple[re.Pattern[str], Place, bool]:
+    match = re.fullmatch(r"(.*?) *@ *(?:(before|after)|(\d+)(?:-(\d+))?)(\?)?", text)
     if not match:
-        return name_pattern(text), None
-    return name_pattern(match[1] or "*"), (int(match[2]), int(match[3] or match[2]))
+        return name_pattern(text), None, False
+    word, first, last = match[2], match[3], match[4]
+    place = cast(Place, word) if word else (int(first), int(last or first))
+    return name_pattern(match[1] or "*"), place, bool(match[5])
 
 
 def _quoted(text: str) -> str:
@@ -115,7 +131,7 @@ def check_matches(settings: Iterable[Setting], names: Iterable[str]) -> None:
     """Raise RecipeError for a setting that speaks of no tensor."""
     known = list(names)
     for setting in settings:
-        if not any(map(setting.matches, known)):
+        if not setting.may_miss and not any(map(setting.matches, known)):
             raise RecipeError(
                 f"set: {setting.pattern.pattern!r} matches no tensor", hint="soupkit inspect REF --tensors"
             )
