@@ -14,7 +14,6 @@ from soupkit.errors import CompatibilityError, RecipeError
 from soupkit.recipe.settings import BEFORE
 
 
-
 @dataclass(frozen=True)
 class Part:
     """Layers start … stop − 1 of a checkpoint."""

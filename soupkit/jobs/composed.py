@@ -124,7 +124,8 @@ def cut_layers(views: Sequence[View], texts: Sequence[str], stack: str | None) -
         return list(views)
     if len(texts) not in (1, len(views)):
         raise RecipeError(
-            f"{len(texts)} layer ranges for {len(views)} checkpoints", hint="give one, or one for each and the base"
+            f"{len(texts)} layer ranges for {len(views)} checkpoints",
+            hint="give one, or one for each and the base",
         )
     spread = list(texts) * len(views) if len(texts) == 1 else texts
     cut: list[View] = []

@@ -20,6 +20,8 @@ from soupkit.recipe.merge import MergeUniform, MergeWeighted
 from soupkit.recipe.settings import Layers, check_matches, parse_settings, resolve
 from soupkit.world import World
 
+NOTHING_TO_ADD = Record()
+
 
 def merge_uniform(recipe: MergeUniform, world: World, report: Report) -> dict[str, Any]:
     """Average all ingredients, or the best N of them."""
@@ -36,7 +38,9 @@ def merge_uniform(recipe: MergeUniform, world: World, report: Report) -> dict[st
     return _write(ingredients, mixture, recipe, world, report, command="merge uniform")
 
 
-def merge_weighted(recipe: MergeWeighted, world: World, report: Report) -> dict[str, Any]:
+def merge_weighted(
+    recipe: MergeWeighted, world: World, report: Report, *, record: Record = NOTHING_TO_ADD
+) -> dict[str, Any]:
     """Combine the ingredients with the given coefficients."""
     check_aligned_merge(recipe)
     ingredients = open_ingredients(recipe, report)
@@ -50,7 +54,7 @@ def merge_weighted(recipe: MergeWeighted, world: World, report: Report) -> dict[
         report(Told(f"the coefficients sum to {total:g}, not to 1: the weights are scaled (--normalize divides)"))
     if recipe.dry_run:
         return show_plan(ingredients, recipe, world, report)
-    return _write(ingredients, mixture, recipe, world, report, command="merge weighted")
+    return _write(ingredients, mixture, recipe, world, report, command="merge weighted", record=record)
 
 
 def _write(
@@ -61,11 +65,12 @@ def _write(
     report: Report,
     *,
     command: str,
+    record: Record = NOTHING_TO_ADD,
 ) -> dict[str, Any]:
     """Align, refresh and repair where it is asked for, and write."""
     ingredients, alignment = align_ingredients(ingredients, recipe, world, report)
     replaced, notes = replaced_tensors(ingredients, mixture, recipe, world, report)
-    record = Record(notes={**alignment, **notes})
+    record = Record(notes={**record.notes, **alignment, **notes})
     return write_soup(ingredients, mixture, recipe, world, report, command=command, record=record, replaced=replaced)
 
 
