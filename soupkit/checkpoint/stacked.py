@@ -115,8 +115,8 @@ def stacked_description(
 ) -> dict[str, Any]:
     """The configuration of the stack; see `soupkit.checkpoint.restacked.stacked_config`.
 
-    config: what describes all but the layers, that of the first part's model where None. Raises CompatibilityError for layers that would not fit where they come to stand: of other shapes, or made by the
-    rule of another place.
+    config: what describes all but the layers, that of the first part's model where None. Raises CompatibilityError for
+    layers that would not fit where they come to stand: of other shapes, or made by the rule of another place.
     """
     shapes = [_layer_shapes(part.source, stack) for part in parts]
     origins = [

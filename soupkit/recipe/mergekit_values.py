@@ -16,6 +16,8 @@ Scalar = bool | int | float | str
 _NUMBER = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d{1,9})?")
 _TRUE, _FALSE = ("1", "on", "t", "true", "y", "yes"), ("0", "off", "f", "false", "n", "no")
 _SHOWN = 60
+MOST_FILTER = 200
+"""Characters of a filter; no tensor has a longer name."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +157,7 @@ def _condition(value: Any, where: str) -> Condition:
         raise refuse(f"{where}.filter", f"expected text, got {shown(pattern)}", hint="one condition for each filter")
     if pattern in ("", "*"):
         pattern = None
-    if pattern is not None and ("*" in pattern or not pattern.isprintable()):
+    if pattern is not None and ("*" in pattern or not pattern.isprintable() or len(pattern) > MOST_FILTER):
         raise refuse(
             f"{where}.filter",
             f"{shown(pattern)} is in no tensor's name: mergekit looks for the text as it stands",

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors
+from fuzz import mergekit_mutations
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
@@ -316,6 +317,10 @@ def test_mixtures(value: Any) -> None:
 def test_recipe_files_of_any_text(text: str) -> None:
     with contextlib.suppress(SoupkitError):
         parse_steps(text, where="recipe.yaml")
+
+
+def test_mergekit_files_of_any_kind() -> None:
+    mergekit_mutations.main(int(MORE or 150), 0 if MORE is None else os.getpid())
 
 
 @fuzz
