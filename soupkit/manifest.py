@@ -120,7 +120,7 @@ def _parts(values: dict[str, Any]) -> Iterator[tuple[str, bool]]:
         yield f"inputs.{number}", is_input and all(isinstance(entry.get(k, v()), v) for k, v in _INPUT_KINDS.items())
     files, members = values["outputs"].get("files", {}), values["notes"].get("members", [])
     yield "outputs.files", isinstance(files, dict) and all(isinstance(entry, dict) for entry in files.values())
-    yield "outputs.files", all(is_plain_name(name) for name in files)
+    yield "outputs.files", all(is_inside(name) for name in files)
     yield "notes.members", isinstance(members, list) and all(is_plain_name(name) for name in members)
     yield "outputs.content", isinstance(values["outputs"].get("content", ""), str)
     yield "mixture", isinstance(values.get("mixture"), dict | None)
@@ -133,6 +133,11 @@ def _parts(values: dict[str, Any]) -> Iterator[tuple[str, bool]]:
 def is_plain_name(name: Any) -> bool:
     """Whether this names a file or folder directly in a directory, and nothing outside of it."""
     return isinstance(name, str) and name not in ("", ".", "..") and not set(name) & set("/\\\0")
+
+
+def is_inside(name: Any) -> bool:
+    """Whether this names a file in a directory or in folders of it, and nothing outside of it."""
+    return isinstance(name, str) and all(is_plain_name(part) for part in name.split("/"))
 
 
 def installed_versions() -> dict[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.checkpoint.dtypes import FLOATING, LONG_NAMES, widest
 from soupkit.checkpoint.header import Slot
+from soupkit.checkpoint.layout import read_config
 
 DTYPE_KEYS = ("dtype", "torch_dtype")
 """How transformers calls the dtype that weights are loaded in, since version 5 and before."""
@@ -30,12 +31,24 @@ class Reconfigured:
 
 def write_companions(model: Checkpoint, directory: Path, slots: Mapping[str, Slot]) -> None:
     """Copy what travels with `model`; its configuration says the dtype of the tensors that are written, `slots`."""
-    for path in model.companions:
-        target = directory / path.relative_to(model.directory)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, target)
+    copy_files(model.companions, model.directory, directory)
     if model.config_name:
         write_config(directory / model.config_name, with_dtype(model.config, slots, own=model.slots))
+
+
+def copy_files(files: Iterable[Path], source: Path, directory: Path) -> None:
+    """Copy files of a folder `source` to the same places in another."""
+    for path in files:
+        target = directory / path.relative_to(source)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
+
+
+def follow_dtype(directory: Path, slots: Mapping[str, Slot]) -> None:
+    """Make the configuration in a directory say the dtype of the weights that were written there."""
+    name, config = read_config(directory)
+    if name:
+        write_config(directory / name, with_dtype(config, slots, own=slots))
 
 
 def write_config(path: Path, config: Mapping[str, Any]) -> None:

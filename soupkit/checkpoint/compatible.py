@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from soupkit.checkpoint.checkpoint import Checkpoint, name_of, slots_of, tied_names
 from soupkit.checkpoint.dequantized import scales_of
 from soupkit.checkpoint.dtypes import FLOATING, Array, widest
 from soupkit.checkpoint.header import Slot
+from soupkit.checkpoint.meaning import Mismatch, check_meaning
+from soupkit.checkpoint.same_companions import check_companions
 from soupkit.errors import CompatibilityError
 
 Ingredient = Mapping[str, Array]
@@ -21,15 +24,25 @@ class Agreement:
     slots: every tensor with its shape and the narrowest dtype that holds all ingredients' values.
     ties: {dropped name: kept name} for tensors tied in every ingredient; slots leaves the dropped ones out.
     mixed: names of tensors whose floating dtype differs between ingredients.
+    remarks: what their configurations and tokenizers say differently, worth a warning.
     """
 
     slots: Mapping[str, Slot]
     ties: Mapping[str, str]
     mixed: tuple[str, ...]
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def notes(self) -> dict[str, Any]:
+        """What a manifest notes of it."""
+        return {"remarks": list(self.remarks)} if self.remarks else {}
 
 
-def check_compatible(ingredients: Sequence[Ingredient]) -> Agreement:
-    """Compare every ingredient with the first. Raises CompatibilityError naming checkpoint, tensor and fix."""
+def check_compatible(ingredients: Sequence[Ingredient], *, mismatch: Mismatch = "error") -> Agreement:
+    """Compare every ingredient with the first. Raises CompatibilityError naming checkpoint, tensor and fix.
+
+    mismatch: whether configurations that give the same weights another meaning are an error or a remark.
+    """
     if not ingredients:
         raise CompatibilityError("nothing to merge: no checkpoint given")
     names = [name_of(ingredient, position) for position, ingredient in enumerate(ingredients)]
@@ -43,7 +56,25 @@ def check_compatible(ingredients: Sequence[Ingredient]) -> Agreement:
     ties = _common_ties(ingredients)
     dtypes = {name: {each[name].dtype for each in slots} for name in slots[0] if name not in ties}
     agreed = {name: Slot(widest(kinds), slots[0][name].shape) for name, kinds in dtypes.items()}
-    return Agreement(agreed, ties, tuple(name for name, kinds in dtypes.items() if len(kinds) > 1))
+    mixed = tuple(name for name, kinds in dtypes.items() if len(kinds) > 1)
+    return Agreement(agreed, ties, mixed, _remarks(ingredients, names, mismatch))
+
+
+def _remarks(ingredients: Sequence[Ingredient], names: Sequence[str], mismatch: Mismatch) -> tuple[str, ...]:
+    """What the configurations and companions say differently; of a stack, those of its layers' models."""
+    parts = [list(getattr(ingredient, "sources", ())) for ingredient in ingredients]
+    stacks = any(parts)
+    if stacks:
+        ingredients = [each for own, ingredient in zip(parts, ingredients, strict=True) for each in own or [ingredient]]
+        names = [name_of(each, position) for position, each in enumerate(ingredients)]
+    configs = [getattr(each, "config", {}) for each in ingredients]
+    known = [(config, name) for config, name in zip(configs, names, strict=True) if config]
+    if len(known) < 2:
+        return ()
+    said = check_meaning(
+        [config for config, _ in known], [name for _, name in known], mismatch=mismatch, by_layer=not stacks
+    )
+    return (*said, *check_companions(ingredients, mismatch=mismatch))
 
 
 def _check_distinct(ingredients: Sequence[Ingredient], names: Sequence[str]) -> None:
@@ -79,10 +110,11 @@ def architecture(ingredient: Ingredient) -> str:
     if "model_cfg" in config:
         model = config["model_cfg"]
         vision = model.get("vision_cfg", {}) if isinstance(model, dict) else {}
-        return f"open_clip model with image tower {vision}" if isinstance(vision, dict) else "open_clip model"
+        tower = vision.get("timm_model_name") if isinstance(vision, dict) else None
+        return f"open_clip model with image tower {tower}" if tower else "open_clip model"
     classes = config.get("architectures") or []
     if isinstance(classes, list) and classes:
-        return str(classes[0])
+        return str(classes[0]).removeprefix("Flax").removeprefix("TF").replace("LLaMA", "Llama")
     return str(config.get("architecture") or config.get("model_type") or "").partition(".")[0]
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from soupkit.checkpoint.header import Header, Identity, TensorSpec, identity_of, read_header
+from soupkit.checkpoint.modules import module_files
 from soupkit.errors import CheckpointError, ReferenceError
 
 ReadHeaders = Callable[[Sequence[Path]], list[Header]]
@@ -184,8 +185,12 @@ def read_config(directory: Path) -> tuple[str | None, dict[str, Any]]:
 
 
 def companions(directory: Path) -> list[Path]:
-    """The small files that travel with weights: configuration, tokenizer, templates, modelling code, licence."""
-    return [path for path in sorted(directory.iterdir()) if path.is_file() and is_companion(path.name)]
+    """The small files that travel with weights: configuration, tokenizer, templates, modelling code, licence, modules.
+
+    Modelling code is copied as it lies there; soupkit never runs it. Raises CheckpointError for modules elsewhere.
+    """
+    own = [path for path in sorted(directory.iterdir()) if path.is_file() and is_companion(path.name)]
+    return [*own, *module_files(directory)]
 
 
 def is_companion(name: str) -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 from soupkit.checkpoint.header import Header, header_length, parse_header, read_header
 from soupkit.checkpoint.hub_errors import explained
 from soupkit.checkpoint.layout import CONFIG_NAMES, INDEX_SUFFIX, is_companion, layout_of
+from soupkit.checkpoint.modules import in_folders, module_folders
 from soupkit.checkpoint.ranges import Windows
 from soupkit.checkpoint.repository import Advance, NoRanges, Repository
 from soupkit.manifest import MANIFEST_NAME
@@ -88,7 +89,10 @@ class HubFiles:
         """The configuration and tokenizer files, on disk."""
         names = [name for name in self._names if is_companion(name)]
         self._download(names)
-        return [self.directory / name for name in names]
+        below = [name.removeprefix(self._prefix) for name in self.repository.files if name.startswith(self._prefix)]
+        nested = in_folders(below, module_folders(self.directory))
+        self._download(nested)
+        return [self.directory / name for name in [*names, *nested]]
 
     def _download(self, names: Sequence[str], *, advance: Advance = lambda _num_bytes: None) -> None:
         with self._lock, explained(self._reference):

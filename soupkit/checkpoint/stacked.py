@@ -30,6 +30,7 @@ class Stacked(Mapping[str, Array]):
     def __init__(self, parts: Sequence[Part], *, reference: str, stack: str | None = None) -> None:
         self.reference = reference
         self.stack = main_stack(parts[0].source) if stack is None else stack
+        self.sources = list({id(part.source): part.source for part in parts}.values())
         self.num_layers = sum(part.stop - part.start for part in parts)
         self.places = _places(parts, self.stack)
         self.parts = tuple(parts)

@@ -26,15 +26,19 @@ def read_vocabulary(checkpoint: Checkpoint) -> Vocabulary | None:
     path = next((files[name] for name in FILES if name in files), None)
     if path is None:
         return None
-    if path.suffix != ".json":
+    if path.suffix == ".model":
         return {path.name: file_xxh3(path)}
     added = files.get("added_tokens.json") if path.name == "vocab.json" else None
-    return _rows(path) | (_rows(added) if added else {})
+    return token_rows(path) | (token_rows(added) if added else {})
 
 
-def _rows(path: Path) -> dict[str, int]:
+def token_rows(path: Path) -> dict[str, int]:
+    """{token: row} of a vocab.txt, a vocab.json or a tokenizer.json. Raises CheckpointError for what is none."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        if path.suffix == ".txt":
+            return {token: row for row, token in enumerate(text.splitlines())}
+        content = json.loads(text)
         rows = content["model"]["vocab"] if path.name == "tokenizer.json" else content
         if isinstance(rows, list):  # Unigram: pieces with their scores, in order
             rows = {piece[0]: row for row, piece in enumerate(rows)}

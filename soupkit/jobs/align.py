@@ -34,7 +34,7 @@ def align(recipe: Align, world: World, report: Report) -> dict[str, Any]:
     Raises AlignError, TaskError, CompatibilityError or OutputError before anything is written.
     """
     checkpoints, to = _open(recipe)
-    check_matching(checkpoints, recipe)
+    check_matching(checkpoints, recipe, report)
     size = sum(checkpoint.num_bytes for checkpoint in checkpoints)
     inputs = [file for checkpoint in checkpoints for file in checkpoint.files]
     output = OutputDirectory(recipe.out, overwrite=recipe.overwrite, num_bytes=size, inputs=inputs)

@@ -74,7 +74,7 @@ def barrier_job(recipe: BarrierRecipe, world: World, report: Report) -> dict[str
     checkpoints = open_references(recipe.refs)
     if len(checkpoints) != 2:
         raise RecipeError(f"refs name {len(checkpoints)} checkpoints, expected two")
-    check_matching(checkpoints, recipe)
+    check_matching(checkpoints, recipe, report)
     files = [file for checkpoint in checkpoints for file in checkpoint.files]
     output = OutputDirectory(recipe.out, overwrite=recipe.overwrite, inputs=files) if recipe.out else None
     task = open_task(checkpoints[0], recipe, world)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import glob
 import os
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 from soupkit.checkpoint import hub
 from soupkit.checkpoint.checkpoint import Checkpoint
+from soupkit.checkpoint.companions import copy_files, follow_dtype
 from soupkit.checkpoint.convert import Pickled, Selection, pickled_files, read_pickled, write_pickled
 from soupkit.checkpoint.hashing import content_hash, files_hash
 from soupkit.checkpoint.output import OutputDirectory
@@ -182,9 +182,9 @@ def _write(
 ) -> Manifest:
     """One checkpoint directory with its manifest."""
     _tell(source.reference, pickled, recipe, report)
-    for companion in pickled.companions:
-        shutil.copyfile(companion, directory / companion.name)
+    copy_files(pickled.companions, pickled.directory or directory, directory)
     write_pickled(directory, pickled, plan, advance=lambda num_bytes: report(Advanced("converting", num_bytes)))
+    follow_dtype(directory, plan.slots)
     try:
         finish(directory)
     except SoupkitError as error:

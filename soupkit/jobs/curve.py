@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from soupkit.checkpoint.checkpoint import Checkpoint
-from soupkit.checkpoint.compatible import check_compatible
 from soupkit.checkpoint.hashing import content_hash
 from soupkit.checkpoint.output import OutputDirectory
 from soupkit.checkpoint.reference import open_references
@@ -26,6 +25,7 @@ from soupkit.curve.schedule import curve_rate
 from soupkit.curve.state import load_state, save_state
 from soupkit.errors import RecipeError
 from soupkit.events import Cell, Report, Table, Told, Wrote
+from soupkit.jobs.agreed import agreed
 from soupkit.jobs.aligned import aligned_ingredients
 from soupkit.jobs.descent import precision, refresh_statistics, training_batches, updates_per_epoch
 from soupkit.jobs.download import download
@@ -93,7 +93,7 @@ def _open(recipe: CurveFit, world: World, report: Report) -> _Fit:
     ends = open_references(recipe.refs)
     if len(ends) != 2:
         raise RecipeError(f"refs name {len(ends)} checkpoints, expected two: the start and the end of the curve")
-    check_compatible(ends)
+    agreed(ends, recipe, report)
     download(ends, report)
     training = as_finetune(recipe, base=ends[0].reference)
     start = prepare(training, report)

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 
 from soupkit.checkpoint.checkpoint import Checkpoint
-from soupkit.checkpoint.compatible import check_compatible
 from soupkit.checkpoint.hashing import content_hash
 from soupkit.checkpoint.output import OutputDirectory
 from soupkit.curve.curve import Curve, points
 from soupkit.curve.geometry import Geometry, Matrix, geometry, weight_names
 from soupkit.curve.summary import MEASURES, Scored, fields, measured, metrics
 from soupkit.events import Cell, Report, Table, Wrote
+from soupkit.jobs.agreed import agreed
 from soupkit.jobs.curve_point import open_curve
 from soupkit.jobs.findings import write_findings
 from soupkit.jobs.points import Point, PointScorer, score_points
@@ -67,7 +67,7 @@ def evaluate_path(
     """
     inputs = [file for bend in bends for file in bend.files]
     output = OutputDirectory(recipe.out, overwrite=recipe.overwrite, inputs=inputs) if world.is_main else None
-    slots = check_compatible(bends).slots
+    slots = agreed(bends, recipe, report).slots
     coefficients = np.stack([curve.coefficients(t) for t in ts])
     if recipe.dry_run:
         return show_plan(bends, coefficients, recipe, world, report)

@@ -12,7 +12,6 @@ import numpy as np
 
 from soupkit.checkpoint.adapted import CONFIG, WEIGHTS
 from soupkit.checkpoint.checkpoint import Checkpoint
-from soupkit.checkpoint.compatible import check_compatible
 from soupkit.checkpoint.dtypes import FLOATING, LONG_NAMES, NUMPY_DTYPES, Array
 from soupkit.checkpoint.hashing import content_hash
 from soupkit.checkpoint.output import OutputDirectory
@@ -20,6 +19,7 @@ from soupkit.checkpoint.reference import open_checkpoint
 from soupkit.checkpoint.tensors import write_tensors
 from soupkit.errors import RecipeError
 from soupkit.events import Advanced, Finished, Report, Started, Table, Warned, Wrote
+from soupkit.jobs.agreed import agreed
 from soupkit.jobs.soup import describe_inputs, describe_outputs
 from soupkit.manifest import Manifest
 from soupkit.merge.low_rank import low_rank
@@ -47,7 +47,7 @@ class _Extracted:
 def extract_lora(recipe: ExtractLora, world: World, report: Report) -> dict[str, Any]:
     """Factor the change of every matrix, write the adapter, tell what was lost."""
     model, base = open_checkpoint(recipe.ref), open_checkpoint(recipe.base)
-    slots = check_compatible([model, base]).slots
+    slots = agreed([model, base], recipe, report).slots
     matrices = _matrices(recipe, {name: slot.shape for name, slot in slots.items() if slot.dtype in FLOATING})
     dtype = NUMPY_DTYPES[LONG_NAMES[recipe.dtype]]
     size = sum(recipe.rank * sum(slots[name].shape) * dtype.itemsize for name in matrices)

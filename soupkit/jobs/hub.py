@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from soupkit.checkpoint.checkpoint import Checkpoint
+from soupkit.checkpoint.companions import copy_files
 from soupkit.checkpoint.hashing import content_hash
 from soupkit.checkpoint.hub import parse_hub
 from soupkit.checkpoint.hub_errors import endpoint, explained, retried
@@ -90,8 +91,7 @@ def _copy_one(checkpoint: Checkpoint, target: Path, recipe: Pull, out: Path, wor
     """A soup keeps its own manifest, as long as its weights are what that records."""
     assert isinstance(checkpoint.remote, HubFiles)
     files = [*checkpoint.files, *checkpoint.companions, *([checkpoint.remote.index] if checkpoint.remote.index else [])]
-    for file in files:
-        shutil.copyfile(file, target / file.name)
+    copy_files(files, checkpoint.directory, target)
     content = content_hash(Checkpoint(target), threads=world.num_threads)
     own = Manifest.read_if_any(checkpoint.directory)
     if own is not None and own.outputs.get("content") == content:

@@ -35,6 +35,7 @@ def merge_mergekit(recipe: MergeMergekit, world: World, report: Report) -> dict[
         "dry_run": recipe.dry_run,
         "max_shard_size": recipe.max_shard_size,
         "threads": recipe.threads,
+        "mismatch": recipe.mismatch,
     }
     kind = command.recipe_type()
     if hasattr(kind, "seed"):

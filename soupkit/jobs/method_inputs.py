@@ -75,7 +75,7 @@ def open_inputs(recipe: Any, report: Report) -> MethodInputs:
         report(Told(f"vocabulary: {recipe.embedding} to that of {found.names[chosen]}"))
     if recipe.config_from is not None:
         model = open_config(recipe.config_from, found, cut[0])
-    agreement = _as_stored(check_compatible(views), views)
+    agreement = _as_stored(check_compatible(views, mismatch=recipe.mismatch), views)
     planned = plan_soup(agreement, found.recorded, recipe, report, model=model)
     return MethodInputs(planned, views, base is not None, tuple(found.names), tuple(found.groups))
 
@@ -93,7 +93,7 @@ def _open_stacked(recipe: MergePassthrough, report: Report) -> MethodInputs:
     if recipe.config_from is not None:
         model = open_config(recipe.config_from, found, stacked)
     report(Told(f"{stacked.num_layers} layers of {stacked.stack}"))
-    agreement = _as_stored(check_compatible([stacked]), [stacked])
+    agreement = _as_stored(check_compatible([stacked], mismatch=recipe.mismatch), [stacked])
     planned = plan_soup(agreement, found.recorded, recipe, report, model=model)
     return MethodInputs(planned, [stacked], False, tuple(found.names), tuple(found.groups))
 

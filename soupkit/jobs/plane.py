@@ -24,6 +24,7 @@ from soupkit.curve.geometry import Geometry, Matrix, Plane, geometry, weight_nam
 from soupkit.curve.summary import PREFIXES, measured
 from soupkit.errors import RecipeError, ReferenceError
 from soupkit.events import Cell, Report, Table, Wrote
+from soupkit.jobs.agreed import agreed
 from soupkit.jobs.curve_evaluate import show_plan
 from soupkit.jobs.curve_point import open_curve
 from soupkit.jobs.findings import write_findings
@@ -59,7 +60,7 @@ def plane(recipe: PlaneRecipe, world: World, report: Report) -> dict[str, Any]:
     checkpoints, projected = _open(recipe)
     inputs = [file for checkpoint in [*checkpoints, *projected] for file in checkpoint.files]
     output = OutputDirectory(recipe.out, overwrite=recipe.overwrite, inputs=inputs) if world.is_main else None
-    slots = check_compatible(checkpoints).slots
+    slots = agreed(checkpoints, recipe, report).slots
     found = geometry([*checkpoints, *projected], [name for name in weight_names(checkpoints[0]) if name in slots])
     drawn = _lay_out(recipe, found)
     if recipe.dry_run:
@@ -94,7 +95,7 @@ def _open(recipe: PlaneRecipe) -> tuple[list[Checkpoint], list[Checkpoint]]:
     projected = open_references(recipe.project) if recipe.project else []
     distinct = {checkpoint.path.resolve() for checkpoint in checkpoints}
     projected = [checkpoint for checkpoint in projected if checkpoint.path.resolve() not in distinct]
-    check_compatible([*checkpoints, *projected])
+    check_compatible([*checkpoints, *projected], mismatch=recipe.mismatch)
     return checkpoints, projected
 
 

@@ -58,7 +58,7 @@ class PointScorer:
 
     def __init__(self, checkpoints: Sequence[Checkpoint], recipe: Any, world: World) -> None:
         self.recipe, self.threads = recipe, world.num_threads
-        self.agreement = check_compatible(checkpoints)
+        self.agreement = check_compatible(checkpoints, mismatch="warn")
         self.task: Task = open_task(checkpoints[0], recipe, world.alone())
         self.splits = ("train", "held_out", "test") if recipe.train else ("held_out", "test")
         self._checkpoints = checkpoints

@@ -12,9 +12,9 @@ from soupkit.align.towers import Tower, check_names, towers_to_json
 from soupkit.align.turn import fold
 from soupkit.align.turn_proof import proved
 from soupkit.checkpoint.checkpoint import Checkpoint
-from soupkit.checkpoint.compatible import check_compatible
 from soupkit.checkpoint.dtypes import FLOATING
 from soupkit.events import Advanced, Finished, Report, Started, Told
+from soupkit.jobs.agreed import agreed
 from soupkit.jobs.aligned import TOLERANCE, Aligned, aligned_ingredients, check_same_function, match_notes, open_network
 from soupkit.jobs.download import download
 from soupkit.jobs.turned import Turned, tensors_of
@@ -25,9 +25,9 @@ NARROW_TOLERANCE = 0.05
 rounded anew."""
 
 
-def check_matching(checkpoints: Sequence[Checkpoint], recipe: Any) -> None:
+def check_matching(checkpoints: Sequence[Checkpoint], recipe: Any, report: Report) -> None:
     """Raise CompatibilityError, AlignError for checkpoints that `matched_ingredients` cannot take, by names alone."""
-    check_compatible(checkpoints)
+    agreed(checkpoints, recipe, report)
     if recipe.rotate:
         check_names(checkpoints[0].slots)
 

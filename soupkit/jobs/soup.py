@@ -15,11 +15,13 @@ from soupkit.checkpoint.compatible import Agreement, check_compatible
 from soupkit.checkpoint.dtypes import FLOATING, LONG_NAMES, Array
 from soupkit.checkpoint.hashing import content_hash, file_sha256, file_xxh3
 from soupkit.checkpoint.header import Slot
+from soupkit.checkpoint.modules import module_files
 from soupkit.checkpoint.output import OutputDirectory, check_output
 from soupkit.checkpoint.ranges import NUM_READERS
 from soupkit.checkpoint.reference import open_references
 from soupkit.checkpoint.tensors import Plan, TensorFiles, parse_bytes, plan_files
 from soupkit.events import Advanced, Finished, Report, Started, Table, Told, Warned, Wrote
+from soupkit.jobs.agreed import warn_of
 from soupkit.jobs.download import download
 from soupkit.jobs.recorded import companions_identity
 from soupkit.manifest import Manifest
@@ -64,13 +66,15 @@ def open_ingredients(recipe: Any, report: Report, *, refs: Sequence[str] | None 
 
 def prepare(checkpoints: Sequence[Checkpoint], recipe: Any, report: Report) -> Ingredients:
     """Check opened checkpoints against each other and plan the files of their soup."""
-    return plan_soup(check_compatible(checkpoints), checkpoints, recipe, report, model=checkpoints[0])
+    agreement = check_compatible(checkpoints, mismatch=getattr(recipe, "mismatch", "error"))
+    return plan_soup(agreement, checkpoints, recipe, report, model=checkpoints[0])
 
 
 def plan_soup(
     agreement: Agreement, checkpoints: Sequence[Checkpoint], recipe: Any, report: Report, *, model: Checkpoint
 ) -> Ingredients:
     """Plan the files of a soup of checkpoints that agree; the output takes `model`'s configuration and tokenizer."""
+    warn_of(agreement, report)
     if agreement.mixed and recipe.dtype == "auto":
         report(Told(f"{len(agreement.mixed)} tensors have mixed dtypes; the wider is written (--dtype chooses)"))
     plan = plan_files(
@@ -153,7 +157,7 @@ def write_soup(
             metrics=dict(metrics),
             mixture=mixture.to_json() if isinstance(mixture, Mixture) else None,
             trace=[dict(step) for step in record.trace],
-            notes=dict(record.notes),
+            notes={**record.notes, **ingredients.agreement.notes},
         )
         manifest.write(directory)
         (directory / "README.md").write_text(model_card(manifest, out, ingredients.model), encoding="utf-8")
@@ -259,12 +263,14 @@ def _place(checkpoint: Checkpoint, out: Path) -> dict[str, Any]:
 def describe_outputs(directory: Path, content: str, *, sha256: bool = False) -> dict[str, Any]:
     """The manifest's record of what was written: the content hash of the weights, and every file."""
     files: dict[str, Any] = {}
-    for path in sorted(path for path in directory.iterdir() if path.is_file()):
-        files[path.name] = {"bytes": path.stat().st_size}
-        if path.suffix != ".safetensors":
-            files[path.name]["xxh3-128"] = file_xxh3(path)
+    nested = module_files(directory)
+    for path in [*sorted(path for path in directory.iterdir() if path.is_file()), *nested]:
+        name = path.relative_to(directory).as_posix()
+        files[name] = {"bytes": path.stat().st_size}
+        if path.suffix != ".safetensors" or path in nested:
+            files[name]["xxh3-128"] = file_xxh3(path)
         elif sha256:
-            files[path.name]["sha256"] = file_sha256(path)
+            files[name]["sha256"] = file_sha256(path)
     return {"content": content, "files": files}
 
 

@@ -177,5 +177,7 @@ def _recorded_recipe(manifest: Manifest, recipe: Reproduce) -> Any:
     kind = COMMANDS[manifest.command].recipe_type()
     known = {field.name for field in dataclasses.fields(kind)}
     values = {key: value for key, value in manifest.recipe.items() if key in known}
+    if "mismatch" in known:
+        values.setdefault("mismatch", "warn")  # before there was this option nothing was refused
     made_with = parse_recipe(kind, values, where=str(recipe.directory / MANIFEST_NAME))
     return dataclasses.replace(made_with, out=recipe.out, overwrite=recipe.overwrite, non_finite=recipe.non_finite)

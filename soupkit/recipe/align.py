@@ -8,7 +8,7 @@ from typing import Literal
 
 from soupkit.errors import RecipeError
 from soupkit.recipe.fields import argument, option
-from soupkit.recipe.shared import DataOptions, ModelOptions, OutputOptions, WeightOptions
+from soupkit.recipe.shared import MISMATCH, DataOptions, ModelOptions, OutputOptions, WeightOptions
 
 REFS = "checkpoints of one architecture: directories, globs, sweep directories, org/name[@revision] (Hub)"
 
@@ -39,6 +39,7 @@ class MatchOptions:
     restarts: int = option(0, help="more searches, from random permutations; the best of all is kept")
     pin: tuple[str, ...] = option((), help="leave this group, family or tensor as it is; repeat for more; * and ? work")
     seed: int = option(0, help="seed of the order in which groups are matched")
+    mismatch: Literal["error", "warn"] = option("error", help=MISMATCH)
 
     def __post_init__(self) -> None:
         if self.restarts < 0:

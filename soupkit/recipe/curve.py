@@ -10,7 +10,7 @@ from typing import Any, Literal
 from soupkit.errors import RecipeError
 from soupkit.recipe.fields import argument, option
 from soupkit.recipe.merge import REFS
-from soupkit.recipe.shared import DataOptions, ModelOptions, OutputOptions, RememberOptions, WeightOptions
+from soupkit.recipe.shared import MISMATCH, DataOptions, ModelOptions, OutputOptions, RememberOptions, WeightOptions
 from soupkit.recipe.train import Finetune
 
 CURVE = "a directory that `soupkit curve fit` wrote"
@@ -64,6 +64,7 @@ class CurveFit(OutputOptions, DescentOptions, DataOptions, ModelOptions):
     weight_decay: float = option(5e-4, help="L2 penalty at the sampled point, ½ · weight_decay · ‖w(t)‖²")
     bn_batches: int = option(20, help="training batches for the batch-norm statistics of a written bend")
     save_every: int = option(1, help="epochs between saved states, from which a killed fit continues; 0: none")
+    mismatch: Literal["error", "warn"] = option("error", help=MISMATCH)
 
     def __post_init__(self) -> None:
         if self.save_every < 0:
@@ -106,6 +107,7 @@ class PointsOptions:
 
     train: bool = option(True, help="score the training examples too")
     jobs: int = option(0, help="points at a time, each in its own process with one thread; 0: one per core")
+    mismatch: Literal["error", "warn"] = option("error", help=MISMATCH)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from typing import Literal
 
 from soupkit.errors import RecipeError
 from soupkit.recipe.fields import argument, option
-from soupkit.recipe.shared import OutputOptions
+from soupkit.recipe.shared import MISMATCH, OutputOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +26,7 @@ class ExtractLora(OutputOptions):
     )
     dtype: Literal["float32", "float16", "bfloat16"] = option("float32", help="dtype of the factors")
     seed: int = option(0, help="seed of the randomized decomposition of large matrices")
+    mismatch: Literal["error", "warn"] = option("error", help=MISMATCH)
     threads: int = option(0, help="worker threads; 0 takes every core")
 
     def __post_init__(self) -> None:

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 from soupkit.recipe.fields import argument, option
 from soupkit.recipe.merge import REFS
-from soupkit.recipe.shared import OutputOptions, WeightOptions
+from soupkit.recipe.shared import MISMATCH, OutputOptions, WeightOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,5 +182,6 @@ class MergeMergekit(OutputOptions):
     file: Path = argument(help="a mergekit configuration: YAML")
     models: Path | None = option(None, help="folder that relative model names are in; default: where you are")
     seed: int = option(0, help="for dare and della; mergekit's own draws cannot be repeated")
+    mismatch: Literal["error", "warn"] = option("error", help=MISMATCH)
     max_shard_size: str = option("50GB", help="start a new shard when a file would grow beyond this")
     threads: int = option(0, help="worker threads; 0 takes every core")

@@ -10,6 +10,10 @@ from soupkit.errors import RecipeError
 from soupkit.recipe.fields import option
 
 Metric = Literal["top1", "top5", "nll", "ece"]
+MISMATCH = (
+    "configurations that give the same weights another meaning (heads, activation, order of classes or tokens): "
+    "refuse, or go on with a warning"
+)
 BLOCKS = "which tensors share a coefficient: global (all), tensor (none), layer, or a number of parameters"
 
 
@@ -44,6 +48,7 @@ class WeightOptions:
     )
     non_finite: Literal["error", "keep"] = option("error", help="refuse a result with NaN or infinity, or keep it")
     accumulate: Literal["float64", "float32"] = option("float64", help="precision of the sums")
+    mismatch: Literal["error", "warn"] = option("error", help=MISMATCH)
     sha256: bool = option(False, help="also record the SHA-256 of every weight file (slower than the merge itself)")
     threads: int = option(0, help="worker threads; 0 takes every core")
 
