@@ -7,7 +7,6 @@ of two means.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from soupkit.checkpoint.adapter_config import MERGE, base_of, read_adapter_config
 from soupkit.checkpoint.checkpoint import Checkpoint, read_chunk, tied_names
 from soupkit.checkpoint.dtypes import FLOATING, NUMPY_DTYPES, Array, widest
 from soupkit.checkpoint.header import Slot
@@ -27,6 +27,12 @@ CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 _PREFIX = re.compile(r"^(base_model\.model\.|base_model\.)")
 _FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])(?:\.(?:default|weight))*$")
+_BIAS = re.compile(r"(?P<module>.+)\.lora_B(?:\.default)?\.bias$")
+_OTHER = re.compile(
+    r"(^|[._])(lora|ia3|hada|lokr|oft|boft|vera|token_adapter|trainable_tokens|parametrizations)([_.]|$)"
+)
+_EMBEDDING = re.compile(r"(^|\.)(embed_tokens|tok_embeddings|word_embeddings|wte|shared|embed_in)\.weight$")
+_HEAD = re.compile(r"(^|\.)(lm_head|embed_out|output_layer)\.weight$")
 _ROWS = 1 << 15
 
 
@@ -73,34 +79,56 @@ def is_adapter(path: Path) -> bool:
 def open_adapter(path: Path) -> Adapter:
     """Read an adapter. Raises CheckpointError for one that is no LoRA, or that soupkit cannot merge exactly."""
     directory = path.parent if path.is_file() else path
-    config = _read_config(directory / CONFIG)
+    config = read_adapter_config(directory / CONFIG)
     weights = Checkpoint(directory / WEIGHTS, reference=str(directory / WEIGHTS))
     factors: dict[str, dict[str, str]] = {}
     replaced: dict[str, str] = {}
+    biases: dict[str, str] = {}
     for name in weights:
         plain = _PREFIX.sub("", name)
-        match = _FACTOR.fullmatch(plain)
-        if match:
+        if match := _FACTOR.fullmatch(plain):
             factors.setdefault(match["module"], {})[match["side"] + (match["embedding"] or "")] = name
+        elif match := _BIAS.fullmatch(plain):
+            biases[match["module"]] = name
+        elif _OTHER.search(plain):
+            raise CheckpointError(f"{weights.reference}: {name!r} is no factor of a plain LoRA", hint=MERGE)
         else:
             replaced[plain.replace(".modules_to_save.default", "").replace(".base_layer.", ".")] = name
     changes = {f"{module}.weight": _factors(module, names, weights, config) for module, names in factors.items()}
-    return Adapter(str(path), str(config.get("base_model_name_or_path") or ""), weights, changes, replaced)
+    _add_biases(changes, biases, weights)
+    return Adapter(str(path), base_of(config), weights, changes, replaced)
 
 
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: cannot be read: {error}") from error
-    kind = config.get("peft_type") if isinstance(config, dict) else None
-    if kind != "LORA" or config.get("use_dora"):
-        kind = "DoRA" if kind == "LORA" else kind
-        raise CheckpointError(
-            f"{path}: is an adapter of type {kind}, soupkit merges LoRA",
-            hint="merge it into its base model first (peft: merge_and_unload) and save that",
-        )
-    return dict(config)
+def base_mismatch(adapter: Adapter, base: Checkpoint) -> str | None:
+    """What to tell when an adapter is merged into another base than the one that it names; else None.
+
+    One on this disk is told by its place, any other by its last name. The two may still fit: stacking an adapter on
+    another fine-tune of its base is common.
+    """
+    named = Path(adapter.base_reference).expanduser()
+    if not adapter.base_reference:
+        return None
+    if not named.exists() or base.remote is not None:
+        if _last_name(adapter.base_reference) == _last_name(base.reference):
+            return None
+    else:
+        here = {base.path.resolve(), base.directory.resolve(), *(file.resolve() for file in base.files)}
+        if named.resolve() in here or (named / base.files[0].name).resolve() in here:
+            return None
+    return f"{adapter.reference}: names {adapter.base_reference} as its base, and is merged into {base.reference}"
+
+
+def _last_name(reference: str) -> str:
+    return reference.rstrip("/").rpartition("/")[2].partition("@")[0]
+
+
+def _add_biases(changes: dict[str, Factors], biases: Mapping[str, str], weights: Checkpoint) -> None:
+    """lora_bias: B adds a bias of its own, scaled like the product."""
+    for module, name in biases.items():
+        if f"{module}.weight" not in changes:
+            raise CheckpointError(f"{weights.reference}: {name!r} has no factors beside it", hint=MERGE)
+        bias = weights[name].reshape(-1, 1)
+        changes[f"{module}.bias"] = Factors(np.ones((1, 1), bias.dtype), bias, changes[f"{module}.weight"].scale)
 
 
 def _factors(module: str, names: Mapping[str, str], weights: Checkpoint, config: Mapping[str, Any]) -> Factors:
@@ -168,14 +196,37 @@ class Adapted(View):
         return flat[start - first * columns :][:size]
 
     def _target(self, name: str, ties: Mapping[str, str]) -> str:
-        """The base's name for what the adapter changes."""
-        found = ties.get(name, name)
-        if found not in self.base.slots:
+        """The base's name for what the adapter changes. Raises CompatibilityError for what it does not have."""
+        if name in ties or name in ties.values() or self._is_tied(name):
+            raise CompatibilityError(
+                f"{self.adapter.reference}: changes {name!r}, which {self.base.reference} ties to another tensor: head "
+                "and embedding share their numbers there, and the adapter is of one of them",
+                hint="untie them first: save the base with tie_word_embeddings false and both tensors, and give that "
+                "as --base (a merge by peft changes both)",
+            )
+        if name not in self.base.slots:
             raise CompatibilityError(
                 f"{self.adapter.reference}: changes {name!r}, which {self.base.reference} does not have",
-                hint=f"it was trained on {self.adapter.base_reference or 'another model'}; give that as --base",
+                hint=self._base_hint(),
             )
-        return found
+        return name
+
+    def _is_tied(self, name: str) -> bool:
+        """Whether the configuration of the base says that a head is its embedding."""
+        config = self.base.config
+        nested = [config, *(value for value in config.values() if isinstance(value, dict))]
+        says = next((each["tie_word_embeddings"] for each in nested if "tie_word_embeddings" in each), None)
+        if _HEAD.search(name):
+            return says is True or (says is None and name not in self.base.slots and bool(config))
+        generates = re.search("CausalLM|LMHead|ConditionalGeneration|MaskedLM", str(config.get("architectures")))
+        return says is True and bool(generates) and bool(_EMBEDDING.search(name))
+
+    def _base_hint(self) -> str:
+        """What may help when a tensor of the adapter does not fit: its own base, unless that is what was given."""
+        named = self.adapter.base_reference
+        if not named or base_mismatch(self.adapter, self.base) or not Path(named).expanduser().exists():
+            return f"it was trained on {named or 'another model'}; give that as --base"
+        return f"the base stores its weights under other names or fused than the adapter's; {MERGE}"
 
     def _slot(self, name: str) -> Slot:
         slot = self.base.slots[name]
@@ -193,5 +244,5 @@ class Adapted(View):
         if found != expected:
             raise CompatibilityError(
                 f"{self.adapter.reference}: changes {name!r} as {list(found)}, the base has {list(expected)}",
-                hint=f"it was trained on {self.adapter.base_reference or 'another model'}; give that as --base",
+                hint=self._base_hint(),
             )

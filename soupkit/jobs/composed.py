@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-from soupkit.checkpoint.adapted import Adapted, is_adapter, open_adapter
+from soupkit.checkpoint.adapted import Adapted, base_mismatch, is_adapter, open_adapter
 from soupkit.checkpoint.checkpoint import Checkpoint, slots_of
 from soupkit.checkpoint.companions import Reconfigured
 from soupkit.checkpoint.compatible import architecture
@@ -94,9 +94,8 @@ def _onto(under: View, adapter: Any, reference: str, report: Report) -> View:
     ranks = sorted({len(factors.a) for factors in adapter.changes.values()})
     ranked = f"{len(adapter.changes)} changes of rank {', '.join(map(str, ranks))}"
     report(Told(f"{reference}: {ranked}, merged into {name} as it is read"))
-    trained_on = adapter.base_reference.rstrip("/").rpartition("/")[2]
-    if trained_on and trained_on != name.rstrip("/").rpartition("/")[2].partition("@")[0]:
-        report(Warned(f"{adapter.reference}: was trained on {adapter.base_reference}, and is put onto {name}"))
+    if other := base_mismatch(adapter, getattr(under, "source", under)):
+        report(Warned(other))
     return Adapted(cast(Checkpoint, under), adapter)
 
 

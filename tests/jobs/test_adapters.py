@@ -12,7 +12,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from soupkit.checkpoint.adapted import Adapted, open_adapter
+from soupkit.checkpoint.adapted import Adapted, base_mismatch, open_adapter
+from soupkit.checkpoint.adapter_config import base_of
 from soupkit.checkpoint.checkpoint import Checkpoint, read_chunk
 from soupkit.checkpoint.hashing import content_hash
 from soupkit.checkpoint.tensors import write_tensors
@@ -194,7 +195,7 @@ def test_without_a_base_the_adapter_names_its_own(
     assert "give the base that it was trained on" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("config", [{"peft_type": "LOHA"}, {"use_dora": True}, {"peft_type": None}])
+@pytest.mark.parametrize("config", [{"peft_type": "LOHA"}, {"peft_type": None}])
 def test_adapters_that_are_no_lora_are_refused(config: dict[str, Any], tmp_path: Path) -> None:
     write_adapter(tmp_path / "lora", {"layers.0.q": 4}, **config)
     with pytest.raises(CheckpointError, match="soupkit merges LoRA"):
@@ -209,6 +210,132 @@ def test_an_adapter_of_another_model_is_refused(save: Save, tmp_path: Path) -> N
     other = Checkpoint(save("other", {"w": np.zeros(3, np.float32)}))
     with pytest.raises(CompatibilityError, match=r"which .*other does not have"):
         Adapted(other, open_adapter(tmp_path / "lora"))
+
+
+UNMERGEABLE: dict[str, tuple[dict[str, Any], str, str]] = {
+    "pissa": ({"init_lora_weights": "pissa"}, "began as pissa", "path_initial_model_for_weight_conversion"),
+    "pissa, fast": ({"init_lora_weights": "pissa_niter_4"}, "began as pissa_niter_4", "plain LoRA"),
+    "olora": ({"init_lora_weights": "olora"}, "began as olora", "plain LoRA"),
+    "corda": ({"init_lora_weights": "corda"}, "began as corda", "plain LoRA"),
+    "loftq": ({"init_lora_weights": "loftq"}, "began as loftq", "plain LoRA"),
+    "unheard of": ({"init_lora_weights": "foo"}, "'foo', and soupkit does not know", "merge_and_unload"),
+    "experts": ({"target_parameters": ["mlp.experts.gate_up_proj"]}, "fused experts", "merge_and_unload"),
+    "tokens": ({"trainable_token_indices": [1]}, "single rows of an embedding", "merge_and_unload"),
+    "copies": ({"layer_replication": [[0, 1], [0, 1]]}, "copied layers", "merge_and_unload"),
+    "activated": ({"alora_invocation_tokens": [1]}, "only after certain tokens", "cannot be merged"),
+    "columns": ({"use_dora": True}, "use_dora scales", "merge_and_unload"),
+    "quantized": ({"use_qalora": True}, "use_qalora groups", "merge_and_unload"),
+    "a later idea": ({"use_new_idea": True}, "use_new_idea may change what its factors mean", "merge_and_unload"),
+    "prompts": ({"peft_type": "PROMPT_TUNING"}, "of type PROMPT_TUNING", "inputs, not weights"),
+    "another type": ({"peft_type": "IA3"}, "of type IA3", "merge_and_unload"),
+}
+
+
+@pytest.mark.parametrize("name", UNMERGEABLE)
+def test_what_cannot_be_merged_exactly_is_refused_with_the_reason(name: str, base: Path, tmp_path: Path) -> None:
+    config, message, hint = UNMERGEABLE[name]
+    write_adapter(tmp_path / "lora", {"layers.0.q": 4}, **config)
+    with pytest.raises(CheckpointError, match=message) as error:
+        open_adapter(tmp_path / "lora")
+    assert hint in str(error.value)
+    assert call("merge", "task-arithmetic", tmp_path / "lora", "--base", base, "--out", tmp_path / "out") == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("beginning", [True, False, "gaussian", "eva", "orthogonal", None])
+def test_beginnings_that_leave_the_base_alone(beginning: Any, base: Path, tmp_path: Path) -> None:
+    changes = write_adapter(tmp_path / "lora", {"layers.0.q": 4}, init_lora_weights=beginning, exclude_modules=["x"])
+    view = Adapted(Checkpoint(base), open_adapter(tmp_path / "lora"))
+    name = "layers.0.q.weight"
+    np.testing.assert_allclose(view[name] - base_tensors()[name], 2 * changes[name], rtol=1e-4, atol=1e-5)
+
+
+def test_factors_may_have_a_bias_of_their_own(save: Save, tmp_path: Path) -> None:
+    """lora_bias: PEFT adds alpha / r times the bias of lora_B to the layer's."""
+    base = Checkpoint(save("biased", base_tensors() | {"layers.0.q.bias": np.ones(16, np.float32)}))
+    more = {"base_model.model.layers.0.q.lora_B.bias": np.arange(16, dtype=np.float32)}
+    write_adapter(tmp_path / "lora", {"layers.0.q": 4}, more=more, lora_bias=True)
+    view = Adapted(base, open_adapter(tmp_path / "lora"))
+    np.testing.assert_allclose(view["layers.0.q.bias"], 1 + 2 * np.arange(16))
+    part = np.empty(3, np.float32)
+    read_chunk(view, "layers.0.q.bias", 5, part)
+    np.testing.assert_allclose(part, [11, 13, 15])
+    write_adapter(tmp_path / "alone", {}, more=more)
+    with pytest.raises(CheckpointError, match="has no factors beside it"):
+        open_adapter(tmp_path / "alone")
+
+
+@pytest.mark.parametrize("name", ["q.lora_magnitude_vector", "q.token_adapter.trainable_tokens_delta", "q.ia3_l"])
+def test_tensors_that_are_no_factors_are_never_weights(name: str, tmp_path: Path) -> None:
+    write_adapter(
+        tmp_path / "lora", {"layers.0.q": 4}, more={f"base_model.model.layers.0.{name}": np.ones(2, np.float32)}
+    )
+    with pytest.raises(CheckpointError, match="no factor of a plain LoRA"):
+        open_adapter(tmp_path / "lora")
+
+
+TIED = {"architectures": ["LlamaForCausalLM"], "tie_word_embeddings": True}
+
+
+@pytest.mark.parametrize(
+    ("config", "module", "metadata"),
+    [
+        (TIED, "lm_head", {}),
+        (TIED, "model.embed_tokens", {}),
+        ({"text_config": TIED, "architectures": ["XForConditionalGeneration"]}, "lm_head", {}),
+        ({}, "lm_head", {"lm_head.weight": "model.embed_tokens.weight"}),
+        ({}, "model.embed_tokens", {"lm_head.weight": "model.embed_tokens.weight"}),
+    ],
+)
+@pytest.mark.parametrize("saved_whole", [False, True])
+def test_one_of_two_tied_tensors_cannot_change(
+    saved_whole: bool, config: dict[str, Any], module: str, metadata: dict[str, str], save: Save, tmp_path: Path
+) -> None:
+    path = save("tied", {"model.embed_tokens.weight": np.ones((4, 3), np.float32)}, metadata=metadata)
+    (path / "config.json").write_text(json.dumps(config))
+    prefix = f"base_model.model.{module}"
+    tensors = {f"{prefix}.lora_A.weight": np.ones((1, 3)), f"{prefix}.lora_B.weight": np.ones((4, 1))}
+    if saved_whole:
+        tensors = {f"{prefix}.weight": np.ones((4, 3))}
+    write_adapter(tmp_path / "lora", {}, more={name: value.astype(np.float32) for name, value in tensors.items()})
+    with pytest.raises(CompatibilityError, match="ties to another tensor") as error:
+        Adapted(Checkpoint(path), open_adapter(tmp_path / "lora"))
+    assert "untie" in str(error.value.hint)
+
+
+def test_untied_heads_may_change(save: Save, tmp_path: Path) -> None:
+    ones = np.ones((4, 3), np.float32)
+    path = save("untied", {"model.embed_tokens.weight": ones, "lm_head.weight": ones + 1})
+    (path / "config.json").write_text(json.dumps(TIED | {"tie_word_embeddings": False}))
+    write_adapter(tmp_path / "lora", {}, more={"base_model.model.lm_head.weight": ones + 4})
+    view = Adapted(Checkpoint(path), open_adapter(tmp_path / "lora"))
+    np.testing.assert_array_equal(view["lm_head.weight"], ones + 4)
+
+
+def test_another_base_than_the_adapter_names_is_told(
+    base: Path, save: Save, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_adapter(tmp_path / "lora", {"layers.0.q": 4}, base_model_name_or_path=str(base))
+    other = save("other", base_tensors())
+    (other / "config.json").write_text((base / "config.json").read_text())
+    assert base_mismatch(open_adapter(tmp_path / "lora"), Checkpoint(base)) is None
+    assert base_mismatch(open_adapter(tmp_path / "lora"), Checkpoint(base / "model.safetensors")) is None
+    assert call("merge", "task-arithmetic", tmp_path / "lora", "--base", other, "--out", tmp_path / "out") == 0
+    assert f"names {base} as its base, and is merged into {other}" in capsys.readouterr().err
+
+
+def test_the_hint_names_no_base_that_was_given(base: Path, tmp_path: Path) -> None:
+    write_adapter(tmp_path / "lora", {}, more={"base_model.model.ghost.weight": np.ones(2, np.float32)},
+                  base_model_name_or_path=str(base))  # fmt: skip
+    with pytest.raises(CompatibilityError, match="does not have") as error:
+        Adapted(Checkpoint(base), open_adapter(tmp_path / "lora"))
+    assert "other names or fused" in str(error.value.hint)
+
+
+def test_the_revision_of_a_base_on_the_hub_counts() -> None:
+    assert base_of({"base_model_name_or_path": "org/name", "revision": "v2"}) == "org/name@v2"
+    assert base_of({"base_model_name_or_path": "org/name", "revision": None}) == "org/name"
+    assert base_of({"base_model_name_or_path": "org/name", "revision": "main"}) == "org/name"
 
 
 # Extraction.

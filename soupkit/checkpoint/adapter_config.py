@@ -1,0 +1,92 @@
+"""What adapter_config.json says of an adapter, and which of it soupkit can merge exactly."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from soupkit.errors import CheckpointError
+
+MERGE = "merge it into its base model first (peft: merge_and_unload) and save that"
+PLAIN = ("true", "false", "gaussian", "eva", "orthogonal", "mica", "none")
+"""Beginnings whose first change of the weights is zero, so that the base is what it was."""
+RESIDUAL = re.compile(r"pissa(_niter_\d+)?|olora|corda|loftq|lora_ga")
+"""Beginnings that take their first product out of the base: the adapter is the change of another base."""
+PROMPTS = (
+    "PROMPT_TUNING",
+    "MULTITASK_PROMPT_TUNING",
+    "P_TUNING",
+    "PREFIX_TUNING",
+    "ADAPTION_PROMPT",
+    "CPT",
+    "CARTRIDGE",
+)
+REASONS = {
+    "use_dora": "scales the columns of every changed weight (DoRA)",
+    "use_qalora": "groups the inputs of quantized layers (QA-LoRA)",
+    "layer_replication": "is of a model with copied layers",
+    "target_parameters": "changes parameters that are no layer's weight, such as fused experts",
+    "trainable_token_indices": "replaces single rows of an embedding",
+}
+UNDERSTOOD = (
+    "peft_type", "task_type", "base_model_name_or_path", "revision", "inference_mode", "auto_mapping", "peft_version",
+    "r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules", "fan_in_fan_out", "bias", "use_rslora",
+    "modules_to_save", "init_lora_weights", "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern",
+    "lora_bias", "megatron_core", "qalora_group_size", "loftq_config", "eva_config", "corda_config", "lora_ga_config",
+    "runtime_config", "ensure_weight_tying",
+)  # fmt: skip
+"""Keys that say nothing of the change of the weights, or that soupkit follows."""
+
+
+def read_adapter_config(path: Path) -> dict[str, Any]:
+    """The configuration of a LoRA. Raises CheckpointError, with the reason, for what cannot be merged exactly."""
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: cannot be read: {error}") from error
+    kind = config.get("peft_type") if isinstance(config, dict) else None
+    if kind in PROMPTS:
+        raise CheckpointError(
+            f"{path}: is of type {kind}, soupkit merges LoRA",
+            hint="it changes inputs, not weights: there is nothing that could be merged",
+        )
+    if isinstance(config, dict) and config.get("alora_invocation_tokens"):
+        raise CheckpointError(
+            f"{path}: alora_invocation_tokens: it changes weights only after certain tokens (activated LoRA)",
+            hint="no weights do that: it cannot be merged",
+        )
+    if kind != "LORA":
+        raise CheckpointError(f"{path}: is an adapter of type {kind}, soupkit merges LoRA", hint=MERGE)
+    _check_beginning(path, config)
+    for key, value in config.items():
+        if value and key not in UNDERSTOOD:
+            reason = REASONS.get(key, "may change what its factors mean")
+            raise CheckpointError(f"{path}: {key} {reason}; soupkit merges LoRA without it", hint=MERGE)
+    return dict(config)
+
+
+def _check_beginning(path: Path, config: Mapping[str, Any]) -> None:
+    beginning = str(config.get("init_lora_weights")).lower()
+    if RESIDUAL.fullmatch(beginning):
+        raise CheckpointError(
+            f"{path}: began as {beginning} (init_lora_weights), which takes a part out of the base's weights: its "
+            "factors are no change of the base as it is stored",
+            hint="convert it to a plain LoRA (peft: save_pretrained with path_initial_model_for_weight_conversion), or "
+            + MERGE,
+        )
+    if beginning not in PLAIN:
+        raise CheckpointError(
+            f"{path}: init_lora_weights is {beginning!r}, and soupkit does not know whether that changes the base",
+            hint=MERGE,
+        )
+
+
+def base_of(config: Mapping[str, Any]) -> str:
+    """The reference of the base that an adapter names; empty when it names none."""
+    name = str(config.get("base_model_name_or_path") or "")
+    revision = config.get("revision")
+    local = not name or Path(name).expanduser().exists()
+    return name if local or revision in (None, "", "main") or "@" in name else f"{name}@{revision}"
