@@ -9,13 +9,14 @@ from pathlib import Path
 
 from soupkit.checkpoint import hub
 from soupkit.checkpoint.checkpoint import Checkpoint
+from soupkit.checkpoint.order import naturally
 from soupkit.errors import ReferenceError
 from soupkit.manifest import Manifest
 
 
 def open_references(refs: Sequence[str], *, stream: bool = False) -> list[Checkpoint]:
-    """Open every checkpoint that the references name, in order: globs sorted, sweep directories as their members, and
-    ranges {1000..9000..1000} number by number.
+    """Open every checkpoint that the references name, in order: what a glob or a sweep directory holds in natural order
+    (step-900 before step-1000), and ranges {1000..9000..1000} number by number.
 
     Reads headers only, those of the Hub by range requests. stream: read weights of the Hub by ranges too, instead of
     downloading them on first use. Raises ReferenceError, CheckpointError.
@@ -69,13 +70,13 @@ def expand(ref: str) -> list[Path]:
     """The paths of the checkpoints behind one reference to this disk. Raises ReferenceError."""
     path = local_path(ref)
     if path.exists():
-        return sweep_members(path) or [path]
+        return _in_order(sweep_members(path)) or [path]
     if glob.has_magic(ref):
         matches = glob_paths(ref)
         found = [match for match in matches if match.is_dir() or match.suffix == ".safetensors"]
         if not found:
             raise ReferenceError(f"{ref}: matches no directory and no .safetensors file", hint="check the pattern")
-        return [inner for match in found for inner in sweep_members(match) or [match]]
+        return [inner for match in found for inner in _in_order(sweep_members(match)) or [match]]
     raise ReferenceError(f"{ref}: no such file or directory", hint="check the path; org/name is looked up on the Hub")
 
 
@@ -90,9 +91,15 @@ def local_path(ref: str) -> Path:
 
 
 def glob_paths(ref: str) -> list[Path]:
-    """What a pattern with *, ?, [] or ** matches, sorted."""
+    """What a pattern with *, ?, [] or ** matches, in natural order."""
     pattern = str(local_path(ref))
-    return [Path(match) for match in sorted(glob.glob(pattern, recursive=True))]  # noqa: PTH207  (may be absolute)
+    return [Path(match) for match in naturally(glob.glob(pattern, recursive=True))]  # noqa: PTH207  (may be absolute)
+
+
+def _in_order(members: list[Path]) -> list[Path]:
+    """Members as they were written, unless that is the order of their names as text: nobody chose that."""
+    names = [str(member) for member in members]
+    return [Path(name) for name in naturally(names)] if names == sorted(names) else members
 
 
 def sweep_members(directory: Path) -> list[Path]:

@@ -5,17 +5,14 @@ Each is a mixture whose coefficients follow from the order of the checkpoints al
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from soupkit.checkpoint import hub
 from soupkit.checkpoint.checkpoint import Checkpoint
-from soupkit.checkpoint.reference import open_references
 from soupkit.errors import RecipeError
 from soupkit.events import Report, Told, Warned
+from soupkit.jobs.ordered import open_in_order
 from soupkit.jobs.soup import Ingredients, Record, prepare, show_plan, write_soup
 from soupkit.manifest import Manifest
 from soupkit.merge.mixture import Mixture, keep_batch_norm, subset_mean, weighted
@@ -73,41 +70,10 @@ def recorded_snapshot(checkpoint: Checkpoint) -> Snapshot:
         ) from None
 
 
-def open_by_number(refs: Sequence[str], *, stream: bool = False) -> list[Checkpoint]:
-    """Open checkpoints in the order of the last number in their names, as they were typed or found on the disk.
-
-    Raises RecipeError for a name without a number, and for equal numbers.
-    """
-    named: list[tuple[str, Checkpoint]] = []
-    for ref in refs:
-        for text in hub.expand_braces(ref) if hub.looks_like_hub(ref) else [ref]:
-            opened = open_references([text], stream=stream)
-            # what is opened on the Hub is called by its commit, whose digits say nothing
-            named += [(text if each.remote and len(opened) == 1 else _inside(each), each) for each in opened]
-    if stream:
-        hub.share_buffers([checkpoint for _, checkpoint in named])
-    numbered = {_number(name): checkpoint for name, checkpoint in named}
-    if len(numbered) < len(named):
-        raise RecipeError("two checkpoints have the same last number in their names", hint="use --order given")
-    return [numbered[number] for number in sorted(numbered)]
-
-
-def _inside(checkpoint: Checkpoint) -> str:
-    return checkpoint.reference.partition(":")[2] if checkpoint.remote else checkpoint.reference
-
-
-def _number(name: str) -> int:
-    found = re.findall(r"\d+", name)
-    if not found:
-        raise RecipeError(f"{name}: has no number to order it by", hint="use --order given")
-    return int(found[-1])
-
-
 def _open(recipe: Recipe, report: Report) -> Ingredients:
     if recipe.bn == "refresh" and not recipe.data:
         raise RecipeError("--bn refresh needs --data", hint="name the data, or use --bn average")
-    opening = open_by_number if recipe.order == "number" else open_references
-    return prepare(opening(recipe.refs, stream=recipe.stream), recipe, report)
+    return prepare(open_in_order(recipe.refs, recipe.order, report, stream=recipe.stream), recipe, report)
 
 
 def _write(

@@ -9,6 +9,7 @@ from soupkit.curve.curve import Curve, points
 from soupkit.errors import RecipeError
 from soupkit.events import Report
 from soupkit.jobs.curve_evaluate import evaluate_path
+from soupkit.jobs.ordered import say_order
 from soupkit.recipe.curve import Chain
 from soupkit.world import World
 
@@ -19,6 +20,7 @@ def chain(recipe: Chain, world: World, report: Report) -> dict[str, Any]:
     A chain is a PolyChain whose bends are the checkpoints, with `num_points` on each line.
     """
     checkpoints = open_references(recipe.refs)
+    say_order(recipe.refs, report)
     if len(checkpoints) < 2:
         raise RecipeError("refs name one checkpoint, expected at least two")
     lines = len(checkpoints) - 1

@@ -19,6 +19,7 @@ from soupkit.checkpoint.reference import glob_paths, local_path
 from soupkit.checkpoint.tensors import Plan, parse_bytes, plan_files
 from soupkit.errors import ReferenceError, SoupkitError
 from soupkit.events import Advanced, Finished, Report, Started, Table, Told, Warned, Wrote
+from soupkit.jobs.ordered import say_order
 from soupkit.jobs.soup import describe_outputs
 from soupkit.manifest import Manifest
 from soupkit.recipe.hub import Convert
@@ -37,6 +38,7 @@ def convert(recipe: Convert, world: World, report: Report) -> dict[str, Any]:
     """
     sources = [source for ref in recipe.refs for source in _expand(ref)]
     members = _member_names(sources)
+    say_order(recipe.refs, report)
     opened = _open_all(sources, recipe, report)
     warnings = _mixed(sources, opened, recipe)
     for warning in warnings:

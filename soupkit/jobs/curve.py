@@ -30,6 +30,7 @@ from soupkit.jobs.aligned import aligned_ingredients
 from soupkit.jobs.descent import precision, refresh_statistics, training_batches, updates_per_epoch
 from soupkit.jobs.download import download
 from soupkit.jobs.finetune import Start, model_bytes, prepare, saved, write_model
+from soupkit.jobs.ordered import say_order
 from soupkit.jobs.soup import describe_inputs, describe_outputs
 from soupkit.manifest import Manifest
 from soupkit.recipe.curve import CurveFit, as_finetune
@@ -91,6 +92,7 @@ def curve_fit(recipe: CurveFit, world: World, report: Report) -> dict[str, Any]:
 def _open(recipe: CurveFit, world: World, report: Report) -> _Fit:
     """Open both ends and the data, build the model; whatever does not fit together is refused here."""
     ends = open_references(recipe.refs)
+    say_order(recipe.refs, report)
     if len(ends) != 2:
         raise RecipeError(f"refs name {len(ends)} checkpoints, expected two: the start and the end of the curve")
     agreed(ends, recipe, report)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,6 +15,7 @@ from soupkit.errors import RecipeError
 from soupkit.events import Report, Told
 from soupkit.jobs.learned_soup import Outcome, score_uniform, write_learned
 from soupkit.jobs.learning import Search, begin, dry_run, learn, open_search, settings_of
+from soupkit.jobs.ordered import refuse_unplaced, say_order
 from soupkit.jobs.removal import without_the_best
 from soupkit.recipe.soup import MergeTwa
 from soupkit.recipe.train import Finetune
@@ -31,6 +31,9 @@ from soupkit.world import World
 
 def merge_twa(recipe: MergeTwa, world: World, report: Report) -> dict[str, Any]:
     """Train in the span of historical checkpoints, write the soup, and score what was written."""
+    if recipe.every > 1 or recipe.start != "average":
+        refuse_unplaced(recipe.refs)
+    say_order(recipe.refs, report)
     checkpoints = without_the_best(thinned(open_references(recipe.refs), recipe.every), recipe, report)
     start_N = starting_point(recipe.start, len(checkpoints))
     search = open_search(recipe, checkpoints, world, report, command="merge twa")
@@ -41,14 +44,8 @@ def merge_twa(recipe: MergeTwa, world: World, report: Report) -> dict[str, Any]:
 
 
 def thinned(checkpoints: list[Checkpoint], every: int) -> list[Checkpoint]:
-    """Every N-th checkpoint in natural order, from the last one backwards."""
-    ordered = sorted(checkpoints, key=lambda checkpoint: natural(checkpoint.reference))
-    return ordered[::-1][::every][::-1]
-
-
-def natural(name: str) -> list[tuple[int, str]]:
-    """A key that sorts epoch-2 before epoch-10."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+    """Every N-th checkpoint, from the last one backwards."""
+    return checkpoints[::-1][::every][::-1]
 
 
 def starting_point(start: str, num_checkpoints: int) -> np.ndarray:

@@ -86,8 +86,10 @@ class TrajectoryOptions:
     refs: tuple[str, ...] = argument(
         help="checkpoints of one training, first to last: directories, globs, snapshot directories, Hub revisions"
     )
-    order: Literal["given", "number"] = option(
-        "given", help="as given (globs sort as text), or by the last number in their names, so that 900 precedes 1000"
+    order: Literal["given", "number", "text"] = option(
+        "given",
+        help="as given, what a glob or folder holds by its numbers (900 before 1000); all by the last number in their "
+        "names; all as text",
     )
     bn: Literal["average", "refresh", "last"] = option(
         "average", help="batch-norm statistics: averaged alike, re-estimated on training data, or the last checkpoint's"
@@ -99,7 +101,7 @@ class TrajectoryOptions:
 class MergeSwa(OutputOptions, TrajectoryOptions, WeightOptions, HubOptions, DataOptions, ModelOptions):
     """Average the checkpoints of one training: SWA after the fact.
 
-    Example: soupkit merge swa 'runs/long/epoch-*' --order number --start 15 --bn refresh --data digits --out soups/swa
+    Example: soupkit merge swa 'runs/long/epoch-*' --start 15 --bn refresh --data digits --out soups/swa
     """
 
     start: int = option(0, help="checkpoints to leave out before the first that counts")

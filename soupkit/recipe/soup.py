@@ -138,8 +138,8 @@ class MergeMehl(LearnedSoup):
 class MergeTwa(LearnedSoup):
     """Go on training in the span of a training run's checkpoints (trainable weight averaging).
 
-    Checkpoints are taken in natural order (epoch-2 before epoch-10); a Hub repository's revisions may be given as a
-    range: 'org/name@step{1000..9000..1000}'.
+    Checkpoints are taken as given, what a glob or folder holds in natural order (epoch-2 before epoch-10); a Hub
+    repository's revisions may be given as a range: 'org/name@step{1000..9000..1000}'.
 
     Example: soupkit merge twa 'runs/base/epoch-*' --data digits --out soups/twa
     """

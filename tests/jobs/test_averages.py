@@ -92,14 +92,54 @@ def test_copies_give_themselves_back(method: tuple[object, ...], save: Save, tmp
 
 
 @pytest.mark.usefixtures("trajectory")
-def test_order_matters_and_is_that_of_the_numbers_if_asked(tmp_path: Path) -> None:
+def test_a_glob_is_taken_by_its_numbers_and_said_to_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     glob = tmp_path / "runs" / "step-*"
     run("merge", "ema", *in_order(tmp_path), "--out", tmp_path / "right")
-    run("merge", "ema", glob, "--order", "number", "--out", tmp_path / "numbers")
-    run("merge", "ema", glob, "--out", tmp_path / "text")
-    right, numbers, text = (Checkpoint(tmp_path / name)["w"] for name in ("right", "numbers", "text"))
-    np.testing.assert_array_equal(numbers, right)
+    run("merge", "ema", glob, "--order", "number", "--out", tmp_path / "number")
+    run("merge", "ema", *reversed(in_order(tmp_path)), "--order", "number", "--out", tmp_path / "sorted")
+    run("merge", "ema", glob, "--order", "text", "--out", tmp_path / "text")
+    run("merge", "ema", *reversed(in_order(tmp_path)), "--out", tmp_path / "backwards")
+    capsys.readouterr()
+    assert run_command_line(["merge", "ema", str(glob), "--out", str(tmp_path / "glob")]) == 0
+    assert "in the order of numbers, step-900 … step-1400; --order text takes step-1000" in _flat(capsys)
+    right, text, backwards = (Checkpoint(tmp_path / name)["w"] for name in ("right", "text", "backwards"))
+    for name in ("glob", "number", "sorted"):
+        np.testing.assert_array_equal(Checkpoint(tmp_path / name)["w"], right)
+    as_text = [tmp_path / "runs" / f"step-{step}" for step in sorted(map(str, STEPS))]
+    run("merge", "ema", *as_text, "--out", tmp_path / "as-text")
+    np.testing.assert_array_equal(Checkpoint(tmp_path / "as-text")["w"], text)
     assert not np.array_equal(text, right)
+    assert not np.array_equal(backwards, right)
+
+
+def _flat(capsys: pytest.CaptureFixture[str]) -> str:
+    return " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("names", [("checkpoint-500", "checkpoint-1000", "checkpoint-1500"), ("e=9", "e=10", "e=11")])
+def test_the_last_checkpoint_of_a_glob_is_the_newest(save: Save, tmp_path: Path, names: tuple[str, ...]) -> None:
+    for value, name in zip((500.0, 1000.0, 1500.0), names):
+        save(f"runs/{name}", {"w": np.full(2, value, np.float32)})
+    run("merge", "ema", tmp_path / "runs/*", "--decay", 0.5, "--out", tmp_path / "ema")
+    run("merge", "swa", tmp_path / "runs/*", "--start", 2, "--out", tmp_path / "swa")
+    assert Checkpoint(tmp_path / "ema")["w"][0] == 1125
+    assert Checkpoint(tmp_path / "swa")["w"][0] == 1500
+
+
+def test_what_has_no_place_in_the_order_is_refused(
+    save: Save, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("epoch_9", "epoch_10", "epoch_latest"):
+        save(f"runs1/{name}", {"w": np.zeros(3, np.float32)})
+    for order in ("given", "number"):
+        command = ("merge", "swa", tmp_path / "runs1/*", "--order", order, "--out", tmp_path / "soup")
+        text = " ".join(fail(capsys, *command).split())
+        assert "epoch_latest: has no number" in text
+        assert "leave epoch_latest out, with a pattern such as 'epoch_[0-9]*'" in text
+    run("merge", "swa", tmp_path / "runs1/epoch_[0-9]*", "--out", tmp_path / "soup")
+    run(
+        "merge", "swa", *(tmp_path / "runs1" / f"epoch_{name}" for name in (9, 10, "latest")), "--out", tmp_path / "all"
+    )
 
 
 @pytest.mark.usefixtures("trajectory")
