@@ -94,7 +94,7 @@ def _onto(under: View, adapter: Any, reference: str, report: Report) -> View:
     ranks = sorted({len(factors.a) for factors in adapter.changes.values()})
     ranked = f"{len(adapter.changes)} changes of rank {', '.join(map(str, ranks))}"
     report(Told(f"{reference}: {ranked}, merged into {name} as it is read"))
-    if other := base_mismatch(adapter, getattr(under, "source", under)):
+    if other := base_mismatch(adapter, cast(Checkpoint, getattr(under, "source", under))):
         report(Warned(other))
     return Adapted(cast(Checkpoint, under), adapter)
 
