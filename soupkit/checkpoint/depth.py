@@ -65,7 +65,8 @@ def _written_out(config: Mapping[str, Any], stack: str, num_layers: int) -> Conf
         t5 = "t5" in str(each.get("model_type", "")) and isinstance(each.get("num_layers"), int)
         if t5 and each.get("num_decoder_layers") is None:
             each["num_decoder_layers"] = each["num_layers"]
-    if "model_type" not in full and _TIMM_WITH_DEPTH.match(str(full.get("architecture"))) and stack == "blocks":
+    timm = "pretrained_cfg" in full and _TIMM_WITH_DEPTH.match(str(full.get("architecture")))
+    if timm and stack == "blocks":  # without pretrained_cfg timm reads no model_args
         full["model_args"] = {"depth": num_layers, **(full.get("model_args") or {})}
     return full
 

@@ -27,11 +27,19 @@ def check_companions(checkpoints: Sequence[Any], *, mismatch: Mismatch = "error"
 
     Raises CompatibilityError, unless mismatch is "warn", when the same token is another row.
     """
-    local = [each for each in checkpoints if isinstance(each, Checkpoint) and each.remote is None and each.config_name]
+    found = [_checkpoint_of(each) for each in checkpoints]
+    local = [each for each in found if each is not None and each.remote is None and each.config_name]
     remarks: list[str] = []
     for other in local[1:]:
         remarks += _compare(local[0], other, mismatch)
     return tuple(remarks)
+
+
+def _checkpoint_of(source: Any) -> Checkpoint | None:
+    """The checkpoint that a view is of: resized, dequantized, permuted, or the base of an adapter."""
+    while source is not None and not isinstance(source, Checkpoint):
+        source = getattr(source, "source", None) or getattr(source, "base", None)
+    return source
 
 
 def _compare(first: Checkpoint, other: Checkpoint, mismatch: Mismatch) -> list[str]:

@@ -10,6 +10,7 @@ from soupkit.checkpoint.output import OutputDirectory
 from soupkit.checkpoint.reference import open_references
 from soupkit.curve.ensembles import KINDS, RunningEnsemble
 from soupkit.events import Advanced, Cell, Finished, Report, Started, Table, Told, Wrote
+from soupkit.jobs.agreed import check_alike
 from soupkit.jobs.findings import write_findings, write_scores
 from soupkit.jobs.scoring import contents_of
 from soupkit.jobs.soup import describe_inputs
@@ -33,6 +34,7 @@ def ensemble(recipe: Ensemble, world: World, report: Report) -> dict[str, Any]:
     predictions of four models. Raises RecipeError and TaskError before anything is scored for whatever can be known.
     """
     checkpoints = open_references(recipe.refs)
+    check_alike(checkpoints, recipe, report)
     inputs = [file for checkpoint in checkpoints for file in checkpoint.files]
     output = OutputDirectory(recipe.out, overwrite=recipe.overwrite, inputs=inputs) if recipe.out else None
     task = open_task(checkpoints[0], recipe, world)

@@ -145,7 +145,7 @@ def write_soup(
     ) as directory:
         write_companions(ingredients.model, directory, ingredients.plan.slots)
         streamed = _stream_into(directory, ingredients, mixture, recipe, world, report, replaced or {})
-        _warn(streamed, ingredients, report)
+        _warn(streamed, ingredients, report, counted=command != "merge passthrough")
         metrics = measure(Checkpoint(directory, reference=str(out))) if measure else {}
         if illustrate:
             illustrate(directory)
@@ -218,7 +218,7 @@ def copying(ingredients: Ingredients) -> Engine:
     return _mixing(ingredients, uniform(ingredients.names))
 
 
-def _warn(streamed: Streamed, ingredients: Ingredients, report: Report) -> None:
+def _warn(streamed: Streamed, ingredients: Ingredients, report: Report, *, counted: bool) -> None:
     if streamed.differing_integers:
         names = streamed.differing_integers
         report(
@@ -226,7 +226,7 @@ def _warn(streamed: Streamed, ingredients: Ingredients, report: Report) -> None:
         )
     seen: dict[str, str] = {}
     for content, name in zip(streamed.inputs, ingredients.names, strict=True):
-        if content in seen:
+        if content in seen and counted:
             report(Warned(f"{name} holds exactly the same weights as {seen[content]}: it counts twice"))
         seen.setdefault(content, name)
 

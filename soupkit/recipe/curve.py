@@ -212,3 +212,4 @@ class Ensemble(DataOptions, ModelOptions, RememberOptions):
     refs: tuple[str, ...] = argument(help=REFS)
     out: Path | None = option(None, help="directory for scores.json and the manifest")
     overwrite: bool = option(False, help="replace an earlier output of soupkit in --out")
+    mismatch: Literal["error", "warn"] = option("error", help=MISMATCH)

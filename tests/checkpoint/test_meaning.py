@@ -15,6 +15,7 @@ from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.checkpoint.compatible import check_compatible
 from soupkit.checkpoint.meaning import check_meaning
 from soupkit.checkpoint.vocabulary import token_rows
+from soupkit.cli.app import run_command_line
 from soupkit.errors import CheckpointError, CompatibilityError
 from soupkit.events import Event, Warned
 from soupkit.manifest import Manifest
@@ -133,6 +134,42 @@ def test_every_merge_refuses_and_warns(method: str, options: dict[str, Any], sav
     merge(chosen, tmp_path / "insisted", method=method, mismatch="warn", **options)
 
 
+COMMANDS = [
+    "merge weighted a b --coefficients 0.5,0.5 --out x",
+    "merge swa a b --out x",
+    "merge greedy a b --data digits --out x",
+    "merge learned a b --data digits --out x",
+    "merge mehl a b --data digits --out x",
+    "merge twa a b --data digits --out x",
+    "merge evolve a b --data digits --out x",
+    "merge karcher a b --out x",
+    "merge mergekit recipe.yaml --out x",
+    "align a b --out x",
+    "barrier a b --data digits",
+    "curve fit a b --data digits --out x",
+    "plane a b c --data digits --out x",
+    "ensemble a b --data digits",
+    "extract-lora b --base a --out x",
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_that_combines_refuses(
+    command: str, save: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, heads in (("a", 2), ("b", 4), ("c", 2)):
+        saved(save, name, {"num_attention_heads": heads})
+    (tmp_path / "recipe.yaml").write_text(
+        "merge_method: linear\nmodels: [{model: ./a, parameters: {weight: 1}}, {model: ./b, parameters: {weight: 1}}]"
+    )
+    monkeypatch.chdir(tmp_path)
+    assert run_command_line(command.split()) == 1
+    error = capsys.readouterr().err
+    assert "num_attention_heads is " in error
+    assert "--mismatch warn" in error
+    assert not (tmp_path / "x").exists()
+
+
 def test_memory_is_no_way_around(save: Save) -> None:
     refs = [saved(save, "a", {"num_attention_heads": 2}), saved(save, "b", {"num_attention_heads": 4})]
     with pytest.raises(CompatibilityError, match="num_attention_heads"):
@@ -201,3 +238,14 @@ def test_architectures_by_other_names(save: Save) -> None:
     names = ("LlamaForCausalLM", "LLaMAForCausalLM", "TFLlamaForCausalLM")
     opened = [Checkpoint(saved(save, name, {"architectures": [name]})) for name in names]
     assert check_compatible(opened).remarks == ()
+
+
+def test_tokenizers_of_views_are_compared_too(save: Save, tmp_path: Path) -> None:
+    paths = []
+    for name, rows, text in (("a", 2, "a\nb\n"), ("b", 3, "b\na\nc\n")):
+        paths.append(save(name, {"embed.weight": np.ones((rows, 2), np.float32)}))
+        (paths[-1] / "config.json").write_text("{}")
+        (paths[-1] / "vocab.txt").write_text(text)
+        (paths[-1] / "config.json").write_text(json.dumps({"vocab_size": rows}))
+    with pytest.raises(CompatibilityError, match="token"):
+        merge(paths, tmp_path / "out", method="slerp", embedding="pad")

@@ -152,7 +152,7 @@ TOWERS: dict[str, tuple[dict[str, Any], str, dict[str, Any]]] = {
         "talker.model.layers",
         {"talker_config.num_hidden_layers": 6},
     ),
-    "timm": ({"architecture": "vit_tiny_patch16_224"}, "blocks", {"model_args.depth": 6}),
+    "timm": ({"architecture": "vit_tiny_patch16_224", "pretrained_cfg": {"a": 1}}, "blocks", {"model_args.depth": 6}),
     "timm with a depth": ({"architecture": "x", "model_args": {"depth": 4}}, "blocks", {"model_args.depth": 6}),
     "open_clip images": (
         {"model_cfg": {"vision_cfg": {"layers": 4}, "text_cfg": {"layers": 4}}},
@@ -185,6 +185,7 @@ def test_the_depth_of_the_tower_that_was_stacked_changes(name: str) -> None:
     ("config", "stack", "message"),
     [
         ({"model_type": "swin", "depths": [2, 4]}, "swin.layers.1.blocks", "does not say how many layers"),
+        ({"architecture": "vit_tiny_patch16_224"}, "blocks", "does not say how many layers"),
         ({"architecture": "swin_tiny"}, "layers.1.blocks", "does not say how many layers"),
         ({"a": {"num_hidden_layers": 4}, "b": {"num_hidden_layers": 4}}, "model.layers", "is not clear"),
         (LLAMA | {"num_hidden_layers": 2}, "model.layers", "num_hidden_layers is 2, but the weights have 4"),

@@ -78,6 +78,12 @@ def test_one_checkpoint_may_come_twice_and_be_scaled(save: Save, tmp_path: Path)
     np.testing.assert_array_equal(written["model.norm.weight"], source["model.norm.weight"])
 
 
+def test_a_model_stacked_on_itself_counts_once(save: Save, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    a = saved(save, "a", 1)
+    assert call("merge", "passthrough", a, a, "--layers", "0:2", "--layers", "1:3", "--out", tmp_path / "out") == 0
+    assert "counts twice" not in capsys.readouterr().err
+
+
 def test_parts_of_stacked_tensors_can_be_read() -> None:
     stacked = Stacked([Part(model(1), 0, 1), Part(model(2), 2, 3)], reference="x")
     part = np.empty(5, np.float32)
