@@ -28,10 +28,10 @@ WIRING = re.compile(
     r"do_layer_norm_before|apply_residual_connection_post_layernorm|parallel_attn|use_parallel_residual|alibi|is_decoder"
     r"|position_embedding_type|partial_rotary_factor|rotary_pct|rotary_dim|rope_interleaved?|pool_type|pooling_type"
     r"|global_pool|no_causal_mask|norm_first|pre_norm|scale_attn_by_inverse_layer_idx|hidden_size|d_model|n_embd"
-    r"|use_sliding_window|mlp_only_layers|attention_layers|hybrid_override_pattern|sliding_window_pattern"
+    r"|mlp_only_layers|attention_layers|hybrid_override_pattern|sliding_window_pattern"
 )
 MILD = re.compile(
-    r"\w*(?:norm_eps|norm_epsilon|_eps)|eps|rope_theta|rope_scaling\S*|max_position_embeddings|n_positions|sliding_window"
+    r"\w*(?:norm_eps|norm_epsilon|_eps)|eps|rope_theta|rope_scaling\S*|max_position_embeddings|n_positions|(?:use_)?sliding_window"
     r"|\w*softcap(?:ping)?|query_pre_attn_scalar|\w*(?:_multiplier|_scaling_factor)|logits?_scal\w*|scale_\w+|attn_scale"
     r"|tie_word_embeddings|num_experts_per_tok|norm_topk_prob|attention_multiplier|(?:pad|bos|eos|decoder_start)_token_id"
     r"|mean|std|image_mean|image_std|rescale_factor|do_normalize|do_rescale|interpolation|crop_pct|attention_chunk_size"

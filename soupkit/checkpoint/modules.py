@@ -51,8 +51,13 @@ def in_folders(names: Collection[str], folders: Collection[str]) -> list[str]:
 
 
 def module_files(directory: Path) -> list[Path]:
-    """The files of modules and templates that lie in folders of a directory on this disk."""
-    folders = [folder for folder in module_folders(directory) if (directory / folder).is_dir()]
+    """The files of modules and templates in folders of a directory on this disk; links out of it are not followed."""
+    root = directory.resolve()
+    folders = [
+        folder
+        for folder in module_folders(directory)
+        if (directory / folder).is_dir() and (directory / folder).resolve().is_relative_to(root)
+    ]
     names = {
         path.relative_to(directory).as_posix()
         for folder in folders

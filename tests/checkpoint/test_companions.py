@@ -160,6 +160,15 @@ def test_modules_lie_in_their_checkpoint(path: str, save: Save, tmp_path: Path) 
     assert not (tmp_path / "out").exists()
 
 
+def test_links_out_of_a_checkpoint_are_not_followed(save: Save, tmp_path: Path) -> None:
+    ref = embedder(save, "a")
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "secret/key.json").write_text("{}")
+    (ref / "modules.json").write_text('[{"path": "4_Link"}]')
+    (ref / "4_Link").symlink_to(tmp_path / "secret")
+    assert not [path for path in companions(ref) if "key" in path.name]
+
+
 @pytest.mark.parametrize("text", ["", "{}", "3", '[3, {"path": 4}, {}]', '[{"path": "missing"}]'])
 def test_other_files_of_that_name_are_plain_companions(text: str, save: Save) -> None:
     ref = saved(save, "a", {"w": "float32"}, {})
