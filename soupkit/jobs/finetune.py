@@ -27,7 +27,7 @@ from soupkit.recipe.train import Finetune
 from soupkit.report.tensorboard import EventFile, watched
 from soupkit.task.data import Splits, open_data
 from soupkit.task.examples import Examples
-from soupkit.task.images import ImageSettings, for_characters
+from soupkit.task.images import ImageSettings, for_characters, image_mode
 from soupkit.task.models import ModelSpec, build, build_tokenizer, describe, image_settings, write_config
 from soupkit.task.score import all_scores, scores_to_json
 from soupkit.task.task import open_task
@@ -164,6 +164,7 @@ def prepare(recipe: Finetune, report: Report) -> Start:
     if base is not None:
         load_weights(saved(model), _with_new_head(base, saved(model), report))
     settings = image_settings(saved(model), spec)
+    image_mode(settings)  # refuses a number of channels that no image has
     return Start(base, spec, model, splits, for_characters(settings) if splits.characters else settings)
 
 

@@ -10,6 +10,8 @@ import timm.data
 import torch
 from PIL import Image
 
+from soupkit.errors import TaskError
+
 Transform = Callable[[Image.Image], torch.Tensor]
 
 
@@ -72,9 +74,19 @@ class _Converted:
         return self.transform(image.convert(self.mode))
 
 
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+"""PIL modes by channels: grey, colour, colour and how opaque."""
+
+
 def image_mode(settings: ImageSettings) -> str:
-    """The PIL mode with as many channels as the model takes."""
-    return {1: "L", 3: "RGB", 4: "RGBA"}[settings.input_size[0]]
+    """The PIL mode with as many channels as the model takes. Raises TaskError where images have no such mode."""
+    channels = settings.input_size[0]
+    if channels not in MODES:
+        raise TaskError(
+            f"the model takes {channels} channels; images have 1 (grey), 3 (colour) or 4 (colour and opacity)",
+            hint="--model …,in_chans=3; or score with a program of your own: --score-command",
+        )
+    return MODES[channels]
 
 
 def normalize(pixels: torch.Tensor, settings: ImageSettings) -> torch.Tensor:

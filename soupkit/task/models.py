@@ -89,7 +89,7 @@ def build_tokenizer(spec: ModelSpec) -> Any:
 
 def image_settings(model: torch.nn.Module, spec: ModelSpec) -> ImageSettings:
     """How images are shown to `model`: its own pretrained configuration, for its own number of channels."""
-    return _open_clip_settings(model) if spec.library == "open_clip" else _timm_settings(model)
+    return _open_clip_settings(model) if spec.library == "open_clip" else _timm_settings(model, spec)
 
 
 def write_config(
@@ -107,7 +107,7 @@ def write_config(
     if spec.library == "open_clip":
         config = _open_clip_config(spec) | {"preprocess_cfg": _preprocess(model, settings)}
     else:
-        config = _timm_config(spec, model, class_names, settings or _timm_settings(model))
+        config = _timm_config(spec, model, class_names, settings or _timm_settings(model, spec))
     path = directory / (OPEN_CLIP_CONFIG if spec.library == "open_clip" else TIMM_CONFIG)
     path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
@@ -173,9 +173,10 @@ def _open_clip_config(spec: ModelSpec) -> dict[str, Any]:
     return config
 
 
-def _timm_settings(model: torch.nn.Module) -> ImageSettings:
+def _timm_settings(model: torch.nn.Module, spec: ModelSpec) -> ImageSettings:
     found = timm.data.resolve_model_data_config(model)
-    channels = getattr(model, "in_chans", None) or found["input_size"][0]
+    told = {**spec.config.get("model_args", {}), **spec.kwargs}
+    channels = getattr(model, "in_chans", None) or told.get("in_chans") or found["input_size"][0]
     return ImageSettings(
         input_size=(channels, *found["input_size"][1:]),
         mean=_per_channel(found["mean"], channels),

@@ -177,6 +177,26 @@ def test_the_best_can_be_left_out(models: Path, tmp_path: Path, capsys: pytest.C
     assert "must not choose" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("method", ["learned", "mehl", "twa", "evolve", "greedy"])
+def test_one_checkpoint_is_refused_in_the_same_words(
+    method: str, models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Greedy is right with one: it is the best single."""
+    arguments = ["merge", method, str(models / "m1"), *DATA, "--out", str(tmp_path / "x")]
+    assert run_command_line(arguments) == (0 if method == "greedy" else 2)
+    assert "among two checkpoints or more, here is one" in " ".join(capsys.readouterr().err.split())
+    assert (tmp_path / "x").exists() == (method == "greedy")
+
+
+def test_what_leaves_one_checkpoint_is_refused(
+    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words in (("twa", "--every", "9"), ("learned", "--drop-top", str(K - 1))):
+        arguments = ["merge", words[0], str(models / "m*"), *DATA, "--out", str(tmp_path / "x"), *words[1:]]
+        assert run_command_line(arguments) == 2
+        assert "here is one" in capsys.readouterr().err
+
+
 def test_twa_starts_where_it_is_told(models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """With a learning rate of next to nothing, the soup is the start."""
     options = ("--fit", "held_out", "--epochs", 1, "--lr", "1e-12", "--weight-decay", 0, "--no-plots")

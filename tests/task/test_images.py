@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from task.small import CLIP_CONFIG
 
+from soupkit.cli.app import run_command_line
+from soupkit.errors import TaskError
 from soupkit.task.images import ImageSettings, eval_transform, for_characters, normalize
 from soupkit.task.models import ModelSpec, build, image_settings
 
@@ -81,3 +84,35 @@ def test_transforms_travel_to_worker_processes() -> None:
     transform = eval_transform(SETTINGS)
     again = pickle.loads(pickle.dumps(transform))
     assert torch.equal(again(picture(9, 9)), transform(picture(9, 9)))
+
+
+@pytest.mark.parametrize("channels", [2, 5, 6, 12])
+def test_a_number_of_channels_that_no_image_has_is_refused(channels: int) -> None:
+    with pytest.raises(TaskError, match=f"takes {channels} channels") as error:
+        eval_transform(ImageSettings((channels, 16, 16), (0.5,) * channels, (0.5,) * channels))
+    assert "in_chans=3" in (error.value.hint or "")
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4])
+def test_channels_that_only_the_models_arguments_name_are_the_models(channels: int) -> None:
+    """A config.json of timm with in_chans among model_args and no input_size."""
+    config = {
+        "architecture": "test_resnet",
+        "num_classes": 3,
+        "model_args": {"in_chans": channels},
+        "pretrained_cfg": {"input_size": [3, 32, 32]},
+    }
+    spec = ModelSpec("timm", "test_resnet", {}, config)
+    settings = image_settings(build(spec), spec)
+    assert settings.input_size[0] == len(settings.mean) == len(settings.std) == channels
+
+
+def test_training_a_model_of_two_channels_is_refused_before_it_begins(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = "finetune --model timm:test_resnet,num_classes=10,img_size=32,in_chans=2 --data digits --num-train 200"
+    assert run_command_line([*words.split(), "--out", str(tmp_path / "x")]) == 1
+    captured = capsys.readouterr()
+    assert "takes 2 channels" in captured.err
+    assert "in_chans=3" in captured.err
+    assert list(tmp_path.iterdir()) == []
