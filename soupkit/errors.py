@@ -17,6 +17,9 @@ Anything else that escapes is a bug and keeps its traceback.
 
 from __future__ import annotations
 
+import reprlib
+from typing import Any
+
 
 class SoupkitError(Exception):
     """An error that the user can act on: a message and, where one exists, the next step."""
@@ -82,3 +85,21 @@ class ExpectationError(SoupkitError):
     """An `expect:` condition of a recipe was not met."""
 
     exit_code = 3
+
+
+class _Brief(reprlib.Repr):
+    """Limits for a message; an integer of thousands of digits, which Python refuses to print, is told by its size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxstring = self.maxother = 160
+        self.maxlist = self.maxtuple = 8
+        self.maxdict, self.maxlevel = 6, 3
+
+    def repr_int(self, value: int, _level: int) -> str:
+        return repr(value) if value.bit_length() < 200 else f"an integer of {value.bit_length()} bits"
+
+
+def brief(value: Any) -> str:
+    """The repr of what a file or a user gave, short enough for a message whatever it is."""
+    return _Brief().repr(value)

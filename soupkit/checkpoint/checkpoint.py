@@ -6,6 +6,7 @@ import os
 import threading
 import weakref
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -84,19 +85,24 @@ class Checkpoint(Mapping[str, Array]):
         return f"Checkpoint({self.reference!r})"
 
     def read_into(self, name: str, start: int, out: Array) -> None:
-        """Fill `out` (contiguous, of the tensor's dtype) with the elements of `name` from number `start` on."""
+        """Fill `out` (contiguous, of the tensor's dtype) with the elements of `name` from number `start` on.
+
+        Raises CheckpointError when the file cannot be read, or is no longer the one whose header was read: what came
+        of an earlier read may then belong to another state of it.
+        """
         spec = self.specs[name]
-        view = out.view(np.uint8).data if out.size else memoryview(b"")
-        position = spec.start + start * out.itemsize
-        if self.remote is not None and self.remote.read(spec.file, position, view):
+        if not out.size:
             return
-        descriptor = self._descriptors.get(spec.file) or self._open(spec.file)
-        done = os.preadv(descriptor, [view], position)
-        while done < len(view):
-            more = os.preadv(descriptor, [view[done:]], position + done)
-            if more == 0:
-                raise CheckpointError(f"{spec.file}: ended while tensor {name!r} was read; did something change it?")
-            done += more
+        view = out.view(np.uint8).data
+        position = spec.start + start * out.itemsize
+        try:
+            if self.remote is not None and self.remote.read(spec.file, position, view):
+                return
+            descriptor = self._descriptors.get(spec.file) or self._open(spec.file)
+            _fill(view, descriptor, position, spec.file, name)
+        except OSError as error:
+            raise CheckpointError(f"{spec.file}: cannot be read: {error.strerror or error}") from error
+        check_same(spec.file, self._identities.get(spec.file), partial(os.fstat, descriptor))
 
     def fetch(self, *, weights: bool = True) -> Path:
         """The directory with companions, and with `weights` also weights, on disk: what is not there is downloaded."""
@@ -129,11 +135,21 @@ class Checkpoint(Mapping[str, Array]):
         check_same(file, identity, file.stat)
         descriptor = os.open(file, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
         try:
-            check_same(file, identity, lambda: os.fstat(descriptor))
+            check_same(file, identity, partial(os.fstat, descriptor))
         except CheckpointError:
             os.close(descriptor)
             raise
         return descriptor
+
+
+def _fill(view: memoryview, descriptor: int, position: int, file: Path, name: str) -> None:
+    """Read until `view` is full. Raises CheckpointError when the file ends before."""
+    done = 0
+    while done < len(view):
+        more = os.preadv(descriptor, [view[done:]], position + done)
+        if more == 0:
+            raise CheckpointError(f"{file}: ended while tensor {name!r} was read; did something change it?")
+        done += more
 
 
 def _with_aliases(layout: Layout) -> Mapping[str, TensorSpec]:

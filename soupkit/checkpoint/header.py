@@ -15,13 +15,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
+import numpy as np
+
 from soupkit.checkpoint.dtypes import NUMPY_DTYPES
-from soupkit.errors import CheckpointError
+from soupkit.errors import CheckpointError, brief
 
 MAX_HEADER_BYTES = 100_000_000
 """The limit of the safetensors library itself."""
 _ENTRY_KEYS = {"dtype", "shape", "data_offsets"}
 _LIMIT = 2**63
+MOST_DIMENSIONS = 32 if np.lib.NumpyVersion(np.__version__) < "2.0.0" else 64
+"""numpy's own limit, which the format lacks."""
 
 
 class TensorSpec(NamedTuple):
@@ -121,8 +125,9 @@ def _without_minus_zero(text: str) -> int:
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     entries = dict(pairs)
     if len(entries) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} stands twice")
+        seen: set[str] = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+        raise ValueError(f"the key {brief(twice)} stands twice")
     return entries
 
 
@@ -135,20 +140,34 @@ def _metadata(value: Any, path: Path) -> dict[str, str]:
 def _span(name: str, entry: Any, path: Path) -> tuple[int, int]:
     """The (start, stop) of a tensor after its own entry has been checked."""
     if type(entry) is not dict or entry.keys() != _ENTRY_KEYS:
-        _damaged(path, f"tensor {name!r}: expected exactly dtype, shape and data_offsets")
+        _damaged(path, f"tensor {brief(name)}: expected exactly dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if type(dtype) is not str or dtype not in NUMPY_DTYPES:
-        _damaged(path, f"tensor {name!r}: dtype {dtype!r} is not one of {', '.join(NUMPY_DTYPES)}")
+        _damaged(path, f"tensor {brief(name)}: dtype {brief(dtype)} is not one of {', '.join(NUMPY_DTYPES)}")
     if not _are_counts(shape):
-        _damaged(path, f"tensor {name!r}: shape {shape!r} is not a list of sizes")
+        _damaged(path, f"tensor {brief(name)}: shape {brief(shape)} is not a list of sizes")
     if not _are_counts(offsets) or len(offsets) != 2:
-        _damaged(path, f"tensor {name!r}: data_offsets {offsets!r} are not two positions")
+        _damaged(path, f"tensor {brief(name)}: data_offsets {brief(offsets)} are not two positions")
     start: int = offsets[0]
     stop: int = offsets[1]
-    expected = math.prod(shape) * NUMPY_DTYPES[dtype].itemsize
+    expected = _size_of(shape, NUMPY_DTYPES[dtype].itemsize)
+    if expected is None:
+        _damaged(path, f"tensor {brief(name)}: no array is of the shape {brief(shape)} ({len(shape)} dimensions)")
     if stop - start != expected:
-        _damaged(path, f"tensor {name!r}: {dtype} {shape} takes {expected} bytes, its offsets span {stop - start}")
+        _damaged(path, f"tensor {brief(name)}: {dtype} {shape} takes {expected} bytes, its offsets span {stop - start}")
     return start, stop
+
+
+def _size_of(shape: list[int], itemsize: int) -> int | None:
+    """The bytes of an array; None for what numpy cannot make: too many dimensions, or too large but for a zero."""
+    if len(shape) > MOST_DIMENSIONS:
+        return None
+    num_bytes = itemsize
+    for size in shape:
+        num_bytes *= size or 1
+        if num_bytes >= _LIMIT:
+            return None
+    return 0 if 0 in shape else num_bytes
 
 
 def _are_counts(values: Any) -> bool:
@@ -166,9 +185,9 @@ def _check_coverage(spans: list[tuple[tuple[int, int], str, Any]], path: Path, d
     position = 0
     for (start, stop), name, _ in spans:
         if start < position:
-            _damaged(path, f"tensor {name!r} overlaps the one before it (starts at {start}, expected {position})")
+            _damaged(path, f"tensor {brief(name)} overlaps the one before it (starts at {start}, expected {position})")
         if start > position:
-            _damaged(path, f"{start - position} bytes before tensor {name!r} belong to no tensor")
+            _damaged(path, f"{start - position} bytes before tensor {brief(name)} belong to no tensor")
         position = stop
     if position > data_size:
         _damaged(path, f"is truncated: the header promises {position} bytes of data, the file holds {data_size}")
