@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+_PARTIAL = re.compile(r"\..*\.soupkit-part-([0-9]+)(\.[^.]*)?", re.DOTALL)
 
 
 @contextmanager
 def whole_file(path: Path, *, sync: bool = False) -> Iterator[Path]:
     """Yield a hidden sibling to write, with the same suffix; it becomes `path` by one rename, or is gone on an error.
 
-    sync: its bytes are on the disk before the rename. The folder must exist. Raises OSError.
+    The sibling is `.STEM.soupkit-part-PID.SUFFIX`; what killed processes left of `path` is removed first. sync: its
+    bytes are on the disk before the rename. The folder must exist. Raises OSError.
     """
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    remove_partial(path.parent, of=path)
+    temporary = path.with_name(f".{path.stem}.soupkit-part-{os.getpid()}{path.suffix}")
     try:
         yield temporary
         if sync:
@@ -24,6 +29,27 @@ def whole_file(path: Path, *, sync: bool = False) -> Iterator[Path]:
         with suppress(OSError):
             temporary.unlink()
         raise
+
+
+def remove_partial(folder: Path, *, of: Path | None = None) -> None:
+    """Remove what killed processes left half written in a folder: of one file, or of all."""
+    with suppress(OSError):
+        for name in os.listdir(folder):  # noqa: PTH208  (names only: a cache folder may hold many)
+            match = _PARTIAL.fullmatch(name)
+            ours = match and (of is None or name == f".{of.stem}.soupkit-part-{match[1]}{of.suffix}")
+            if match and ours and not _is_alive(int(match[1])):
+                with suppress(OSError):
+                    (folder / name).unlink()
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def sync_path(path: Path) -> None:

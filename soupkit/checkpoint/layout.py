@@ -34,7 +34,7 @@ class Layout:
 def read_layout(path: Path) -> Layout:
     """Find the weights of a directory or file and read every header. Raises ReferenceError, CheckpointError."""
     weights = path if path.is_file() else find_weights(path)
-    return layout_of(weights, names={entry.name for entry in weights.parent.iterdir()})
+    return layout_of(weights, names=_listed(weights.parent))
 
 
 def read_headers(files: Sequence[Path]) -> list[Header]:
@@ -51,11 +51,15 @@ def layout_of(weights: Path, *, names: Collection[str], read: ReadHeaders = read
 
 def find_weights(directory: Path) -> Path:
     """The weight file or shard index of a directory. Raises ReferenceError when there is none or no telling which."""
+    return directory / choose_weights(_listed(directory), str(directory))
+
+
+def _listed(directory: Path) -> set[str]:
+    """What lies in a directory. Raises ReferenceError when it cannot be told."""
     try:
-        names = _names_in(directory)
+        return _names_in(directory)
     except OSError as error:
         raise ReferenceError(f"{directory}: cannot be read: {error.strerror}", hint="check the path") from error
-    return directory / choose_weights(names, str(directory))
 
 
 def _names_in(directory: Path) -> set[str]:
@@ -176,6 +180,8 @@ def read_config(directory: Path) -> tuple[str | None, dict[str, Any]]:
         if (directory / name).is_file():
             try:
                 config = json.loads((directory / name).read_text(encoding="utf-8"))
+            except OSError as error:
+                raise CheckpointError(f"{directory / name}: cannot be read: {error.strerror}") from error
             except (ValueError, RecursionError) as error:
                 raise CheckpointError(f"{directory / name}: is not valid JSON: {error}") from error
             if not isinstance(config, dict):

@@ -11,15 +11,17 @@ import ctypes
 import errno
 import fcntl
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 
-from soupkit.errors import OutputError
+from soupkit.checkpoint.header import Identity, identity_of
+from soupkit.errors import CheckpointError, OutputError
 from soupkit.manifest import MANIFEST_NAME
-from soupkit.whole import sync_path
+from soupkit.whole import remove_partial, sync_path
 
 SPARE_BYTES = 16 << 20
 """Free disk to leave beyond what is written."""
@@ -29,15 +31,18 @@ _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 class OutputDirectory:
     """Context manager: gives a temporary directory; on success it becomes `out`, on any exception it is gone.
 
-    num_bytes: what will be written, checked against the free disk. inputs: paths that must not lie in `out`.
+    num_bytes: what will be written, checked against the free disk. inputs: files that must not lie in `out`, and must
+    be the same ones at the end. A link is followed: the directory that it leads to is made or replaced, it stays.
     Raises OutputError before anything is written when `out` exists (without overwrite), is an input, is not an
-    output of soupkit (with overwrite), or does not fit.
+    output of soupkit (with overwrite), cannot be named or does not fit; at the end for whatever the disk refuses.
     """
 
     def __init__(self, out: Path, *, overwrite: bool = False, num_bytes: int = 0, inputs: Iterable[Path] = ()) -> None:
-        self.out = Path(out).absolute()
+        inputs = list(inputs)
+        check_output(out, overwrite=overwrite, num_bytes=num_bytes, inputs=inputs)
+        self.out = Path(out).resolve() if Path(out).is_symlink() else Path(out).absolute()
         self.overwrite = overwrite
-        check_output(self.out, overwrite=overwrite, num_bytes=num_bytes, inputs=inputs)
+        self._inputs = {path: identity for path in inputs if (identity := _identity(path))}
 
     def __enter__(self) -> Path:
         self._stack = contextlib.ExitStack()
@@ -49,10 +54,19 @@ class OutputDirectory:
     ) -> None:
         with self._stack:
             if error is None:
+                self._check_inputs()
                 with _as_output_error(self.out):
                     self._publish(self._directory)
-        if isinstance(error, OSError) and error.errno in _NO_SPACE:
-            raise _no_space(self.out, error) from error
+        if isinstance(error, OSError) and error.errno is not None:
+            with _as_output_error(self.out):
+                raise error
+
+    def _check_inputs(self) -> None:
+        """An input that another has replaced meanwhile is not what the record would name; one that is gone is no harm:
+        it was read."""
+        for path, identity in self._inputs.items():
+            if _identity(path) not in (identity, None):
+                raise CheckpointError(f"{path}: was replaced or changed while it was read", hint="run it again")
 
     def _publish(self, directory: Path) -> None:
         """Sync, then rename into place; an earlier output is exchanged in one step and removed afterwards."""
@@ -65,14 +79,20 @@ class OutputDirectory:
                 raise
             _check_replaceable(self.out, self.overwrite)  # again: another writer may have been first
             _exchange(directory, self.out)
-        sync_path(self.out.parent)
+        try:
+            sync_path(self.out.parent)
+        except OSError as error:
+            raise OutputError(
+                f"{self.out}: is there and whole, but its folder cannot be brought to the disk: {error.strerror}",
+                hint="check the disk, then the output: soupkit verify",
+            ) from error
 
 
 @contextlib.contextmanager
 def temporary_sibling(out: Path) -> Iterator[Path]:
     """A locked temporary directory beside `out`, removed at the end; what dead runs left there is removed first."""
     with _as_output_error(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(out.parent)
         remove_litter(out)
         directory, lock = _locked_directory(out)
     try:
@@ -80,6 +100,14 @@ def temporary_sibling(out: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(directory, ignore_errors=True)
         os.close(lock)
+
+
+def _make_folder(folder: Path) -> None:
+    """Make a folder and those above it, and have the entry of each on the disk."""
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in reversed(made):
+        sync_path(path.parent)
 
 
 def _locked_directory(out: Path) -> tuple[Path, int]:
@@ -100,6 +128,15 @@ def _locked_directory(out: Path) -> tuple[Path, int]:
 
 def check_output(out: Path, *, overwrite: bool = False, num_bytes: int = 0, inputs: Iterable[Path] = ()) -> None:
     """Refuse what must not or cannot be written, before any work. Raises OutputError."""
+    try:
+        _check_place(out, overwrite=overwrite, num_bytes=num_bytes, inputs=inputs)
+    except (ValueError, RuntimeError) as error:  # a name with a zero, no UTF-8 under this locale; a loop of links
+        raise OutputError(f"{str(out)!r}: cannot be a path: {error}", hint="choose another --out") from error
+    except OSError as error:
+        raise OutputError(f"{out}: cannot be written: {error.strerror}", hint="choose another --out") from error
+
+
+def _check_place(out: Path, *, overwrite: bool, num_bytes: int, inputs: Iterable[Path]) -> None:
     target = out.resolve()
     for path in inputs:
         if target == path.resolve() or target in path.resolve().parents:
@@ -109,14 +146,33 @@ def check_output(out: Path, *, overwrite: bool = False, num_bytes: int = 0, inpu
     if out.is_dir() and any(out.iterdir()):
         _check_replaceable(out, overwrite)
     existing = next(parent for parent in (target, *target.parents) if parent.exists())
+    if not existing.is_dir():
+        raise OutputError(f"{out}: {existing} is not a directory", hint="choose another --out")
+    if target.exists() and not target.is_mount():
+        existing = target.parent  # the output is made beside it
     if not os.access(existing, os.W_OK | os.X_OK):
         raise OutputError(f"{existing}: is not writable", hint="choose another --out, or change its permissions")
+    _check_names(target, existing)
     free = shutil.disk_usage(existing).free
     if num_bytes and num_bytes + SPARE_BYTES > free:
         raise OutputError(
             f"{out}: needs {num_bytes / 1e9:.2f} GB, {existing} has {free / 1e9:.2f} GB free",
             hint="free some space, or write to another disk",
         )
+
+
+def _check_names(target: Path, existing: Path) -> None:
+    """Every folder to be made must have a name that the disk takes, the last one also with what is put before it."""
+    longest = os.pathconf(existing, "PC_NAME_MAX")
+    taken = len(os.fsencode(f"{_prefix(Path())}{2**22}-12345678"))
+    new = target.relative_to(existing).parts
+    for part in (*new[:-1], *([] if target == existing else [target.name])):
+        room = longest - (taken if part == target.name else 0)
+        if len(os.fsencode(part)) > room:
+            raise OutputError(
+                f"{target}: a folder's name of {len(os.fsencode(part))} bytes is too long, at most {room} fit",
+                hint="choose a shorter --out",
+            )
 
 
 def _check_replaceable(out: Path, overwrite: bool) -> None:
@@ -130,15 +186,28 @@ def _check_replaceable(out: Path, overwrite: bool) -> None:
 
 
 def remove_litter(out: Path) -> None:
-    """Remove temporary siblings of `out` whose writers are dead: those whose lock can be taken."""
-    for path in out.parent.glob(f"{_prefix(out)}*"):
-        with contextlib.suppress(OSError):
-            descriptor = os.open(path, os.O_RDONLY)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(path, ignore_errors=True)
-            finally:
-                os.close(descriptor)
+    """Remove what dead runs left beside `out`: temporary directories whose lock can be taken, and a journal
+    that is half written."""
+    prefix = _prefix(out)
+    for name in os.listdir(out.parent):  # noqa: PTH208  (no pattern: a name may hold *, ? and [)
+        if name.startswith(prefix) and re.fullmatch(r"[0-9]+-\w+", name.removeprefix(prefix)):
+            _remove_unlocked(out.parent / name)
+    remove_partial(out.parent, of=journal_path(out))
+
+
+def _remove_unlocked(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(path, ignore_errors=True)
+        finally:
+            os.close(descriptor)
+
+
+def journal_path(out: Path) -> Path:
+    """Where a search keeps what it has found so far, beside its output: see `soupkit.soup.journal`."""
+    return out.parent / f".{out.name}.soupkit-journal"
 
 
 def _prefix(out: Path) -> str:
@@ -174,10 +243,17 @@ def _as_output_error(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        where = out if error.filename is None else Path(os.fsdecode(error.filename))
         if error.errno in _NO_SPACE:
-            raise _no_space(out, error) from error
-        raise OutputError(f"{out}: cannot be written: {error.strerror}", hint="choose another --out") from error
+            hint = "free some space, or write elsewhere"
+            raise OutputError(f"{out}: {error.strerror}; nothing was left behind", hint=hint) from error
+        why = error.strerror or str(error)
+        raise OutputError(f"{out}: cannot be written: {where}: {why}", hint="choose another --out") from error
 
 
-def _no_space(out: Path, error: OSError) -> OutputError:
-    return OutputError(f"{out}: {error.strerror}; nothing was left behind", hint="free some space, or write elsewhere")
+def _identity(path: Path) -> Identity | None:
+    """Which file lies at a path; None when none does."""
+    try:
+        return identity_of(path.stat())
+    except OSError:
+        return None

@@ -18,7 +18,7 @@ from soupkit.checkpoint.checkpoint import slots_of
 from soupkit.checkpoint.dtypes import NUMPY_DTYPES, Array
 from soupkit.checkpoint.header import Slot, canonical_order, header_bytes
 from soupkit.checkpoint.layout import INDEX_SUFFIX, read_layout
-from soupkit.errors import CheckpointError, RecipeError
+from soupkit.errors import CheckpointError, RecipeError, brief
 
 DEFAULT_SHARD_BYTES = 50_000_000_000
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -48,9 +48,9 @@ class Plan:
 
 def parse_bytes(text: str) -> int:
     """'5GB' → 5·10⁹, '8GiB' → 8·2³⁰. Raises RecipeError."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
+    match = re.fullmatch(r"\s*(\d{1,20}(?:\.\d{1,20})?)\s*([A-Za-z]*)\s*", text, re.ASCII)
     if not match or match[2].upper() not in _UNITS or float(match[1]) <= 0:
-        raise RecipeError(f"{text!r} is not a size", hint="write 500MB, 5GB or 8GiB")
+        raise RecipeError(f"{brief(text)} is not a size", hint="write 500MB, 5GB or 8GiB")
     return int(float(match[1]) * _UNITS[match[2].upper()])
 
 
@@ -112,9 +112,10 @@ class TensorFiles:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for descriptor in self._descriptors:
-            os.close(descriptor)
+        failed = [problem for descriptor in self._descriptors if (problem := _close(descriptor))]
         if error is None:
+            if failed:  # what the system took in an earlier write may never have reached the disk
+                raise failed[0]
             if self._plan.index_name:
                 self._write_index(self._plan.index_name)
             self._check()
@@ -158,6 +159,14 @@ def _reserve(descriptor: int, num_bytes: int) -> None:
         except OSError as error:
             if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
                 raise
+
+
+def _close(descriptor: int) -> OSError | None:
+    try:
+        os.close(descriptor)
+    except OSError as error:
+        return error
+    return None
 
 
 def _write_all(descriptor: int, data: bytes | memoryview, position: int) -> None:

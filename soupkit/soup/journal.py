@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from soupkit.checkpoint.output import journal_path
 from soupkit.whole import whole_file
 from soupkit.world import ALONE, World
 
@@ -35,7 +36,7 @@ class Journal:
     @classmethod
     def beside(cls, out: Path, identity: str, *, world: World = ALONE) -> Journal:
         """The journal of an output directory."""
-        return cls(out.parent / f".{out.name}.soupkit-journal", identity, world=world)
+        return cls(journal_path(out), identity, world=world)
 
     def result(self, stage: str) -> Any:
         """What a finished stage came to; None when it is not finished."""

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from soupkit.errors import OutputError
 from soupkit.manifest import MANIFEST_NAME, Manifest
+from soupkit.whole import remove_partial
 
 LOCK_NAME = ".soupkit-lock"
 
@@ -29,8 +30,7 @@ def held(out: Path, *, command: str, what: str, mark: str | None = None) -> Iter
         raise OutputError(f"{out}: cannot be written: {error.strerror}", hint="choose another --out") from error
     try:
         _lock(lock, out, what)
-        for path in out.glob(f".{MANIFEST_NAME}.*"):
-            path.unlink()
+        remove_partial(out)
         yield
     finally:
         os.close(lock)

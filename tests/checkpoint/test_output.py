@@ -33,7 +33,7 @@ def test_the_directory_appears_at_the_end(tmp_path: Path) -> None:
 
 def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    with pytest.raises(FileNotFoundError), OutputDirectory(out) as directory:
+    with pytest.raises(OutputError, match="none: No such file"), OutputDirectory(out) as directory:
         shutil.copytree(directory / "none", directory / "a")
     assert list(tmp_path.iterdir()) == []
 
