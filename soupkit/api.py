@@ -61,7 +61,7 @@ def _command_of(recipe: Any) -> Command:
 def combine(ingredients: Sequence[Source], mixture: Mixture, *, threads: int = 0) -> dict[str, Array]:
     """Σ_k c_k w_k / divisor in memory: the same bits that a merge writes.
 
-    Sums in float64, rounded once into each tensor's own dtype; integers that differ take the largest. Raises
+    Sums in float64, rounded once into each tensor's own dtype; counters that differ take the largest. Raises
     CompatibilityError, CheckpointError. Memory: the result and small buffers.
     """
     opened = [open_source(source) for source in ingredients]

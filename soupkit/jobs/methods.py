@@ -20,7 +20,8 @@ from soupkit.jobs.soup import Engine, Ingredients, Record, write_soup
 from soupkit.merge.methods import METHODS, MergeMethod, Parameter
 from soupkit.merge.mixture import BATCH_NORM_STATISTICS
 from soupkit.merge.per_tensor import Inputs, merge_tensors
-from soupkit.merge.stream import Sink, Streamed, StreamOptions
+from soupkit.merge.policy import Sink
+from soupkit.merge.stream import Streamed, StreamOptions
 from soupkit.recipe.methods import MethodRecipe
 from soupkit.recipe.settings import Layers, Setting, check_matches, parse_settings, resolve
 from soupkit.world import World

@@ -26,7 +26,8 @@ from soupkit.jobs.download import download
 from soupkit.jobs.recorded import companions_identity
 from soupkit.manifest import Manifest
 from soupkit.merge.mixture import Mixture, uniform
-from soupkit.merge.stream import CHUNK, MOST_THREADS, Sink, Streamed, StreamOptions, stream
+from soupkit.merge.policy import Sink
+from soupkit.merge.stream import CHUNK, MOST_THREADS, Streamed, StreamOptions, stream
 from soupkit.recipe.parse import recipe_to_json
 from soupkit.report.card import model_card
 from soupkit.world import World

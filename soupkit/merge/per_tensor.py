@@ -14,16 +14,17 @@ from typing import Any
 
 import numpy as np
 
-from soupkit.checkpoint.checkpoint import read_chunk, slots_of
+from soupkit.checkpoint.checkpoint import slots_of
 from soupkit.checkpoint.dtypes import FLOATING, NUMPY_DTYPES, Array
 from soupkit.checkpoint.hashing import ContentHash, hashed_slots
 from soupkit.checkpoint.header import Slot
 from soupkit.errors import SoupkitError
+from soupkit.merge.integers import settle
 from soupkit.merge.methods import MergeMethod
 from soupkit.merge.pieces import STRATUM, Draws, Pieces, row_length, rows_of_a_stratum
-from soupkit.merge.policy import overflow, settle_integers
+from soupkit.merge.policy import Sink, check_made
 from soupkit.merge.pool import run_batches
-from soupkit.merge.stream import Sink, Streamed, StreamOptions, threads_for
+from soupkit.merge.stream import Streamed, StreamOptions, threads_for
 from soupkit.merge.tensor_pieces import BlockHash, Buffers, Source, TensorPieces
 
 PIECE = STRATUM
@@ -199,47 +200,27 @@ class _Run:
         self, name: str, start: int, merged: Array, pieces: TensorPieces, buffers: Buffers, hashes: BlockHash
     ) -> None:
         dtype = NUMPY_DTYPES[self.slots[name].dtype]
-        pieces.restore(start, merged)
+        copied = pieces.restore(start, merged)
         result = buffers.out[: merged.size * dtype.itemsize].view(dtype)
-        all_finite = self.options.non_finite == "keep" or bool(np.isfinite(merged).all())
         buffers.rounding.into(merged, result)
-        if all_finite and self.options.non_finite == "error" and not np.isfinite(result).all():
-            raise overflow(name, self.slots[name].dtype)
+        if self.options.non_finite == "error":
+            check_made(name, merged, result, by=self.method.name, copied=copied)
         if self.options.hash:
             hashes.update(result)
         self.sink.write(name, start, result)
 
     def _merge_integers(self, name: str) -> None:
         """Integers and booleans: copied when all ingredients (the base aside) hold the same, else by policy."""
-        slot = self.slots[name]
-        dtype = NUMPY_DTYPES[slot.dtype]
-        hashes = [BlockHash(source.hashes, name) if source.hashes else None for source in self.all_sources]
-        output = BlockHash(self.output_hash, name)
-        for start in range(0, slot.num_elements, STRATUM):
-            result = np.empty(min(STRATUM, slot.num_elements - start), dtype)
-            for source, tree in zip(self.all_sources, hashes, strict=True):
-                values = np.empty_like(result)
-                self._read_integers(source, name, start, values, tree)
-                if source.position == 0:
-                    result[:] = values
-                elif source is not self.base and not np.array_equal(values, result):
-                    self.differing.add(name)
-                    settle_integers(
-                        result,
-                        values,
-                        self.options.integers,
-                        tensor=name,
-                        ingredient=source.tensors,
-                        position=source.position,
-                    )
-            output.update(result)
-            self.sink.write(name, start, result)
-        for tree in (*hashes, output):
-            if tree:
-                tree.finish()
-
-    @staticmethod
-    def _read_integers(source: Source, name: str, start: int, values: Array, tree: BlockHash | None) -> None:
-        read_chunk(source.tensors, name, start, values)
-        if tree:
-            tree.update(values)
+        output = self.output_hash if self.options.hash else None
+        differs = settle(
+            name,
+            self.slots[name],
+            self.all_sources,
+            self.ingredients,
+            self.sink,
+            policy=self.options.integers,
+            output=output,
+            base=self.base,
+        )
+        if differs:
+            self.differing.add(name)

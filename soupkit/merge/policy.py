@@ -3,30 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 
 from soupkit.checkpoint.checkpoint import name_of
-from soupkit.checkpoint.dtypes import Array
-from soupkit.errors import CheckpointError, CompatibilityError
+from soupkit.checkpoint.dtypes import Array, safetensors_name
+from soupkit.errors import CheckpointError
 
-Integers = Literal["first", "max", "zero", "error"]
+Integers = Literal["auto", "first", "max", "zero", "error"]
 
 
-def settle_integers(
-    result: Array, values: Array, policy: Integers, *, tensor: str, ingredient: Mapping[str, Array], position: int
-) -> None:
-    """Apply the policy to integers of an ingredient that differ from those seen before. Raises CompatibilityError."""
-    if policy == "error":
-        raise CompatibilityError(
-            f"{name_of(ingredient, position)}: integer tensor {tensor!r} differs between ingredients",
-            hint="choose what becomes of it: --integers first, max or zero",
-        )
-    if policy == "max":
-        np.maximum(result, values, out=result)
-    elif policy == "zero":
-        result[...] = 0
+class Sink(Protocol):
+    """Where combined tensors go."""
+
+    def write(self, name: str, start: int, values: Array) -> None:
+        """Take the elements of tensor `name` from number `start` on. Called from several threads."""
 
 
 def non_finite(ingredient: Mapping[str, Array], position: int, tensor: str) -> CheckpointError:
@@ -42,4 +34,22 @@ def overflow(tensor: str, dtype: str) -> CheckpointError:
     return CheckpointError(
         f"tensor {tensor!r} overflows {dtype}: its combination is larger than the dtype can hold",
         hint="write a wider dtype, for example --dtype float32",
+    )
+
+
+def check_made(tensor: str, made: Array, written: Array, *, by: str, copied: Array | None = None) -> None:
+    """Refuse a written value that is no number unless it was `copied` (places of masks that all ingredients share).
+
+    made: the values before rounding, of finite inputs. Raises CheckpointError naming what made them.
+    """
+    bad = ~np.isfinite(written)
+    if copied is not None:
+        bad[copied] = False
+    if not bad.any():
+        return
+    if np.isfinite(made[bad]).all():
+        raise overflow(tensor, safetensors_name(written.dtype))
+    raise CheckpointError(
+        f"tensor {tensor!r}: {by} made NaN or infinity of finite values",
+        hint="change its parameters or leave the tensor out of it (--set); --non-finite keep writes it all the same",
     )

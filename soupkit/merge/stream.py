@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import xxhash
@@ -18,9 +18,11 @@ from soupkit.checkpoint.checkpoint import read_chunk, slots_of
 from soupkit.checkpoint.dtypes import FLOATING, NUMPY_DTYPES, Array, Rounding
 from soupkit.checkpoint.hashing import BLOCK, ContentHash, hashed_slots, num_blocks
 from soupkit.checkpoint.header import Slot
+from soupkit.merge.integers import settle
 from soupkit.merge.mixture import Mixture
-from soupkit.merge.policy import Integers, non_finite, overflow, settle_integers
+from soupkit.merge.policy import Integers, Sink, non_finite, overflow
 from soupkit.merge.pool import run_batches
+from soupkit.merge.tensor_pieces import Source
 from soupkit.world import available_cores
 
 CHUNK = 1 << 17
@@ -35,18 +37,11 @@ _TINY = 1 << 15
 Ingredient = Mapping[str, Array]
 
 
-class Sink(Protocol):
-    """Where combined tensors go."""
-
-    def write(self, name: str, start: int, values: Array) -> None:
-        """Take the elements of tensor `name` from number `start` on. Called from several threads."""
-
-
 @dataclass(frozen=True)
 class StreamOptions:
     """How to combine: see `soupkit.recipe.shared.WeightOptions`; chunk is in elements and divides BLOCK."""
 
-    integers: Integers = "max"
+    integers: Integers = "auto"
     non_finite: Literal["error", "keep"] = "error"
     accumulate: Literal["float64", "float32"] = "float64"
     threads: int = 0
@@ -94,7 +89,10 @@ def threads_for(options: StreamOptions, num_bytes: int, num_units: int) -> int:
 
 
 def _units(slots: Mapping[str, Slot]) -> Iterator[tuple[str, int]]:
-    return ((name, block) for name, slot in slots.items() for block in range(num_blocks(slot)))
+    """Blocks of floating tensors; integers are settled as a whole, which is one unit."""
+    for name, slot in slots.items():
+        blocks = num_blocks(slot)
+        yield from ((name, block) for block in range(blocks if slot.dtype in FLOATING else min(1, blocks)))
 
 
 def _batches(units: Sequence[tuple[str, int]], slots: Mapping[str, Slot]) -> Iterator[list[tuple[str, int]]]:
@@ -129,6 +127,9 @@ class _Run:
         self.options = options
         self.input_slots = [slots_of(ingredient) for ingredient in ingredients]
         self.hashes = [ContentHash(hashed_slots(ingredient)) for ingredient in ingredients]
+        self.sources = [
+            Source(each, place, self.hashes[place] if options.hash else None) for place, each in enumerate(ingredients)
+        ]
         self.output_hash = ContentHash(slots)
         self.differing: set[str] = set()
         self.order = sorted(range(len(ingredients)), key=lambda k: mixture.ingredients[k])
@@ -145,18 +146,22 @@ class _Run:
         if not hasattr(self._local, "buffers"):
             self._local.buffers = _Buffers(self.options)
         with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-            return sum(self._combine_block(name, block, self._local.buffers) for name, block in batch)
+            return sum(
+                self._combine_block(name, block, self._local.buffers)
+                if self.slots[name].dtype in FLOATING
+                else self._settle(name)
+                for name, block in batch
+            )
 
     def _combine_block(self, name: str, block: int, buffers: _Buffers) -> int:
         slot = self.slots[name]
         begin = block * BLOCK
         end = min(begin + BLOCK, slot.num_elements)
-        combine = self._average if slot.dtype in FLOATING else self._agree
         digests = [xxhash.xxh3_128() for _ in range(len(self.ingredients) + 1)] if self.options.hash else []
         column = self.mixture.column(name)
         for start in range(begin, end, self.options.chunk):
             size = min(self.options.chunk, end - start)
-            values = combine(name, start, size, column, buffers, digests)
+            values = self._average(name, start, size, column, buffers, digests)
             if digests:
                 digests[-1].update(values.view(np.uint8).data)
             self.sink.write(name, start, values)
@@ -189,23 +194,15 @@ class _Run:
             self._explain_non_finite(name, start, result, column)
         return result
 
-    def _agree(self, name: str, start: int, size: int, column: Array, buffers: _Buffers, digests: list[Any]) -> Array:
+    def _settle(self, name: str) -> int:
         """Integers and booleans: copied when all used ingredients hold the same, else by policy."""
-        dtype = NUMPY_DTYPES[self.slots[name].dtype]
-        result = buffers.out[: size * dtype.itemsize].view(dtype)
-        started = False
-        for k, coefficient in enumerate(column):
-            values = self._read(k, name, start, size, buffers.raw, digests)
-            if not started or coefficient == 0:
-                if coefficient != 0 or k == 0:
-                    result[:] = values
-                started = started or coefficient != 0
-            elif not np.array_equal(values, result):
-                self.differing.add(name)
-                settle_integers(
-                    result, values, self.options.integers, tensor=name, ingredient=self.ingredients[k], position=k
-                )
-        return result
+        slot, column = self.slots[name], self.mixture.column(name)
+        voters = [source for source, coefficient in zip(self.sources, column, strict=True) if coefficient != 0]
+        output = self.output_hash if self.options.hash else None
+        voters = voters or self.sources[:1]
+        if settle(name, slot, self.sources, voters, self.sink, policy=self.options.integers, output=output):
+            self.differing.add(name)
+        return slot.num_bytes
 
     def _explain_non_finite(self, name: str, start: int, result: Array, column: Array) -> None:
         """Non-finite values that every used ingredient holds alike (masks of −∞) stay; any other is an error."""

@@ -141,11 +141,13 @@ class TensorPieces:
         """The base's values of the piece that was read last."""
         return self._buffers.base[:size]
 
-    def restore(self, start: int, merged: Array) -> None:
-        """Put the values back that no arithmetic can make: those that are not finite in the sources."""
-        if start in self._patches:
-            places, values = self._patches[start]
-            merged[places] = values
+    def restore(self, start: int, merged: Array) -> Array | None:
+        """Put the values back that no arithmetic can make, those that are not finite in the sources; returns where."""
+        if start not in self._patches:
+            return None
+        places, values = self._patches[start]
+        merged[places] = values
+        return places
 
     def _load(self, start: int, size: int) -> Array:
         num = self.num_ingredients

@@ -43,8 +43,11 @@ class WeightOptions:
         "auto", help="dtype of the written floating tensors; auto keeps what the ingredients agree on, else the wider"
     )
     max_shard_size: str = option("50GB", help="start a new shard when a file would grow beyond this")
-    integers: Literal["first", "max", "zero", "error"] = option(
-        "max", help="what becomes of integer and boolean tensors that differ (counters such as num_batches_tracked)"
+    integers: Literal["auto", "first", "max", "zero", "error"] = option(
+        "auto",
+        help="what becomes of integer and boolean tensors that differ (they are never averaged): auto takes the "
+        "largest of counters (numbers and vectors, such as num_batches_tracked) and refuses tables and bytes, which "
+        "may be codes; first, max (of booleans: any) and zero (the whole tensor) are for all; error refuses all",
     )
     non_finite: Literal["error", "keep"] = option("error", help="refuse a result with NaN or infinity, or keep it")
     accumulate: Literal["float64", "float32"] = option("float64", help="precision of the sums")
