@@ -13,7 +13,7 @@ import numpy as np
 from scipy.special import log_softmax
 
 from soupkit.checkpoint.dtypes import Array
-from soupkit.task.score import Predictions, num_ahead
+from soupkit.task.score import Predictions, num_ahead, share_error
 
 
 @dataclass(frozen=True)
@@ -30,19 +30,23 @@ class Barrier:
         return dict(vars(self))
 
 
-def barrier(values_pn: np.ndarray, at: Sequence[float]) -> Barrier:
+def barrier(values_pn: np.ndarray, at: Sequence[float], *, shares: bool = False) -> Barrier:
     """max_λ [L(θ_λ) − (1 − λ) L(θ_0) − λ L(θ_1)] (Frankle et al. 2020, arXiv:1912.05671, without its mean of the ends;
     as in Entezari et al. 2022, arXiv:2110.06296, eq. 1).
 
     values_pn: the loss (or error) of every example at every point; at: λ of each point, from 0 to 1. Never below zero,
-    for the ends are points too. The standard error is that of the paired differences at the highest point.
+    for the ends are points too. The standard error is that of the paired differences at the highest point;
+    with `shares` (the values are 0 or 1) it is `share_error`, which is not 0 where no example tells the points apart.
     """
     at_p1 = np.asarray(at, np.float64)[:, None]
     excess_pn = values_pn - (1 - at_p1) * values_pn[0] - at_p1 * values_pn[-1]
     means = excess_pn.mean(1)
     highest = int(means.argmax())
     n = values_pn.shape[1]
-    error = float(excess_pn[highest].std(ddof=1) / np.sqrt(n)) if n > 1 else 0.0
+    excess_n = excess_pn[highest]
+    error = float(excess_n.std(ddof=1) / np.sqrt(n)) if n > 1 else 0.0
+    if shares:
+        error = share_error(float(excess_n.var()), n)
     return Barrier(float(means[highest]), error, float(at[highest]), n)
 
 

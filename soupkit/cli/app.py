@@ -18,9 +18,9 @@ import typer
 
 from soupkit import __version__
 from soupkit.cli import render
-from soupkit.cli.options import describe, escape, given, parameters
+from soupkit.cli.options import describe, escape, given, parameters, refuse_contradictions
 from soupkit.commands import COMMANDS, Command
-from soupkit.errors import SoupkitError
+from soupkit.errors import RecipeError, SoupkitError
 from soupkit.events import silent
 from soupkit.recipe.parse import parse_recipe
 from soupkit.world import World, world_of
@@ -51,10 +51,14 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 def run_command_line(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit code."""
     try:
+        refuse_contradictions(arguments)
         named = [word for word in _words_to_complete() or arguments if not word.startswith("-")]
         return build_app(named)(args=list(arguments), prog_name="soupkit", standalone_mode=False) or 0
     except CLICK_ERROR as error:
         return _report_usage(error)
+    except RecipeError as error:
+        render.write(sys.stderr, render.error_text(error))
+        return error.exit_code
     except (KeyboardInterrupt, typer.Abort):
         render.write(sys.stderr, "interrupted")
         return 130
@@ -146,7 +150,7 @@ def _callback(kind: type[Any], command: Command) -> Callable[..., None]:
     """The function behind one command, with the recipe's fields as its signature."""
 
     def run(*, json: bool, quiet: bool, **values: Any) -> None:
-        code = _run_job(kind, command, given(values), json=json, quiet=quiet)
+        code = _run_job(kind, command, values, json=json, quiet=quiet)
         if code:
             raise typer.Exit(code)
 
@@ -175,7 +179,7 @@ def _common_parameters() -> list[inspect.Parameter]:
 def _run_job(kind: type[Any], command: Command, values: dict[str, Any], *, json: bool, quiet: bool) -> int:
     """Parse, run, print: the exit code. What is no SoupkitError and no interrupt passes through."""
     try:
-        recipe = parse_recipe(kind, values)
+        recipe = parse_recipe(kind, given(kind, values))
         world = world_of(recipe)
         with render.Renderer(quiet=quiet, tables=not json) as report:
             result = command.run(recipe, world, report if world.is_main else silent)

@@ -8,13 +8,14 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
 import typer
 
+from soupkit.errors import RecipeError
 from soupkit.recipe.parse import field_types
 
 WIDEST_METAVAR = 12
@@ -49,9 +50,33 @@ def parameters(kind: type[Any]) -> Iterator[inspect.Parameter]:
         yield inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=info)
 
 
-def given(values: dict[str, Any]) -> dict[str, Any]:
-    """The values that were given or have a default: typer passes None for the others."""
-    return {name: value for name, value in values.items() if value is not None}
+def given(kind: type[Any], values: dict[str, Any]) -> dict[str, Any]:
+    """The values that were given or have a default; typer passes lists of all that were given, None for the others.
+
+    Raises RecipeError for an option that is given twice and takes one value: the last would count in silence.
+    """
+    hints, found = field_types(kind), {}
+    for name, value in values.items():
+        if not isinstance(value, list) or repeats(hints[name]):
+            found[name] = value
+        elif len(value) > 1:
+            shown = " and ".join(map(repr, value))
+            raise RecipeError(f"--{_dashed(name)} is given {len(value)} times: {shown}", hint="give it once")
+        elif value:
+            found[name] = value[0]
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def refuse_contradictions(arguments: Sequence[str]) -> None:
+    """Raise RecipeError for a switch that is given on and off: `--test --no-test`."""
+    words = [word for word in arguments[: [*arguments, "--"].index("--")] if word.startswith("--")]
+    for word in words:
+        if word.startswith("--no-") and f"--{word[5:]}" in words:
+            raise RecipeError(f"--{word[5:]} and {word} are given both", hint="give one of them")
+
+
+def _dashed(name: str) -> str:
+    return name.rstrip("_").replace("_", "-")  # lambda_: a word that Python keeps for itself
 
 
 def escape(text: str) -> str:
@@ -79,7 +104,7 @@ def _argument(field: dataclasses.Field[Any], hint: Any, panel: str | None) -> tu
 
 
 def _option(field: dataclasses.Field[Any], hint: Any, panel: str | None) -> tuple[Any, Any]:
-    name = field.name.rstrip("_").replace("_", "-")  # lambda_: a word that Python keeps for itself
+    name = _dashed(field.name)
     required = field.default is dataclasses.MISSING
     metavar, text = _metavar(hint), field.metadata["help"]
     if len(metavar) > WIDEST_METAVAR:
@@ -89,11 +114,11 @@ def _option(field: dataclasses.Field[Any], hint: Any, panel: str | None) -> tupl
         default = ... if required else field.default
         flag = f"--{name}" if default is False else f"--{name}/--no-{name}"  # what is off need not be turned off
         return bool, typer.Option(default, flag, show_default=default is True, **common)
-    annotation = list[str] if repeats(hint) else str
     default = ... if required else _text(field.default)
     shown = bool(default) and default is not ...
-    info = typer.Option(default, f"--{name}", metavar=metavar, show_default=shown, **common)
-    return annotation if required else annotation | None, info
+    several = [default] if isinstance(default, str) else default  # a list, to see when one is given twice
+    info = typer.Option(several, f"--{name}", metavar=metavar, show_default=shown, **common)
+    return list[str] if required else list[str] | None, info
 
 
 def repeats(hint: Any) -> bool:

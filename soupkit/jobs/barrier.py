@@ -28,6 +28,7 @@ from soupkit.recipe.align import Barrier as BarrierRecipe
 from soupkit.recipe.parse import recipe_to_json
 from soupkit.report.plots import compare_lines
 from soupkit.task.batch_norm import refresh
+from soupkit.task.score import share_error
 from soupkit.task.task import Task, open_task
 from soupkit.world import World
 
@@ -47,7 +48,7 @@ class Line:
     @property
     def barriers(self) -> dict[str, Barrier]:
         """The barrier of the loss and of the error."""
-        return {"nll": barrier(self.losses, self.at), "error": barrier(self.errors, self.at)}
+        return {"nll": barrier(self.losses, self.at), "error": barrier(self.errors, self.at, shares=True)}
 
     def points(self) -> list[dict[str, float]]:
         """Mean and standard error of both at every point."""
@@ -59,7 +60,7 @@ class Line:
                 "nll": float(losses.mean()),
                 "nll_standard_error": float(losses.std(ddof=1) / np.sqrt(n)) if n > 1 else 0.0,
                 "top1": float(1 - errors.mean()),
-                "top1_standard_error": float(np.sqrt(errors.mean() * (1 - errors.mean()) / n)),
+                "top1_standard_error": share_error(float(errors.mean() * (1 - errors.mean())), n),
             }
             for at, losses, errors in rows
         ]

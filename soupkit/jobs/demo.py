@@ -121,7 +121,11 @@ def _tell(recipe: Demo, summary: Scores, outcomes: Sequence[Mapping[str, Any]], 
     )
     held_out, test = (summary[COLUMNS[0]][split]["num_examples"] for split in SPLITS)
     columns = ("model", f"held-out % (n = {held_out})", "± s.e.", f"test % (n = {test})", "± s.e.")
-    over = f"mean of {recipe.seeds} seeds and its standard error" if recipe.seeds > 1 else "binomial standard error"
+    over = (
+        f"mean of {recipe.seeds} seeds and its standard error"
+        if recipe.seeds > 1
+        else "standard error of a share (Wilson)"
+    )
     caption = (
         f"top-1 accuracy; {over}; held-out chose, test only reports; greedy picked "
         f"{', '.join(map(str, sizes))} of {recipe.num_runs}; the ensemble runs {recipe.num_runs} models per image"

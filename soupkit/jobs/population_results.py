@@ -21,7 +21,7 @@ from soupkit.recipe.population import TrainPopulation
 from soupkit.recipe.train import Finetune
 from soupkit.report.plots import dot_plot, line_plots
 from soupkit.task.data import Splits
-from soupkit.task.score import Predictions, all_scores, ensemble, num_ahead, scores_to_json
+from soupkit.task.score import Predictions, all_scores, ensemble, num_ahead, scores_to_json, share_error
 from soupkit.task.task import open_task
 from soupkit.train.regularise import REGULARISATION, member_name
 from soupkit.train.state import find_state, read_history
@@ -138,12 +138,12 @@ def mean_accuracy(predictions: Sequence[Predictions]) -> dict[str, Any]:
     """The mean accuracy of several models on the same examples, its standard error over examples, and the range.
 
     Models err on the same examples, so the error is that of the mean over examples of the share of models that are
-    right: sd_i(share_i)/√N.
+    right: `share_error` of var_i(share_i).
     """
     right = np.stack([num_ahead(each.logits, each.targets) < 1 for each in predictions])
     shares, each_value = right.mean(0), right.mean(1)
     num = len(shares)
-    error = float(shares.std(ddof=1) / np.sqrt(num)) if num > 1 else 0.0
+    error = share_error(float(shares.var()), num)
     extremes = {"min": float(each_value.min()), "max": float(each_value.max())}
     return {"value": float(shares.mean()), "standard_error": error, "num_examples": num, **extremes}
 

@@ -23,6 +23,7 @@ COUNT_METRICS = {"top1": 1, "top5": 5}
 NUM_BINS = 15
 NUM_RESAMPLES = 10_000
 _CHUNK_BYTES = 1 << 26
+_Z95 = 1.959963984540054
 
 
 @dataclass(frozen=True)
@@ -105,8 +106,18 @@ def margins(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
     return np.where(np.isnan(found), np.float32(-np.inf), found)
 
 
+def share_error(variance: float, n: int) -> float:
+    """The standard error of a share: half the width of Wilson's score interval at z = 1, never 0.
+
+    √(v/n + 1/(4n²)) / (1 + 1/n), v = p(1 − p) for examples that are right or wrong (Wilson 1927, J. Am. Stat.
+    Assoc. 22, 209–212); for means over models or of paired differences, their variance over examples. It is Wald's
+    √(v/n) up to O(1/n) where v is not small, and 1/(2(n + 1)) where every example says the same: n cannot say more.
+    """
+    return math.sqrt(variance / n + 1 / (4 * n * n)) / (1 + 1 / n)
+
+
 def score_predictions(predictions: Predictions, metric: str) -> Score:
-    """One metric. Standard errors: binomial for top1 and top5, sd/√N for NLL, bootstrap for ECE.
+    """One metric. Standard errors: Wilson's for top1 and top5 (`share_error`), sd/√N for NLL, bootstrap for ECE.
 
     NLL is in nats. ECE (Guo et al. 2017, arXiv:1706.04599, eq. 3): Σ_b n_b/N |accuracy_b − confidence_b| over 15 bins
     of equal width. Raises TaskError for an unknown metric, no examples, top5 of fewer than six classes, or
@@ -118,7 +129,7 @@ def score_predictions(predictions: Predictions, metric: str) -> Score:
     value = float(_value(columns.sum(0), n))
     if metric in COUNT_METRICS:
         num_right = int(columns.sum())
-        error = math.sqrt(value * (1 - value) / n)
+        error = share_error(value * (1 - value), n)
         found = margins(predictions.logits, predictions.targets)
         return Score(metric, value, error, n, num_right, found, n)
     if metric == "nll":
@@ -152,7 +163,9 @@ def compare(a: Predictions, b: Predictions, metric: str, *, seed: int = 0) -> Co
     """Paired comparison on the same examples: the 95 % percentile interval of 10,000 resamples of the examples.
 
     p-value: exact McNemar (the binomial test on the examples that only one of them has right) for top1 and top5, else
-    twice the smaller bootstrap tail. Raises TaskError when the examples differ. Cost: O(10,000 N).
+    twice the smaller bootstrap tail. Where two models that are not the same are right on the same examples, no resample
+    differs: then the interval is ± z²/(n + z²), Wilson's 95 % bound on the share of examples that tell them apart, and
+    the standard error `share_error`. Raises TaskError when the examples differ. Cost: O(10,000 N).
     """
     if not np.array_equal(a.targets, b.targets):
         raise TaskError("a comparison needs predictions of the same examples")
@@ -167,8 +180,11 @@ def compare(a: Predictions, b: Predictions, metric: str, *, seed: int = 0) -> Co
     resampled = _bootstrap(columns, difference, seed=seed, num_resamples=NUM_RESAMPLES)
     low, high = np.quantile(resampled, [0.025, 0.975])
     p_value = _mcnemar(columns_a, columns_b) if metric in COUNT_METRICS else _tails(resampled)
-    found = float(difference(columns.sum(0)))
-    return Comparison(metric, found, float(resampled.std(ddof=1)), float(low), float(high), p_value, n)
+    error, found = float(resampled.std(ddof=1)), float(difference(columns.sum(0)))
+    if metric in COUNT_METRICS and np.array_equal(columns_a, columns_b) and not np.array_equal(a.logits, b.logits):
+        bound = _Z95**2 / (n + _Z95**2)
+        error, low, high = share_error(0.0, n), -bound, bound
+    return Comparison(metric, found, error, float(low), float(high), p_value, n)
 
 
 def scores_to_json(scores: Mapping[str, Score]) -> dict[str, dict[str, Any]]:

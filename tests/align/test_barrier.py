@@ -98,3 +98,8 @@ def test_one_checkpoint_has_no_line(tmp_path: Path) -> None:
 def test_settings_that_cannot_work(option: str, value: object) -> None:
     with pytest.raises(RecipeError, match=option):
         recipe(Path("a"), Path("b"), **{option: value})
+
+
+def test_a_barrier_of_errors_that_no_example_shows_has_an_error() -> None:
+    right = barrier(np.zeros((3, 40)), (0.0, 0.5, 1.0), shares=True)
+    assert (right.height, right.standard_error) == (0.0, pytest.approx(1 / 82))

@@ -13,11 +13,12 @@ import pytest
 
 from soupkit import __version__
 from soupkit.cli.app import run_command_line
+from soupkit.cli.options import given, parameters, repeats
 from soupkit.commands import COMMANDS, Command
-from soupkit.errors import ExpectationError, TaskError
+from soupkit.errors import ExpectationError, RecipeError, TaskError
 from soupkit.events import Advanced, Finished, Report, Scored, Started, Table, Told, Warned, Wrote
 from soupkit.recipe.fields import argument, option
-from soupkit.recipe.parse import recipe_to_json
+from soupkit.recipe.parse import field_types, recipe_to_json
 from soupkit.recipe.shared import OutputOptions
 from soupkit.world import World
 
@@ -237,3 +238,44 @@ def test_help_under_no_color_and_on_pipes_has_no_control_codes(call: Call, monke
     _, out, _ = call("fake", "--help")
     assert "--rate" in out
     assert "\x1b" not in out
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ("--rate 1 --rate 2", "--rate is given 2 times: '1' and '2'"),
+        ("--rate=1 --rate=1", "--rate is given 2 times"),
+        ("--limit 1 --points 0 --limit 2 --limit 3", "--limit is given 3 times"),
+        ("--points 0 --points 1", "--points is given 2 times"),
+        ("--kind mean --kind median", "--kind is given 2 times"),
+        ("--out c", "--out is given 2 times: 'b' and 'c'"),
+        ("--device cpu --device auto", "--device is given 2 times"),
+        ("--early-stop --no-early-stop", "--early-stop and --no-early-stop are given both"),
+        ("--no-early-stop --early-stop", "--early-stop and --no-early-stop are given both"),
+    ],
+)
+def test_an_option_that_takes_one_value_is_given_once(call: Call, given: str, named: str) -> None:
+    code, out, err = call("fake", "a", "--out", "b", *given.split())
+    assert code == 2
+    assert out == ""
+    assert f"error: {named}" in err
+    assert "hint: give " in err
+
+
+def test_what_takes_many_values_may_repeat(call: Call) -> None:
+    assert recipe_of(call, "a", "--out", "b", "--set", "x=1", "--set", "x=1")["set"] == ["x=1", "x=1"]
+
+
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name != "run"])
+def test_every_command_refuses_a_second_value_of_every_option(command: str) -> None:
+    """By what typer hands over: a list for each option, of which one is taken."""
+    kind = COMMANDS[command].recipe_type()
+    for field in dataclasses.fields(kind):
+        hint = field_types(kind)[field.name]
+        if field.metadata["positional"] or hint is bool or repeats(hint):
+            continue
+        assert given(kind, {field.name: ["x"]}) == {field.name: "x"}
+        with pytest.raises(RecipeError, match="given 2 times"):
+            given(kind, {field.name: ["x", "y"]})
+        [parameter] = [each for each in parameters(kind) if each.name == field.name]
+        assert parameter.annotation in (list[str], list[str] | None)

@@ -27,6 +27,7 @@ from soupkit.task.score import (
     num_ahead,
     score_predictions,
     scores_to_json,
+    share_error,
 )
 
 
@@ -37,6 +38,42 @@ def predictions(num: int = 400, classes: int = 10, *, seed: int = 0, skill: floa
     return Predictions(logits.astype(np.float32), targets)
 
 
+def wilson(num: int, n: int) -> float:
+    """Half of statsmodels' and Wilson's interval at z = 1, by solving (p − q)² = q(1 − q)/n for q."""
+    p = num / n
+    ends = np.roots([1 + 1 / n, -2 * p - 1 / n, p * p])
+    return float(np.ptp(ends.real) / 2)
+
+
+@pytest.mark.parametrize("num", [0, 1, 3, 40, 79, 80])
+@pytest.mark.parametrize("metric", ["top1", "top5"])
+def test_the_error_of_a_share_is_never_zero(num: int, metric: str) -> None:
+    logits = np.where(np.arange(80)[:, None] < num, np.eye(7)[0], 1 - np.eye(7)[0]).astype(np.float32)
+    score = score_predictions(Predictions(logits, np.zeros(80, np.int64)), metric)
+    assert score.value == num / 80
+    assert score.standard_error == pytest.approx(wilson(num, 80), rel=1e-6)
+    assert score.standard_error >= 1 / (2 * 81) * (1 - 1e-9)
+
+
+def test_the_error_of_a_share_is_walds_where_there_is_enough() -> None:
+    assert share_error(0.25, 10_000) == pytest.approx(math.sqrt(0.25 / 10_000), rel=1e-3)
+
+
+@pytest.mark.parametrize(("other", "alike"), [(2.0, False), (1.0, True)])
+@pytest.mark.parametrize("right", [0, 50])
+def test_models_that_are_right_on_the_same_examples_are_not_equal_for_certain(
+    other: float, alike: bool, right: int
+) -> None:
+    """None of 50 examples tells them apart: up to 7.1 % of all may, by Wilson's 95 % bound."""
+    one = np.where(np.arange(50)[:, None] < right, [1.0, 0.0], [0.0, 1.0]).astype(np.float32)
+    targets = np.zeros(50, np.int64)
+    found = compare(Predictions(one, targets), Predictions(one * np.float32(other), targets), "top1")
+    assert (found.difference, found.p_value) == (0, 1)
+    error, bound = (0.0, 0.0) if alike else (1 / 102, 3.8415 / 53.8415)
+    assert found.standard_error == pytest.approx(error)
+    assert (found.low, found.high) == pytest.approx((-bound, bound), rel=1e-4)
+
+
 @pytest.mark.parametrize(("metric", "k"), [("top1", 1), ("top5", 5)])
 def test_counts_are_scikit_learns(metric: str, k: int) -> None:
     given_ = predictions()
@@ -44,7 +81,7 @@ def test_counts_are_scikit_learns(metric: str, k: int) -> None:
     expected = top_k_accuracy_score(given_.targets, given_.logits, k=k, labels=range(10))
     assert score.value == pytest.approx(expected, abs=0)
     assert score.num_right == round(expected * 400)
-    assert score.standard_error == pytest.approx(math.sqrt(expected * (1 - expected) / 400))
+    assert score.standard_error == pytest.approx(wilson(score.num_right or 0, 400))
     assert (score.num_examples, score.num_evaluated, score.stopped) == (400, 400, False)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from soupkit.jobs.population import train_population
 from soupkit.jobs.population_results import mean_accuracy
 from soupkit.manifest import Manifest
 from soupkit.recipe.population import TrainPopulation
-from soupkit.task.score import Predictions
+from soupkit.task.score import Predictions, share_error
 from soupkit.train.stem import for_small_images, stem_stride
 
 MODEL = "timm:test_resnet,img_size=32"
@@ -222,7 +221,7 @@ def test_the_mean_accuracy_has_the_error_of_common_examples() -> None:
     found = mean_accuracy(predictions)
     assert found["value"] == 0.625
     assert (found["min"], found["max"], found["num_examples"]) == (0.5, 0.75, 4)
-    assert found["standard_error"] == pytest.approx(math.sqrt(np.var([1, 0.5, 0, 1], ddof=1) / 4))
+    assert found["standard_error"] == pytest.approx(share_error(np.var([1, 0.5, 0, 1]), 4))
 
 
 @pytest.mark.parametrize(
