@@ -34,8 +34,9 @@ _TIMM_WITH_DEPTH = re.compile(r"(vit|deit|deit3|flexivit)_")
 def depth_entries(config: Mapping[str, Any], stack: str, num_layers: int) -> tuple[Config, list[tuple[Path, str]]]:
     """The configuration with every implied number of layers written out, and (dictionary, key) of those of `stack`.
 
-    No entries: nothing in it says a number of layers. Raises CompatibilityError when it says another number than
-    num_layers, or when towers of the same depth cannot be told apart by the stack's name.
+    No entries: nothing in it says a number of layers; a key "" stands for a list whose length says it. Raises
+    CompatibilityError when it says another number than num_layers, or when towers of the same depth cannot be told
+    apart by the stack's name.
     """
     full = _written_out(config, stack, num_layers)
     fitting = _preferred([each for each in _entries(full) if _may_mean(each, stack, full)], stack)
@@ -47,7 +48,15 @@ def depth_entries(config: Mapping[str, Any], stack: str, num_layers: int) -> tup
             f"{num_layers} layers under {stack!r}",
             hint="a model whose layers are shared, or stored apart (multi-token prediction), cannot be stacked",
         )
+    if not fitting:
+        return full, [(path, "") for path in _dictionaries(full) if _lists_layers(_at(full, path), num_layers)][:1]
     return full, _of_one_tower(equal, stack)
+
+
+def _lists_layers(config: Config, num_layers: int) -> bool:
+    """Whether a list or word says of each layer what it is, and so how many there are (Nemotron-H)."""
+    kinds = [config.get(key) for key in ("layers_block_type", "layer_types", "hybrid_override_pattern")]
+    return any(isinstance(value, list | str) and len(value) == num_layers for value in kinds)
 
 
 def _preferred(entries: list[tuple[Path, str]], stack: str) -> list[tuple[Path, str]]:
@@ -96,6 +105,12 @@ def _entries(config: Config) -> list[tuple[Path, str]]:
 def has_depth(config: Mapping[str, Any]) -> bool:
     """Whether a dictionary says a number of layers: then it describes a tower of its own."""
     return any(_DEPTH.fullmatch(key) and isinstance(value, int) for key, value in config.items())
+
+
+def has_two_sides(config: Mapping[str, Any]) -> bool:
+    """Whether one dictionary says the depths of an encoder and of a decoder: lists in it may be of either."""
+    sides = {"decoder" in key for key, value in config.items() if _DEPTH.fullmatch(key) and isinstance(value, int)}
+    return len(sides) == 2
 
 
 def _may_mean(entry: tuple[Path, str], stack: str, config: Config) -> bool:

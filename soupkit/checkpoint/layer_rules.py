@@ -136,7 +136,9 @@ def _read_moe_layers(section: Section, num: int) -> Values | None:
 
 
 def _read_sparse(section: Section, num: int) -> Values | None:
-    if "decoder_sparse_step" not in section and "mlp_only_layers" not in section:
+    if "mlp_only_layers" not in section and not str(section.get("model_type")).startswith("qwen"):
+        return None  # Switch and NLLB mean something else by decoder_sparse_step
+    if "mlp_only_layers" not in section and "decoder_sparse_step" not in section:
         return None
     step, dense = int(section.get("decoder_sparse_step") or 1), section.get("mlp_only_layers") or []
     return [number in dense or (number + 1) % step != 0 for number in range(num)]

@@ -8,7 +8,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
-from soupkit.checkpoint.depth import NO_TOWERS, Config, depth_entries, has_depth
+from soupkit.checkpoint.depth import NO_TOWERS, Config, depth_entries, has_depth, has_two_sides
 from soupkit.checkpoint.depth import Path as Keys
 from soupkit.checkpoint.layer_rules import (
     BY_LAYER,
@@ -65,7 +65,7 @@ def stacked_config(origins: Sequence[Origin], stack: str) -> tuple[Config, list[
         for keys in _sections(owners[0]):
             sections = [_at(owner, keys) for owner in owners]
             new = _at(_at(changed, path), keys)
-            for key in (key for where, key in entries if where == path and not keys):
+            for key in (key for where, key in entries if key and where == path and not keys):
                 new[key] = sum(origin.stop - origin.start for origin in origins)
             for part, rows in enumerate(_Section(sections, origins, stack).write(new)):
                 told[part] = [(*before, *more) for before, more in zip(told[part], rows, strict=True)]
@@ -84,7 +84,7 @@ def _sections(owner: Mapping[str, Any], keys: Keys = ()) -> Iterator[Keys]:
     """The dictionary that says the depth, and those inside it that speak of the same layers."""
     yield keys
     for key, value in owner.items():
-        if isinstance(value, dict) and key not in NO_TOWERS and not has_depth(value):
+        if isinstance(value, dict) and key not in NO_TOWERS and not has_depth(value) and "model_type" not in value:
             yield from _sections(value, (*keys, key))
 
 
@@ -135,6 +135,8 @@ class _Section:
             values = [config.get(key) for config in self.configs]
             if key in MEMBERS or key == "moe_layers_enum":
                 rules.append(member_rule(key))
+            elif has_two_sides(self.configs[0]):
+                continue
             elif key == LETTERS or (all(isinstance(value, list) for value in values) and BY_LAYER.fullmatch(key)):
                 rules.append(list_rule(key))
         return [*rules, *DERIVED]

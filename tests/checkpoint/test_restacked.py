@@ -37,6 +37,10 @@ CONFIGURATIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"model_type": "gemma3_text", "sliding_window_pattern": 3},
         {"layer_types": [f"{kind}_attention" for kind in ("sliding", "sliding", "full", "sliding", "full", "sliding")]},
     ),
+    "another tower": (
+        {"vision_config": {"model_type": "swin", "num_heads": [1, 2, 3, 4]}},
+        {"vision_config": {"model_type": "swin", "num_heads": [1, 2, 3, 4]}},
+    ),
     "no window in use": ({"max_window_layers": 2, "use_sliding_window": False}, {"max_window_layers": 2}),
     "gpt-neo": (
         {"attention_types": [[["global", "local"], 2]], "attention_layers": ["global", "local"] * 2},
@@ -72,6 +76,8 @@ def test_what_is_said_of_layers_goes_with_them(name: str) -> None:
         {"model_type": "jamba"},
         {"num_hidden_layers": 5},
         {"hybrid_override_pattern": "M-"},
+        {"decoder_sparse_step": 2, "model_type": "switch_transformers"},
+        {"attention_window": [1, 2, 3, 4], "decoder_layers": 4, "encoder_layers": 4},
     ],
     ids=lambda config: next(iter(config)),
 )
@@ -90,6 +96,11 @@ def test_rules_that_count_from_the_first_layer_hold_for_the_first_layers() -> No
     assert stacked(config, (0, 2), (2, 3)) == expected
     with pytest.raises(CompatibilityError, match="kv_shared"):
         stacked(LLAMA | {"num_kv_shared_layers": 2}, (0, 3))
+
+
+def test_a_list_may_say_the_depth() -> None:
+    config = {"model_type": "nemotron_h", "layers_block_type": [*"abcd"]}
+    assert stacked(config, (0, 3), (1, 4)) == config | {"layers_block_type": [*"abcbcd"]}
 
 
 def test_lists_come_from_the_model_of_each_layer() -> None:
