@@ -9,7 +9,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,23 @@ def write_models(folder: Path) -> None:
         (folder / model).mkdir(parents=True)
         write_tensors(folder / model, {name: value.astype(np.float32) for name, value in tensors.items()})
         (folder / model / "config.json").write_text(json.dumps(config))
+    _write_adapter(folder / "lora", base=folder / "base")
+
+
+def _write_adapter(folder: Path, *, base: Path) -> None:
+    """A LoRA of rank 2 on two matrices of every layer."""
+    rng, tensors, sizes = np.random.default_rng(5), {}, dict(shapes())
+    for name in (f"model.layers.{i}.{part}" for i in range(LAYERS) for part in ("self_attn.q_proj", "mlp.down_proj")):
+        rows, columns = sizes[f"{name}.weight"]
+        tensors[f"base_model.model.{name}.lora_A.weight"] = rng.normal(size=(2, columns)).astype(np.float32)
+        tensors[f"base_model.model.{name}.lora_B.weight"] = (0.3 * rng.normal(size=(rows, 2))).astype(np.float32)
+    folder.mkdir()
+    write_tensors(folder, tensors, file_name="adapter_model.safetensors")
+    config = {
+        "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 2, "lora_alpha": 4, "bias": "none",
+        "target_modules": ["q_proj", "down_proj"], "base_model_name_or_path": str(base),
+    }  # fmt: skip
+    (folder / "adapter_config.json").write_text(json.dumps(config))
 
 
 def _models(*names: str, **parameters: Any) -> list[dict[str, Any]]:
@@ -59,6 +76,14 @@ def _models(*names: str, **parameters: Any) -> list[dict[str, Any]]:
 
 def _slices(*ranges: tuple[str, int, int]) -> list[dict[str, Any]]:
     return [{"sources": [{"model": name, "layer_range": [start, stop]}]} for name, start, stop in ranges]
+
+
+def _sliced(*slices: Sequence[dict[str, Any]], **options: Any) -> dict[str, Any]:
+    return {"slices": [{"sources": list(sources)} for sources in slices], **options}
+
+
+def _source(name: str, start: int, stop: int, **parameters: Any) -> dict[str, Any]:
+    return {"model": name, "layer_range": [start, stop], **({"parameters": parameters} if parameters else {})}
 
 
 GRADIENT = [
@@ -156,6 +181,62 @@ CASES: dict[str, dict[str, Any]] = {
             {"sources": [{"model": "b", "layer_range": [2, 4], "parameters": {"scale": SCALE}}]},
         ],
     },
+    "linear-adapters": {
+        "merge_method": "linear",
+        "models": [*_models("a+lora", weight=0.3), *_models("b", weight=0.9)],
+    },
+    "linear-part": _sliced(
+        [_source("a", 1, 3, weight=GRADIENT), _source("b", 0, 2, weight=0.4)], merge_method="linear"
+    ),
+    "linear-slices": _sliced(
+        [_source("a", 0, 2, weight=0.2), _source("b", 0, 2, weight=0.8)],
+        [_source("a", 1, 4, weight=[0.1, 0.9]), _source("b", 1, 4, weight=0.4)],
+        merge_method="linear",
+    ),
+    "linear-base": {
+        "merge_method": "linear", "models": _models("a", "b"), "base_model": "base",
+        "parameters": {"weight": 0.5, "normalize": 0.0},
+    },
+    "slerp-adapter": {
+        "merge_method": "slerp", "models": _models("base+lora"), "base_model": "a", "parameters": {"t": 0.3},
+    },
+    "slerp-slices": {
+        "merge_method": "slerp", "base_model": "base", "parameters": {"t": GRADIENT},
+        "slices": [
+            {"sources": [_source("base", 0, 2), _source("a", 1, 3)], "parameters": {"t": 0.1}},
+            {"sources": [_source("base", 2, 4), _source("a", 0, 2)]},
+        ],
+    },
+    "nuslerp-dumped": {
+        "merge_method": "nuslerp", "models": [*_models("a", weight=0.7), *_models("b", weight=0.3)],
+        "parameters": {"nuslerp_flatten": 0.0, "nuslerp_row_wise": 0.0},
+    },
+    "karcher-base": {"merge_method": "karcher", "models": _models("a", "b"), "base_model": "base"},
+    "task-adapters": {
+        "merge_method": "task_arithmetic", "base_model": "base",
+        "models": [*_models("base+lora", weight=0.4), *_models("b+lora", weight=0.7)],
+    },
+    "task-base-adapter": {
+        "merge_method": "task_arithmetic", "base_model": "base+lora",
+        "models": [*_models("a", weight=0.4), *_models("base", weight=0.7)],
+    },
+    "ties-slice": _sliced(
+        [_source("a", 0, 2, weight=0.3), _source("b", 1, 3, weight=0.4), _source("base", 0, 2)],
+        merge_method="ties", base_model="base", parameters={"lambda": [0.5, 1.5]},
+    ),
+    "model-stock-part": _sliced(
+        [_source("a", 1, 3), _source("b", 1, 3), _source("base", 1, 3)], merge_method="model_stock", base_model="base"
+    ),
+    "nearswap-filters": {
+        "merge_method": "nearswap", "models": _models("a"), "base_model": "base", "parameters": {"t": GRADIENT},
+    },
+    "passthrough-adapter": {"merge_method": "passthrough", "models": _models("a+lora", scale=SCALE)},
+    "passthrough-gradients": _sliced(
+        [_source("a", 0, 3, scale=[{"filter": "o_proj", "value": [0.1, 0.9]}, {"filter": "embed", "value": 3.0},
+                                   {"value": 1.0}])],
+        [_source("b+lora", 1, 4, scale=[{"filter": "lm_head", "value": 0.3}, {"value": [2.0, 1.0]}])],
+        merge_method="passthrough",
+    ),
 }  # fmt: skip
 
 
@@ -170,7 +251,9 @@ def write_case(name: str, folder: Path) -> Path:
     def placed(value: Any) -> Any:
         if isinstance(value, dict):
             return {
-                key: str(folder / item) if key in ("model", "base_model") and isinstance(item, str) else placed(item)
+                key: "+".join(str(folder / part) for part in item.split("+"))
+                if key in ("model", "base_model") and isinstance(item, str)
+                else placed(item)
                 for key, item in value.items()
             }
         return [placed(item) for item in value] if isinstance(value, list) else value
@@ -188,6 +271,7 @@ def main(python: str) -> None:
         write_models(folder)
         for name in CASES:
             command = [Path(python).parent / "mergekit-yaml", write_case(name, folder), folder / f"out-{name}"]
+            command += ["--lora-merge-cache", str(folder / "adapted")]
             subprocess.run([str(word) for word in command], check=True)
             results[name] = flat(Checkpoint(folder / f"out-{name}"))
     np.savez_compressed(RESULTS, allow_pickle=False, **results)
