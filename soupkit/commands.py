@@ -119,7 +119,7 @@ COMMANDS: dict[str, Command] = {
     "methods": Command("soupkit.recipe.env:Methods", "soupkit.jobs.methods_table:methods"),
     "env": Command("soupkit.recipe.env:Env", "soupkit.jobs.env:env"),
     "inspect": Command("soupkit.recipe.inspect:Inspect", "soupkit.jobs.inspect:inspect"),
-    "diff": Command("soupkit.recipe.inspect:Diff", "soupkit.jobs.inspect:diff"),
+    "diff": Command("soupkit.recipe.inspect:Diff", "soupkit.jobs.diff:diff"),
     "report": Command("soupkit.recipe.report:Report", "soupkit.jobs.report:report"),
     "verify": Command("soupkit.recipe.inspect:Verify", "soupkit.jobs.verify:verify"),
     "reproduce": Command("soupkit.recipe.inspect:Reproduce", "soupkit.jobs.verify:reproduce"),
