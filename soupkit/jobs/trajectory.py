@@ -122,8 +122,12 @@ class Trajectory:
         )
 
 
-def _arrays(state: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
-    return {name: to_numpy(tensor) for name, tensor in state.items()}
+def _arrays(state: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The tensors of a state, tied ones once, as a file holds them."""
+    once: dict[int, str] = {}
+    for name, tensor in state.items():
+        once.setdefault(id(tensor), name)
+    return {name: to_numpy(state[name]) for name in once.values() if isinstance(state[name], torch.Tensor)}
 
 
 def refresher(

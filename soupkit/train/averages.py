@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from soupkit.errors import RecipeError
 from soupkit.merge.running import Ema, PowerEma, Rule, Swa
 from soupkit.recipe.averages import AveragingOptions
-from soupkit.train.averaging import Averaging, Buffers
+from soupkit.train.averaging import Averaging
+from soupkit.train.live import Buffers
 
 
 def averagings(

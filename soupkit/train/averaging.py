@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from soupkit.errors import TaskError
-from soupkit.merge.mixture import BATCH_NORM_STATISTICS
 from soupkit.merge.running import Rule
+from soupkit.train.live import Buffers, copied_state, getters_of, is_buffer, split_names
 from soupkit.train.overlap import Lane, lane_for
-
-Buffers = Literal["average", "copy", "refresh"]
-Getter = Callable[[], Tensor]
 
 
 class Averaging:
@@ -35,7 +30,8 @@ class Averaging:
     switch_every: write the average back into the model after every so many steps (Switch EMA: Li et al. 2024,
     arXiv:2402.09240, do so after each epoch); 0: never.
 
-    source: a module, or the tensors of its state by name (they must stay the same objects).
+    source: a module, or the tensors of its state by name (they must stay the same objects). A deep or pickled copy
+    averages its own copy of the source; an optimizer that was attached is not.
     Memory: one copy of what is averaged, from the first averaging on; while swapped, another.
     Cost per averaging: one read of the weights, one read and write of the average.
     """
@@ -54,11 +50,39 @@ class Averaging:
         self.source, self.rule, self.buffers = source, rule, buffers
         self.device, self.asynchronous, self.switch_every = device, asynchronous, switch_every
         self.num_steps = 0
-        self._getters = dict(_getters(source))
-        self._averaged, self._by_forward = _split(source, self._getters, buffers, ignore)
+        self.ignore = tuple(ignore)
         self._average: list[Tensor] = []
+        self._begin()
+
+    def _begin(self) -> None:
+        """Look the tensors up, whose places are those of this very source."""
+        self._getters = dict(getters_of(self.source))
+        self._averaged, self._by_forward = split_names(self.source, self._getters, self.buffers, self.ignore)
         self._lane: Lane | None = None
         self._swapped = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        self._refuse_swapped("copied")
+        self.finish()
+        kept = (
+            "source",
+            "rule",
+            "buffers",
+            "ignore",
+            "device",
+            "asynchronous",
+            "switch_every",
+            "num_steps",
+            "_average",
+        )
+        return {name: getattr(self, name) for name in kept}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._begin()
+
+    def __copy__(self) -> Averaging:
+        raise TaskError("two averages cannot share one model's average", hint="use copy.deepcopy, which copies both")
 
     @property
     def names(self) -> list[str]:
@@ -148,7 +172,7 @@ class Averaging:
         live = self._live() if self._average else []
         buffers = self._live_buffers() if refresh else []
         aside = [tensor.detach().clone() for tensor in (*live, *buffers)]
-        self._swapped, unguard = True, self._guard()
+        self._swapped, self._unguard = True, self._guard()
         try:
             with torch.no_grad():
                 if live:
@@ -157,15 +181,22 @@ class Averaging:
                 refresh(self.source)
             yield
         finally:
-            unguard()
+            self._unguard()
             self._swapped = False
             with torch.no_grad():
                 for tensor, was in zip((*live, *buffers), aside, strict=True):
                     tensor.copy_(was)
 
-    def averaged_state(self, *, refresh: Callable[[nn.Module], Any] | None = None) -> dict[str, Tensor]:
-        """Copies of the averaged model's whole state in the model's dtypes, with re-estimated statistics if asked."""
+    def averaged_state(self, *, refresh: Callable[[nn.Module], Any] | None = None) -> dict[str, Any]:
+        """A copy of what the averaged model's state_dict() is, in the model's dtypes, which the model loads strictly.
+
+        Every name that the model gives itself, tied ones and shared modules' among them (their copies are tied too),
+        and its extra state; with re-estimated statistics if asked. A wrapped model's names are the wrapper's.
+        """
         with self.swapped(refresh=refresh):
+            if isinstance(self.source, nn.Module):
+                with self._unguarded():
+                    return copied_state(self.source)
             return {name: get().detach().clone() for name, get in self._getters.items()}
 
     def _move(self, rate: float) -> None:
@@ -188,7 +219,7 @@ class Averaging:
 
     def _live_buffers(self) -> list[Tensor]:
         averaged = set(self.names)
-        return [get() for name, get in self._getters.items() if name not in averaged and _is_buffer(self.source, name)]
+        return [get() for name, get in self._getters.items() if name not in averaged and is_buffer(self.source, name)]
 
     @torch.no_grad()
     def _kept(self, tensor: Tensor, live: Tensor) -> Tensor:
@@ -201,6 +232,15 @@ class Averaging:
             raise TaskError(
                 f"the average cannot be {what} while it is swapped into the model", hint="leave `swapped()` first"
             )
+
+    @contextmanager
+    def _unguarded(self) -> Iterator[None]:
+        """For the one who knows that the model holds its average."""
+        self._unguard()
+        try:
+            yield
+        finally:
+            self._unguard = self._guard()
 
     def _guard(self) -> Callable[[], None]:
         """Make the model refuse to be saved while it holds the average."""
@@ -215,40 +255,3 @@ class Averaging:
 
         remove: Callable[[], None] = self.source.register_state_dict_pre_hook(refuse).remove  # type: ignore[no-untyped-call]
         return remove
-
-
-def _getters(source: nn.Module | Mapping[str, Tensor]) -> Iterator[tuple[str, Getter]]:
-    """Every tensor of the state, once even if tied. `Module.to` replaces buffers, so they are looked up when read."""
-    if not isinstance(source, nn.Module):
-        yield from ((name, partial(source.__getitem__, name)) for name in source)
-        return
-    persistent, seen = set(source.state_dict(keep_vars=True)), set()
-    for prefix, module in source.named_modules():
-        for own in (module._parameters, module._buffers):
-            for key, tensor in own.items():
-                name = f"{prefix}.{key}".lstrip(".")
-                if tensor is not None and name in persistent and id(tensor) not in seen:
-                    seen.add(id(tensor))
-                    yield name, partial(own.__getitem__, key)
-
-
-def _split(
-    source: nn.Module | Mapping[str, Tensor], getters: Mapping[str, Getter], buffers: Buffers, ignore: Sequence[str]
-) -> tuple[list[str], list[str]]:
-    """The averaged names: those that only the optimizer changes, and the buffers that every forward pass changes."""
-    patterns = [re.compile(pattern) for pattern in ignore]
-    floating = [
-        name
-        for name, get in getters.items()
-        if get().is_floating_point() and not any(pattern.search(name) for pattern in patterns)
-    ]
-    weights = [name for name in floating if not _is_buffer(source, name)]
-    changing = [name for name in floating if _is_buffer(source, name)]
-    return weights, changing if buffers == "average" else []
-
-
-def _is_buffer(source: nn.Module | Mapping[str, Tensor], name: str) -> bool:
-    if not isinstance(source, nn.Module):
-        return name.rpartition(".")[2] in (*BATCH_NORM_STATISTICS, "num_batches_tracked")
-    module, _, key = name.rpartition(".")
-    return key in source.get_submodule(module)._buffers

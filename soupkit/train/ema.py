@@ -15,11 +15,12 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from soupkit.errors import TaskError
 from soupkit.merge.running import Ema
-from soupkit.train.averaging import Averaging, Buffers
+from soupkit.train.averaging import Averaging
+from soupkit.train.live import Buffers
 
 KEY = "soupkit.ema"
 """Where the average and its counter stand in the optimizer's state_dict."""
@@ -33,6 +34,8 @@ class EMAOptimizer:
     soupkit.merge.running.Ema and soupkit.train.averaging.Averaging. Unlike the wrapper proposed for torch (PR 94820) it
     swaps batch-norm statistics too, and its state_dict() holds the average and the number of steps.
     While swapped, step(), state_dict() and model.state_dict() raise TaskError.
+    copy.deepcopy and pickle copy optimizer, model and average together: the copy trains and averages a model of its
+    own, `.averaging.source`. To copy it beside a model of yours, copy both at once: copy.deepcopy((model, optimizer)).
     """
 
     def __init__(
@@ -61,10 +64,14 @@ class EMAOptimizer:
             asynchronous=asynchronous,
             switch_every=switch_every,
         )
-        self.averaging.attach(optimizer)
-        optimizer.register_step_post_hook(lambda *_: self.averaging.update())
-        optimizer.register_state_dict_post_hook(lambda _, state: state | {KEY: self.averaging.state()})
-        optimizer.register_load_state_dict_pre_hook(lambda _, state: self._load(state))
+        self._hook_in()
+
+    def _hook_in(self) -> None:
+        """Follow what the inner optimizer does; its own copies lose their hooks."""
+        self.averaging.attach(self.optimizer)
+        self.optimizer.register_step_post_hook(lambda *_: self.averaging.update())
+        self.optimizer.register_state_dict_post_hook(lambda _, state: state | {KEY: self.averaging.state()})
+        self.optimizer.register_load_state_dict_pre_hook(lambda _, state: self._load(state))
 
     def swap_ema_weights(self, *, refresh: Callable[[nn.Module], Any] | None = None) -> AbstractContextManager[None]:
         """Inside, the model holds the averaged weights and buffers; afterwards its own, bit for bit.
@@ -73,8 +80,13 @@ class EMAOptimizer:
         """
         return self.averaging.swapped(refresh=refresh)
 
-    def ema_state_dict(self) -> dict[str, Tensor]:
-        """Copies of the averaged model's whole state, under the model's own names. Raises TaskError while swapped."""
+    def ema_state_dict(self) -> dict[str, Any]:
+        """A copy of the averaged model's whole state, as model.state_dict() names it, which the model loads strictly.
+
+        Tied names, shared modules and extra state are in it, buffers that are not persistent are not. A model in a
+        wrapper (DistributedDataParallel, torch.compile) has the wrapper's names: give the model inside for plain ones.
+        Raises TaskError while swapped.
+        """
         return self.averaging.averaged_state()
 
     def _load(self, state: dict[str, Any]) -> dict[str, Any]:
@@ -88,4 +100,18 @@ class EMAOptimizer:
         return {key: value for key, value in state.items() if key != KEY}
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.__dict__["optimizer"], name)
+        if name == "optimizer" or (name.startswith("__") and name.endswith("__")):
+            raise AttributeError(name)  # while a copy is made there is no optimizer yet
+        return getattr(self.optimizer, name)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"optimizer": self.optimizer, "averaging": self.averaging}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._hook_in()
+
+    def __copy__(self) -> EMAOptimizer:
+        raise TaskError(
+            "two EMAOptimizers cannot share one optimizer", hint="use copy.deepcopy, which copies all of it"
+        )

@@ -136,4 +136,9 @@ def lerp(average: Sequence[Tensor], live: Sequence[Tensor], rate: float) -> None
     """w̄ ← w̄ + rate·(w − w̄) for all tensors, in place, in the average's dtype and on its device."""
     if any(a.dtype != w.dtype or a.device != w.device for a, w in zip(average, live, strict=True)):
         live = [w.to(a.device, a.dtype) for a, w in zip(average, live, strict=True)]
-    torch._foreach_lerp_(list(average), list(live), rate)
+    torch._foreach_lerp_([_as_real(tensor) for tensor in average], [_as_real(tensor) for tensor in live], rate)
+
+
+def _as_real(tensor: Tensor) -> Tensor:
+    """A complex tensor as pairs of real numbers, which are then averaged like any others."""
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor

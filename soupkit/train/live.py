@@ -1,0 +1,73 @@
+"""The tensors of a model that is being trained: looked up by name, sorted by what changes them, copied as a state."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from soupkit.merge.mixture import BATCH_NORM_STATISTICS
+
+Buffers = Literal["average", "copy", "refresh"]
+Getter = Callable[[], Tensor]
+
+
+def copied_state(model: nn.Module) -> dict[str, Any]:
+    """A model's state_dict() that shares nothing with it: tensors that are one there are one in the copy.
+
+    Extra state is copied too, and the versions of modules (`_metadata`) go along, so that it loads strictly.
+    """
+    state: OrderedDict[str, Any] = OrderedDict()
+    memo: dict[int, Tensor] = {}
+    live = model.state_dict(keep_vars=True)
+    for name, value in live.items():
+        if isinstance(value, Tensor):
+            state[name] = memo.setdefault(id(value), value.detach().clone())
+        else:
+            state[name] = copy.deepcopy(value)
+    if hasattr(live, "_metadata"):
+        state._metadata = copy.deepcopy(live._metadata)  # type: ignore[attr-defined]
+    return state
+
+
+def getters_of(source: nn.Module | Mapping[str, Tensor]) -> Iterator[tuple[str, Getter]]:
+    """Every tensor of the state, once even if tied. `Module.to` replaces buffers, so they are looked up when read."""
+    if not isinstance(source, nn.Module):
+        yield from ((name, partial(source.__getitem__, name)) for name in source)
+        return
+    seen = set()
+    for prefix, module in source.named_modules():
+        for own in (module._parameters, module._buffers):
+            for key, tensor in own.items():
+                name = f"{prefix}.{key}".lstrip(".")
+                if tensor is not None and key not in module._non_persistent_buffers_set and id(tensor) not in seen:
+                    seen.add(id(tensor))
+                    yield name, partial(own.__getitem__, key)
+
+
+def split_names(
+    source: nn.Module | Mapping[str, Tensor], getters: Mapping[str, Getter], buffers: Buffers, ignore: Sequence[str]
+) -> tuple[list[str], list[str]]:
+    """The averaged names (floating, complex): those that only the optimizer changes, and buffers of forward passes."""
+    patterns = [re.compile(pattern) for pattern in ignore]
+    floating = [
+        name
+        for name, get in getters.items()
+        if (get().is_floating_point() or get().is_complex()) and not any(pattern.search(name) for pattern in patterns)
+    ]
+    weights = [name for name in floating if not is_buffer(source, name)]
+    changing = [name for name in floating if is_buffer(source, name)]
+    return weights, changing if buffers == "average" else []
+
+
+def is_buffer(source: nn.Module | Mapping[str, Tensor], name: str) -> bool:
+    """Whether a forward pass may change the tensor of this name."""
+    if not isinstance(source, nn.Module):
+        return name.rpartition(".")[2] in (*BATCH_NORM_STATISTICS, "num_batches_tracked")
+    module, _, key = name.rpartition(".")
+    return key in source.get_submodule(module)._buffers
