@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from soupkit.checkpoint.foreign import NOT_WEIGHTS, PICKLES, is_pickled, refuse_format, sharded_hint
 from soupkit.checkpoint.header import Identity, Slot, identity_of
 from soupkit.checkpoint.layout import check_same, companions
 from soupkit.checkpoint.pickles import (
@@ -29,9 +30,7 @@ from soupkit.manifest import is_plain_name
 if TYPE_CHECKING:
     import torch
 
-PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".tar")
 PICKLE_INDEX = ".bin.index.json"
-NOT_WEIGHTS = ("training_args.bin", "optimizer.bin", "optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state.pth")
 PREFERRED = ("pytorch_model.bin.index.json", "pytorch_model.bin", "open_clip_pytorch_model.bin")
 
 
@@ -79,7 +78,11 @@ class Pickled:
 def pickled_files(path: Path) -> list[Path]:
     """The pickles of one checkpoint: a file, or what a directory or a shard index names. Raises ReferenceError."""
     if path.is_dir():
-        return pickled_files(path / choose_pickle([entry.name for entry in path.iterdir()], str(path)))
+        names = [entry.name for entry in path.iterdir()]
+        sharded = sharded_hint(names, path)
+        if sharded and not any(name in names for name in PREFERRED):
+            raise ReferenceError(f"{path}: is spread over many files, which are no checkpoint each", hint=sharded)
+        return pickled_files(path / choose_pickle(names, str(path)))
     if not path.is_file():
         raise ReferenceError(f"{path}: no such file or directory", hint="check the path")
     if path.name.endswith(PICKLE_INDEX):
@@ -87,13 +90,15 @@ def pickled_files(path: Path) -> list[Path]:
         return [path.parent / name for name in names]
     if path.suffix == ".safetensors":
         raise ReferenceError(f"{path}: is safetensors already", hint="soupkit reads it as it is")
+    if not is_pickled(path):
+        refuse_format(path)
     return [path]
 
 
-def choose_pickle(names: Sequence[str], where: str, *, separator: str = "/") -> str:
+def choose_pickle(names: Sequence[str], where: str, *, separator: str = "/", globs: bool = True) -> str:
     """The pickle or shard index among a folder's file names. Raises ReferenceError when there is no telling.
 
-    separator: stands between `where` and a file in a reference.
+    separator: stands between `where` and a file in a reference; globs: whether references may hold patterns.
     """
     found = [name for name in PREFERRED if name in names][:1]
     others = (name for name in names if name.endswith((PICKLE_INDEX, *PICKLES)) and name not in NOT_WEIGHTS)
@@ -104,7 +109,8 @@ def choose_pickle(names: Sequence[str], where: str, *, separator: str = "/") -> 
         raise ReferenceError(f"{where}: holds no {', '.join(PICKLES)} file", hint="name the file to convert")
     raise ReferenceError(
         f"{where}: holds {len(found)} candidates ({', '.join(found[:5])})",
-        hint=f"name one: {where}{separator}{found[0]}",
+        hint=f"name one, {where}{separator}{found[0]}"
+        + (f", or all: soupkit convert '{where}/*{Path(found[0]).suffix}' --out DIR" if globs else ""),
     )
 
 

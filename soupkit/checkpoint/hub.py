@@ -16,7 +16,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from soupkit.checkpoint.checkpoint import Checkpoint
-from soupkit.checkpoint.convert import PICKLE_INDEX, PICKLES, choose_pickle, shard_names
+from soupkit.checkpoint.convert import PICKLE_INDEX, choose_pickle, shard_names
+from soupkit.checkpoint.foreign import PICKLES
 from soupkit.checkpoint.hub_errors import endpoint, explained, not_cached, retried
 from soupkit.checkpoint.layout import choose_weights, is_companion
 from soupkit.checkpoint.ranges import window_bytes
@@ -120,7 +121,9 @@ def _fetch_pickle(ref: str) -> tuple[str, Path, Path]:
         alone = reference.inside in repository.files
         folder = str(inside.parent if alone else inside).strip(".")
         names = repository.names_in(folder)
-        name = inside.name if alone else choose_pickle(names, str(pinned), separator="/" if folder else ":")
+        name = (
+            inside.name if alone else choose_pickle(names, str(pinned), separator="/" if folder else ":", globs=False)
+        )
         prefix = f"{folder}/" if folder else ""
         file = repository.download(prefix + name)
         shards = shard_names(file, names) if name.endswith(PICKLE_INDEX) else []

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from soupkit.checkpoint.foreign import folder_hint, refuse_foreign
 from soupkit.checkpoint.header import Header, Identity, TensorSpec, identity_of, read_header
 from soupkit.checkpoint.modules import module_files
 from soupkit.errors import CheckpointError, ReferenceError
@@ -33,6 +34,8 @@ class Layout:
 
 def read_layout(path: Path) -> Layout:
     """Find the weights of a directory or file and read every header. Raises ReferenceError, CheckpointError."""
+    if path.is_file():
+        refuse_foreign(path)
     weights = path if path.is_file() else find_weights(path)
     return layout_of(weights, names=_listed(weights.parent))
 
@@ -99,13 +102,7 @@ def choose_weights(names: Collection[str], where: str, *, separator: str = "/", 
             f"{where}: holds {len(found)} candidates for its weights ({', '.join(found[:5])})",
             hint=f"refer to one file, for example {where}{separator}{found[0]}{every}",
         )
-    raise ReferenceError(f"{where}: holds no .safetensors file", hint=_convert_hint(names, where))
-
-
-def _convert_hint(names: Collection[str], where: str) -> str:
-    if any(name.endswith((".pt", ".pth", ".bin", ".ckpt", ".pth.tar")) for name in names):
-        return f"it holds pickles; make safetensors of them: soupkit convert {where} --out DIR"
-    return "a checkpoint directory holds model.safetensors, open_clip_model.safetensors, or shards and their index"
+    raise ReferenceError(f"{where}: holds no .safetensors file", hint=folder_hint(names, Path(where)))
 
 
 def _read_files(directory: Path, files: tuple[Path, ...], read: ReadHeaders) -> Layout:

@@ -49,6 +49,11 @@ MAPPINGS = (
 """The same for classes that are pickled as dicts."""
 
 
+_SYSTEM = ("os", "posix", "nt", "sys", "subprocess")
+"""Modules of which torch's reader takes nothing, whatever is asked for."""
+MOST_NAMED = 20
+
+
 class _Nothing:
     """Stands in for an object of settings: takes any arguments and any state and keeps none."""
 
@@ -87,7 +92,7 @@ def load_pickle(path: Path, *, ignore: Sequence[str] = (), advance: Callable[[in
             warnings.simplefilter("ignore")  # about pickle protocols and TorchScript: both end in an error or are fine
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mappable)
     except pickle.UnpicklingError as error:
-        raise _refusal(path, str(error)) from None
+        raise _refusal(path, str(error), ignore) from None
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
     except Exception as error:  # a damaged pickle makes the unpickler fail in every way there is
@@ -101,7 +106,7 @@ def _is_mappable(path: Path, advance: Callable[[int], None]) -> bool:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
-def _refusal(path: Path, message: str) -> CheckpointError:
+def _refusal(path: Path, message: str, ignore: Sequence[str]) -> CheckpointError:
     import torch
 
     try:
@@ -119,9 +124,20 @@ def _refusal(path: Path, message: str) -> CheckpointError:
         )
     return CheckpointError(
         f"{path}: asks to run or build {', '.join(sorted(wanted)[:5])}, which is not a tensor; nothing of it was run",
-        hint="if the file is yours and this only holds settings, leave it out with "
-        f"--ignore {sorted(wanted)[0]}; a pickled model needs its own program: torch.save(model.state_dict(), PATH)",
+        hint=_what_to_ignore(sorted(wanted), ignore),
     )
+
+
+def _what_to_ignore(wanted: Sequence[str], ignore: Sequence[str]) -> str:
+    """Every class to leave out, unless that would not help: for programs, and for what was left out already."""
+    model = "a pickled model needs its own program: torch.save(model.state_dict(), PATH)"
+    if any(name.partition(".")[0] in _SYSTEM for name in wanted):
+        return "no checkpoint needs that, and --ignore does not let it pass: do not trust the file"
+    new = [name for name in wanted if name not in ignore]
+    if not new:
+        return f"leaving it out with --ignore is not enough, it is more than settings; {model}"
+    options = " ".join(f"--ignore {name}" for name in new[:MOST_NAMED])
+    return f"if the file is yours and this only holds settings, leave it out with {options}; {model}"
 
 
 def _unreadable(path: Path, error: Exception) -> CheckpointError:

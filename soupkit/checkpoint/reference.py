@@ -9,6 +9,7 @@ from pathlib import Path
 
 from soupkit.checkpoint import hub
 from soupkit.checkpoint.checkpoint import Checkpoint
+from soupkit.checkpoint.foreign import glob_hint
 from soupkit.checkpoint.order import naturally
 from soupkit.errors import ReferenceError
 from soupkit.manifest import Manifest
@@ -75,7 +76,7 @@ def expand(ref: str) -> list[Path]:
         matches = glob_paths(ref)
         found = [match for match in matches if match.is_dir() or match.suffix == ".safetensors"]
         if not found:
-            raise ReferenceError(f"{ref}: matches no directory and no .safetensors file", hint="check the pattern")
+            raise ReferenceError(f"{ref}: matches no directory and no .safetensors file", hint=glob_hint(ref, matches))
         return [inner for match in found for inner in _in_order(sweep_members(match)) or [match]]
     raise ReferenceError(f"{ref}: no such file or directory", hint="check the path; org/name is looked up on the Hub")
 

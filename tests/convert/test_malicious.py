@@ -89,6 +89,24 @@ def test_ignore_cannot_let_the_system_in(tmp_path: Path, attack: str) -> None:
     assert not mark.exists()
 
 
+@pytest.mark.parametrize("ignore", [(), ("posix.system",)])
+def test_no_hint_is_given_twice(tmp_path: Path, ignore: tuple[str, ...]) -> None:
+    path = save({"state_dict": weights(), "args": ATTACKS["os.system"](tmp_path / "it-ran")}, tmp_path / "m.pt")
+    with pytest.raises(CheckpointError) as caught:
+        run(path, ignore=ignore)
+    assert "leave it out with" not in str(caught.value.hint)
+    assert "do not trust the file" in str(caught.value.hint)
+
+
+def test_all_settings_are_named_at_once(tmp_path: Path) -> None:
+    with foreign_class("theirs.Config") as config, foreign_class("theirs.Logger") as logger:
+        path = save({"state_dict": weights(), "a": config(), "b": logger()}, tmp_path / "m.pt")
+    with pytest.raises(CheckpointError) as caught:
+        run(path)
+    assert "--ignore theirs.Config --ignore theirs.Logger" in str(caught.value.hint)
+    run(path, ignore=("theirs.Config", "theirs.Logger"))
+
+
 @pytest.mark.parametrize(
     ("attack", "name"), [("exec", "builtins.exec"), ("popen", "commands.Popen"), ("open", "io.open")]
 )
