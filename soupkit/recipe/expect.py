@@ -1,4 +1,8 @@
-"""`expect:` conditions on results: `test.top1 >= 0.9`, `held_out.top1 > sweep:best.held_out.top1 - 0.01`."""
+"""`expect:` conditions on results: `test.top1 >= 0.9`, `held_out.top1 > sweep:run-000.held_out.top1 - 0.01`.
+
+A key may hold dots, as names of folders do: `runs/v1.5.held_out.top1`. One with spaces or other signs stands in
+quotes: `'runs/second try'.held_out.top1`.
+"""
 
 from __future__ import annotations
 
@@ -18,28 +22,31 @@ OPERATORS: dict[str, Callable[[float, float], bool]] = {
     "==": operator.eq,
     "!=": operator.ne,
 }
-PATH = re.compile(r"(?:(?P<step>[A-Za-z0-9_-]+):)?(?P<keys>[A-Za-z_][\w./@-]*)")
+KEY = r"""(?:"[^"]*"|'[^']*'|[\w/@~+=,%-]*)"""
+PATH = re.compile(rf"(?:(?P<step>[A-Za-z0-9_-]+):)?(?P<keys>(?![+-]){KEY}(?:\.{KEY})*)")
+WORD = re.compile(r"""(?:"[^"]*"|'[^']*'|[^\s"'])+""")
 FORM = "expected PATH OPERATOR NUMBER, or PATH OPERATOR PATH with + NUMBER or - NUMBER after it"
 
 
 @dataclass(frozen=True)
 class Path:
-    """A place in a step's result: keys and list positions with dots between; step None: the condition's own step."""
+    """A place in a step's result: keys and list positions, which dots separate; step None: the condition's own step.
+
+    Where a key holds dots, the longest that is there counts.
+    """
 
     step: str | None
-    keys: str
+    text: str
+    keys: tuple[str, ...]
 
     def look_up(self, results: Mapping[str, Any], *, own: str) -> float:
         """The number there. Raises LookupError, with what is there instead, when there is none.
 
-        A metric node counts as its `value`; `test.top1` is found in a manifest's `metrics` too.
+        A metric node counts as its `value`; `test.top1` is found in a manifest's `metrics` too, and so are the metrics
+        of one checkpoint under its reference, as those of several are.
         """
-        node: Any = results[self.step or own]
-        metrics = node.get("metrics") if isinstance(node, Mapping) else None
-        if isinstance(metrics, Mapping) and self.keys.split(".")[0] in metrics:
-            node = metrics
-        for key in self.keys.split("."):
-            node = _child(node, key)
+        result = results[self.step or own]
+        node = _first_of([_found(place, self.keys) for place in _places(result)])
         if isinstance(node, Mapping) and "value" in node:
             node = node["value"]
         if isinstance(node, bool) or not isinstance(node, int | float):
@@ -47,7 +54,7 @@ class Path:
         return float(node)
 
     def __str__(self) -> str:
-        return f"{self.step}:{self.keys}" if self.step else self.keys
+        return f"{self.step}:{self.text}" if self.step else self.text
 
 
 @dataclass(frozen=True)
@@ -60,17 +67,25 @@ class Condition:
     right: Path | float
     offset: float = 0.0
 
-    def steps(self) -> list[str]:
-        """The other steps that it speaks of."""
-        return [path.step for path in (self.left, self.right) if isinstance(path, Path) and path.step]
+    def paths(self) -> list[Path]:
+        """The places that it speaks of."""
+        return [path for path in (self.left, self.right) if isinstance(path, Path)]
+
+    def unfounded(self, results: Mapping[str, Any], *, own: str) -> str | None:
+        """What is there instead, when one of its places holds no number: then it can be neither met nor unmet."""
+        try:
+            for path in self.paths():
+                path.look_up(results, own=own)
+        except LookupError as error:
+            return str(error.args[0])
+        return None
 
     def failure(self, results: Mapping[str, Any], *, own: str) -> str | None:
         """None when it holds of the results (step → result); otherwise what was seen."""
-        try:
-            left = self.left.look_up(results, own=own)
-            right = self.right if isinstance(self.right, float) else self.right.look_up(results, own=own)
-        except LookupError as error:
-            return str(error.args[0])
+        if unfounded := self.unfounded(results, own=own):
+            return unfounded
+        left = self.left.look_up(results, own=own)
+        right = self.right if isinstance(self.right, float) else self.right.look_up(results, own=own)
         if OPERATORS[self.operator](left, right + self.offset):
             return None
         seen = f"{self.left} is {left:.6g}"
@@ -79,7 +94,7 @@ class Condition:
 
 def parse_condition(text: Any, *, where: str) -> Condition:
     """Read one condition. Raises RecipeError for anything that is not of the form."""
-    words = text.split() if isinstance(text, str) else []
+    words = WORD.findall(text) if isinstance(text, str) and WORD.sub("", text).isspace() else []
     left = _path(words[0]) if words else None
     if left is None or len(words) not in (3, 5) or words[1] not in OPERATORS:
         raise RecipeError(f"{where}: expect {text!r}: {FORM}", hint="put spaces around the operators")
@@ -92,8 +107,11 @@ def parse_condition(text: Any, *, where: str) -> Condition:
 
 
 def _path(word: str) -> Path | None:
-    match = PATH.fullmatch(word)
-    return Path(match["step"], match["keys"]) if match else None
+    match = PATH.fullmatch(word) if _number(word) is None else None
+    if match is None or not match["keys"]:
+        return None
+    keys = tuple(key[1:-1] if key[:1] in ("'", '"') else key for key in re.findall(rf"(?:^|\.)({KEY})", match["keys"]))
+    return Path(match["step"], match["keys"], keys)
 
 
 def _number(word: str) -> float | None:
@@ -103,12 +121,50 @@ def _number(word: str) -> float | None:
         return None
 
 
-def _child(node: Any, key: str) -> Any:
-    if isinstance(node, Mapping) and key in node:
-        return node[key]
-    if isinstance(node, list) and key.isdigit() and int(key) < len(node):
-        return node[int(key)]
-    raise LookupError(f"there is no {key!r} (found: {_shown(node)})")
+@dataclass(frozen=True)
+class _Miss:
+    """Nothing is there: how many keys were left when that was seen, and what is there instead."""
+
+    left: int
+    why: str
+
+
+def _places(result: Any) -> list[Any]:
+    """Where keys may begin: in the metrics, in the metrics under the only checkpoint's reference, in the result."""
+    metrics = result.get("metrics") if isinstance(result, Mapping) else None
+    if not isinstance(metrics, Mapping):
+        return [result]
+    inputs: Any = result.get("inputs") or ()
+    named = [{inputs[0].get("reference"): metrics}] if len(inputs) == 1 and isinstance(inputs[0], Mapping) else []
+    return [metrics, *named, result]
+
+
+def _found(node: Any, keys: tuple[str, ...]) -> Any:
+    """What is at `keys`, or a _Miss: keys are joined by dots as long as that names something."""
+    if not keys:
+        return node
+    misses = [_Miss(len(keys), f"there is no {keys[0]!r} (found: {_shown(node)})")]
+    for num in range(len(keys), 0, -1):
+        key = ".".join(keys[:num])
+        if isinstance(node, Mapping) and key in node:
+            inner = node[key]
+        elif isinstance(node, list) and key.isdigit() and int(key) < len(node):
+            inner = node[int(key)]
+        else:
+            continue
+        found = _found(inner, keys[num:])
+        if not isinstance(found, _Miss):
+            return found
+        misses.append(found)
+    return min(misses, key=lambda miss: miss.left)
+
+
+def _first_of(found: list[Any]) -> Any:
+    """The first that is there. Raises LookupError with the reason of the one that came nearest."""
+    for node in found:
+        if not isinstance(node, _Miss):
+            return node
+    raise LookupError(min(reversed(found), key=lambda miss: miss.left).why)
 
 
 def _shown(node: Any) -> str:

@@ -27,6 +27,7 @@ from soupkit.commands import COMMANDS
 from soupkit.errors import RecipeError
 from soupkit.recipe.expect import Condition, parse_condition
 from soupkit.recipe.parse import parse_recipe, suggestion
+from soupkit.recipe.results import missing, shape_of
 
 MOST_VALUES = 100_000
 FILE_KEYS = ("description", "variables", "steps")
@@ -186,15 +187,9 @@ def _parse_step(name: str, values: Mapping[str, Any], variables: Mapping[str, An
 
 def _check_references(steps: Sequence[Step], *, where: str) -> None:
     """An expectation may only speak of steps that exist; no step may write into another's directory."""
-    names = [step.name for step in steps]
     for step in steps:
         for condition in step.expect:
-            for other in condition.steps():
-                if other not in names:
-                    raise RecipeError(
-                        f"{where}: step {step.name}: expect {condition.text!r}: there is no step {other!r}",
-                        hint=suggestion(other, names),
-                    )
+            _check_condition(step, condition, {each.name: each for each in steps}, where=where)
     outs = [(step.name, Path(step.recipe.out)) for step in steps if getattr(step.recipe, "out", None)]
     for position, (name, out) in enumerate(outs):
         for other, path in outs[:position]:
@@ -203,6 +198,23 @@ def _check_references(steps: Sequence[Step], *, where: str) -> None:
                     f"{where}: steps {other} and {name} both write {path if out.is_relative_to(path) else out}",
                     hint="give every step an `out` of its own",
                 )
+
+
+def _check_condition(step: Step, condition: Condition, steps: Mapping[str, Step], *, where: str) -> None:
+    """The steps must exist, and what is expected of their results must be possible."""
+    place = f"{where}: step {step.name}: expect {condition.text!r}"
+    for path in condition.paths():
+        name = path.step or step.name
+        if name not in steps:
+            raise RecipeError(f"{place}: there is no step {name!r}", hint=suggestion(name, steps))
+        why = missing(shape_of(steps[name].command, steps[name].recipe), path.keys)
+        if why:
+            raise RecipeError(
+                f"{place}: the result of {steps[name].command} cannot hold {path.text!r}: {why}",
+                hint="of several checkpoints, name one: REFERENCE.held_out.top1"
+                if steps[name].command == "evaluate"
+                else None,
+            )
 
 
 class _Loader(yaml.SafeLoader):

@@ -10,6 +10,9 @@ from soupkit.recipe.expect import parse_condition
 RESULTS: dict[str, Any] = {
     "soup": {"metrics": {"test": {"top1": {"value": 0.9, "standard_error": 0.01}}}, "picks": [4, 7], "note": "fine"},
     "best": {"test": {"top1": {"value": 0.85}}, "num": 3},
+    "several": {"metrics": {"runs/v1.5": {"test": {"top1": 0.5}}, "runs/v1": {"test": {"top1": 0.6}}, "a b": {"x": 1}}},
+    "one": {"metrics": {"test": {"top1": 0.7}}, "inputs": [{"reference": "../runs/v1.5"}]},
+    "files": {"files": {"model-1.0.safetensors": {"bytes": 12}, "model-1": {"0": 1}}},
 }
 
 
@@ -33,6 +36,14 @@ def failure(text: str) -> str | None:
         "test.top1 > best:test.top1 + 0.04",
         "best:test.top1 > soup:test.top1 - 0.06",
         "best:num == 3",
+        "several:runs/v1.5.test.top1 == 0.5",
+        "several:runs/v1.test.top1 == 0.6",
+        "several:'a b'.x == 1",
+        'several:"a b".x == 1',
+        "several:'runs/v1.5'.test.top1 == 0.5",
+        "one:test.top1 == 0.7",
+        "one:../runs/v1.5.test.top1 == 0.7",
+        "files:files.model-1.0.safetensors.bytes == 12",
     ],
 )
 def test_holds(text: str) -> None:
@@ -48,6 +59,8 @@ def test_holds(text: str) -> None:
         ("picks.2 > 0", "there is no '2' (found: a list of 2)"),
         ("note > 0", "note is 'fine', not a number"),
         ("best:test > 0", "best:test is top1, not a number"),
+        ("several:test.top1 > 0", "there is no 'test' (found: metrics)"),
+        ("several:runs/v1.5.test.top5 > 0", "there is no 'top5' (found: top1)"),
     ],
 )
 def test_fails_and_says_what_was_seen(text: str, seen: str) -> None:
@@ -76,3 +89,10 @@ def test_fails_and_says_what_was_seen(text: str, seen: str) -> None:
 def test_refuses_other_forms(text: Any) -> None:
     with pytest.raises(RecipeError, match="expected PATH OPERATOR"):
         parse_condition(text, where="f")
+
+
+def test_what_can_be_neither_met_nor_unmet() -> None:
+    unmet = parse_condition("test.top1 > 0.95", where="f")
+    unfounded = parse_condition("test.top1 > best:test.top5", where="f")
+    assert unmet.unfounded(RESULTS, own="soup") is None
+    assert unfounded.unfounded(RESULTS, own="soup") == "there is no 'top5' (found: top1)"

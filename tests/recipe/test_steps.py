@@ -23,7 +23,7 @@ steps:
     command: evaluate
     refs: ["${soup}"]
     out: ${out}/scores
-    expect: ["test.top1 >= 0.9", "test.top1 > soup:test.top1"]
+    expect: ["test.top1 >= 0.9", "test.top1 > soup:recipe.top"]
 """.replace("${metric}", "top1")
 
 
@@ -48,19 +48,19 @@ def test_steps_in_order_with_variables_of_their_own_type() -> None:
     )
     assert soup.recipe == MergeUniform(refs=("a", "b"), top=3, by="held_out.top1", out=Path("runs/two/soup"))
     assert scores.recipe.refs == ("runs/two/soup",)
-    assert [condition.text for condition in scores.expect] == ["test.top1 >= 0.9", "test.top1 > soup:test.top1"]
+    assert [condition.text for condition in scores.expect] == ["test.top1 >= 0.9", "test.top1 > soup:recipe.top"]
 
 
 def test_settings_reach_variables_steps_and_variables_made_of_variables() -> None:
-    soup, scores = parse(TWO, "out=/tmp/x", "top=5", "soup.dtype=float16", "scores.refs=[p, q]").steps
+    soup, scores = parse(TWO, "out=/tmp/x", "top=5", "soup.dtype=float16", "scores.refs=[p]").steps
     assert (soup.recipe.out, soup.recipe.top, soup.recipe.dtype) == (Path("/tmp/x/soup"), 5, "float16")
-    assert scores.recipe.refs == ("p", "q")
+    assert scores.recipe.refs == ("p",)
     assert parse(TWO, "soup.out=a=b").steps[0].recipe.out == Path("a=b")
 
 
 def test_one_command(tmp_path: Path) -> None:
     path = tmp_path / "mean.yaml"
-    path.write_text("command: merge uniform\nrefs: [a]\nout: o\nexpect: x >= 1\n")
+    path.write_text("command: merge uniform\nrefs: [a]\nout: o\nexpect: recipe.top >= 1\n")
     (step,) = load_steps(path, ["top=2", "mean.by=test.nll"]).steps
     assert (step.name, step.recipe.top, step.recipe.by, len(step.expect)) == ("mean", 2, "test.nll", 1)
 
@@ -75,7 +75,7 @@ def test_one_command(tmp_path: Path) -> None:
         ("merge uniform", "merge unifrom", "unknown command 'merge unifrom'", "did you mean 'merge uniform'?"),
         ("command: evaluate", "command: run", "unknown command 'run'", ""),
         ("    command: evaluate\n", "", "f.yaml: step scores: names no command", ""),
-        ("soup:test.top1", "suop:test.top1", "there is no step 'suop'", "did you mean 'soup'?"),
+        ("soup:recipe.top", "suop:recipe.top", "there is no step 'suop'", "did you mean 'soup'?"),
         ("test.top1 >= 0.9", "test.top1 is good", "f.yaml: step scores: expect 'test.top1 is good'", ""),
         ("${out}/scores", "${soup}", "f.yaml: steps soup and scores both write runs/two/soup", ""),
         ("${out}/scores", "${soup}/x", "f.yaml: steps soup and scores both write runs/two/soup", ""),
@@ -160,3 +160,53 @@ def test_no_objects_can_be_made() -> None:
         load_yaml("!!python/object/apply:os.system [echo]", where="f")
     with pytest.raises(RecipeError, match="is not valid YAML"):
         load_yaml("? [a]\n: 1", where="f")
+
+
+STEP = 'steps: {{s: {{command: {command}, {options}, expect: ["{path} >= 0"]}}}}'
+
+
+@pytest.mark.parametrize(
+    ("command", "options", "path"),
+    [
+        ("merge uniform", "refs: [a], out: o", "held_out.top1"),
+        ("merge ties", "refs: [a, b], base: c, out: o", "metrics.test.top1"),
+        ("merge greedy", "refs: [a], data: digits, out: o", "held_out.top2"),
+        ("merge greedy", "refs: [a], data: digits, out: o", "val.top1"),
+        ("merge greedy", "refs: [a], data: digits, test: false, out: o", "test.top1"),
+        ("merge greedy", "refs: [a], data: digits, out: o", "test.top1.valeu"),
+        ("merge greedy", "refs: [a], data: digits, out: o", "metrics.test"),
+        ("merge evolve", "refs: [a], score_command: 'x {checkpoint}', out: o", "test.score"),
+        ("merge interpolate", "refs: [a, b], at: [0.5], out: o", "held_out.top1"),
+        ("evaluate", "refs: [a, b], data: digits", "held_out.top1"),
+        ("evaluate", "refs: [a], baseline: b, data: digits", "held_out.top1"),
+        ("evaluate", "refs: [a], data: digits, split: test", "held_out.top1"),
+        ("evaluate", "refs: [a, b], data: digits", "runs/v1.5.held_out.topp"),
+        ("ensemble", "refs: [a, b], data: digits", "held_out.top1"),
+        ("finetune-sweep", "base: a, data: digits, out: o", "best.held_out.accuracy"),
+        ("inspect", "refs: [a]", "parameters"),
+    ],
+)
+def test_what_no_result_can_hold_is_found_before_the_first_step(command: str, options: str, path: str) -> None:
+    error = refusal(STEP.format(command=command, options=options, path=path))
+    assert f"the result of {command} cannot hold {path!r}" in error.message
+
+
+@pytest.mark.parametrize(
+    ("command", "options", "path"),
+    [
+        ("merge uniform", "refs: [a], out: o", "outputs.files.model.safetensors.bytes"),
+        ("merge greedy", "refs: [a], data: digits, out: o", "test.top1.standard_error"),
+        ("merge greedy", "refs: [a], data: digits, out: o", "notes.singles.runs/v1.5.value"),
+        ("merge evolve", "refs: [a], score_command: 'x {checkpoint}', out: o", "held_out.score"),
+        ("merge interpolate", "refs: [a, b], data: digits, write: all, out: o", "at-0.5.held_out.top1"),
+        ("evaluate", "refs: ['run*'], data: digits", "held_out.top1"),
+        ("evaluate", "refs: [a], data: digits", "a.held_out.top1"),
+        ("evaluate", "refs: [a, b], data: digits", "/abs/v1.5/a.held_out.top1"),
+        ("evaluate", "refs: [a, b], data: digits", "'second try'.held_out.top1"),
+        ("finetune-sweep", "base: a, data: digits, out: o", "run-000.held_out.top1"),
+        ("inspect", "refs: [a]", "checkpoints.0.parameters"),
+        ("diff", "a: x, b: y", "anything"),
+    ],
+)
+def test_what_a_result_may_hold_is_accepted(command: str, options: str, path: str) -> None:
+    assert len(parse(STEP.format(command=command, options=options, path=path)).steps[0].expect) == 1
