@@ -13,8 +13,9 @@ from typing import Any, Literal
 import numpy as np
 
 from soupkit.errors import RecipeError
-from soupkit.events import Advanced, Finished, Report, Scored, Started, silent
+from soupkit.events import Advanced, Finished, Report, Scored, Started, Warned, silent
 from soupkit.metrics import Direction
+from soupkit.soup.greedy import without_margins
 from soupkit.task.score import Score, better
 
 Constraint = Literal["softmax", "sum", "none"]
@@ -62,31 +63,43 @@ def evolve(
     """Search from the uniform soup; `score` takes coefficients float64[K, B].
 
     The same scores give the same search, so a run that remembers its scores goes on where it ended. NaN counts as the
-    worst. Cost: `evaluations` scores and one for the start. Raises RecipeError when the package `cma` is missing.
+    worst. Cost: at most `evaluations` scores, the start's included; the last generation is cut short where they end.
+    Raises RecipeError when the package `cma` is missing.
     """
     size = num_ingredients * num_blocks
     search = _strategy(size, sigma=sigma, seed=seed, population=population) if size > 1 else None
     start_KB = coefficients_of(np.zeros(size), num_ingredients, constraint)
-    start = score(start_KB)
+    if search is not None and evaluations < 1 + search.popsize:
+        report(Warned(_too_few(evaluations, search.popsize)))
+    start = without_margins(score(start_KB))
     best, found, history, num_done = start, start_KB, [start.value], 1
     if search is None:
         return Evolved(found, best, start, tuple(history), num_done)
     report(Started("evolving", evaluations, "soups"))
-    while num_done <= evaluations and not search.stop():
+    report(Advanced("evolving", 1, f"uniform {start.value:.4f}"))
+    while num_done < evaluations and not search.stop():
         points = search.ask()
-        scores = []
-        for point in points:
+        scores: list[Score] = []
+        for point in points[: evaluations - num_done]:
             coefficients_KB = coefficients_of(np.asarray(point), num_ingredients, constraint)
-            scores.append(score(coefficients_KB))
+            scores.append(without_margins(score(coefficients_KB)))
             if better(scores[-1].value, best.value, direction):
                 best, found = scores[-1], coefficients_KB
                 report(Scored(f"soup {num_done}", best.metric, best.value, best.standard_error, best.num_examples))
             num_done += 1
             report(Advanced("evolving", 1, f"best {best.value:.4f}"))
-        search.tell(points, [_loss(each, direction) for each in scores])
+        if len(scores) == len(points):
+            search.tell(points, [_loss(each, direction) for each in scores])
         history.append(best.value)
     report(Finished("evolving"))
     return Evolved(found, best, start, tuple(history), num_done)
+
+
+def _too_few(evaluations: int, population: int) -> str:
+    return (
+        f"{evaluations} evaluations are less than the uniform soup and one generation of {population}: soups are only "
+        f"drawn at random (--evaluations {1 + population} or more searches, or a smaller --population)"
+    )
 
 
 def _strategy(size: int, *, sigma: float, seed: int, population: int | None) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 from soupkit.events import Advanced, Finished, Report, Scored, Started, silent
@@ -81,22 +81,22 @@ def greedy(
     ≥ (ge), its public code on > (gt). Equal single scores are ranked by name, so the order of the references does not
     matter. Cost: K single scores and K − 1 trials.
     """
-    singles = score_singles(ingredients, score, mix, report)
+    singles, best = score_singles(ingredients, score, mix, direction, report)
     ranking = rank(ingredients, singles, direction)
-    picks, best = [ranking[0]], singles[ranking[0]]
+    picks = [ranking[0]]
     trials: list[Trial] = []
     report(Started("greedy trials", len(ranking) - 1, "trials"))
     for k in ranking[1:]:
         bar = Bar(best, accept, direction)
         trial = score(mix(ingredients, [*picks, k]), bar)
         accepted = bar.reached_by(trial)
-        trials.append(Trial(k, trial, accepted))
+        trials.append(Trial(k, without_margins(trial), accepted))
         report(scored(f"+ {ingredients[k]}", trial, accepted))
         report(Advanced("greedy trials", 1, f"{len(picks) + accepted} picked"))
         if accepted:
             picks, best = [*picks, k], trial
     report(Finished("greedy trials"))
-    return Greedy(tuple(picks), best, tuple(singles), tuple(trials), mix(ingredients, picks))
+    return Greedy(tuple(picks), without_margins(best), tuple(singles), tuple(trials), mix(ingredients, picks))
 
 
 def rank(ingredients: Sequence[str], singles: Sequence[Score], direction: Direction) -> list[int]:
@@ -108,18 +108,31 @@ def score_singles(
     ingredients: Sequence[str],
     score: ScoreSoup,
     mix: Callable[[Sequence[str], Sequence[int]], Mixture],
+    direction: Direction,
     report: Report,
-) -> list[Score]:
-    """The score of every ingredient by itself."""
+) -> tuple[list[Score], Score]:
+    """The score of every ingredient by itself, without margins, and the best of them with its own.
+
+    Margins are as many numbers as there are examples: only those of the soup so far are of use.
+    """
     report(Started("scoring ingredients", len(ingredients), "checkpoints"))
-    singles = []
+    singles: list[Score] = []
+    best: Score | None = None
     for k, name in enumerate(ingredients):
         single = score(mix(ingredients, [k]), None)
-        singles.append(single)
+        singles.append(without_margins(single))
+        if rank(ingredients[: k + 1], singles, direction)[0] == k:
+            best = single
         report(Scored(name, single.metric, single.value, single.standard_error, single.num_examples))
         report(Advanced("scoring ingredients"))
     report(Finished("scoring ingredients"))
-    return singles
+    assert best is not None, "there is an ingredient"
+    return singles, best
+
+
+def without_margins(score: Score) -> Score:
+    """The same score, for the record."""
+    return score if score.margins is None else replace(score, margins=None)
 
 
 def scored(name: str, score: Score, accepted: bool) -> Scored:

@@ -13,7 +13,7 @@ import numpy as np
 from soupkit.events import Advanced, Finished, Report, Started, silent
 from soupkit.merge.mixture import Mixture
 from soupkit.metrics import Direction
-from soupkit.soup.greedy import Bar, Greedy, ScoreSoup, Trial, rank, score_singles, scored
+from soupkit.soup.greedy import Bar, Greedy, ScoreSoup, Trial, rank, score_singles, scored, without_margins
 
 Mix = Callable[[np.ndarray], Mixture]
 """float64[K, B] coefficients, each column summing to one → the mixture."""
@@ -36,12 +36,15 @@ def greedy_by_block(
     With one block it is the greedy soup. Cost: K single scores and (K − 1) B trials.
     """
     num_blocks = len(labels)
-    singles = score_singles(
-        ingredients, score, lambda names, picks: mix(_means([list(picks)] * num_blocks, len(names))), report
+    singles, best = score_singles(
+        ingredients,
+        score,
+        lambda names, picks: mix(_means([list(picks)] * num_blocks, len(names))),
+        direction,
+        report,
     )
     ranking = rank(ingredients, singles, direction)
     picks = [[ranking[0]] for _ in labels]
-    best = singles[ranking[0]]
     trials: list[Trial] = []
     report(Started("greedy trials", (len(ranking) - 1) * num_blocks, "trials"))
     for k in ranking[1:]:
@@ -50,7 +53,7 @@ def greedy_by_block(
             bar = Bar(best, accept, direction)
             trial = score(mix(_means(tried, len(ingredients))), bar)
             accepted = bar.reached_by(trial)
-            trials.append(Trial(k, trial, accepted, label))
+            trials.append(Trial(k, without_margins(trial), accepted, label))
             report(scored(f"+ {ingredients[k]}, {label}", trial, accepted))
             report(Advanced("greedy trials"))
             if accepted:
@@ -58,7 +61,7 @@ def greedy_by_block(
     report(Finished("greedy trials"))
     coefficients_KB = _means(picks, len(ingredients))
     used = tuple(k for k in ranking if coefficients_KB[k].any())
-    return Greedy(used, best, tuple(singles), tuple(trials), mix(coefficients_KB))
+    return Greedy(used, without_margins(best), tuple(singles), tuple(trials), mix(coefficients_KB))
 
 
 def _means(picks: Sequence[Sequence[int]], num_ingredients: int) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from soupkit.events import Event, Warned
 from soupkit.soup.evolve import coefficients_of, evolve
 from soupkit.task.score import Score
 
@@ -37,7 +38,7 @@ def test_the_optimum_is_found(constraint: str, target: list[float], direction: s
     np.testing.assert_allclose(found.coefficients_KB[:, 0], target, atol=0.02)
     assert found.score.value == pytest.approx(0, abs=1e-3)
     assert sign * found.history[-1] <= sign * found.history[0]
-    assert found.num_evaluations >= 400 or len(found.history) < 100
+    assert found.num_evaluations == 400 or len(found.history) < 100
 
 
 def test_the_same_seed_is_the_same_search_and_nan_is_the_worst() -> None:
@@ -56,3 +57,28 @@ def test_the_same_seed_is_the_same_search_and_nan_is_the_worst() -> None:
     other: list[float] = []
     evolve(lambda c: (other.append(float(c[0, 0])), Score("x", 0.0, None, None))[1], 3, 1, evaluations=40, seed=5)
     assert other != seen[0]
+
+
+@pytest.mark.parametrize(
+    ("evaluations", "population"), [(10, 8), (12, None), (9, 8), (4, 20), (1, 8), (2, None), (61, 7)]
+)
+def test_the_budget_is_kept_exactly(evaluations: int, population: int | None) -> None:
+    scored: list[np.ndarray] = []
+
+    def score(coefficients: np.ndarray) -> Score:
+        scored.append(coefficients)
+        return Score("x", float(coefficients[0, 0]), None, None)
+
+    events: list[Event] = []
+    found = evolve(score, 5, 1, evaluations=evaluations, population=population, report=events.append)
+    assert len(scored) == found.num_evaluations == evaluations
+    assert found.score.value == max(each[0, 0] for each in scored)
+    np.testing.assert_allclose(scored[0], 0.2)
+    too_few = evaluations < 1 + (population or 8)
+    assert any(isinstance(event, Warned) and "one generation" in event.message for event in events) == too_few
+
+
+def test_no_margins_are_kept() -> None:
+    found = evolve(lambda c: Score("x", float(c[0, 0]), None, 9, 3, np.zeros(9)), 3, 1, evaluations=30)
+    assert found.score.margins is None
+    assert found.start.margins is None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
+import weakref
 from collections.abc import Sequence
 from typing import Literal
 
@@ -12,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from soupkit.merge.mixture import Mixture
-from soupkit.soup.greedy import Bar, greedy, trace
+from soupkit.soup.greedy import Bar, Greedy, greedy, trace
+from soupkit.soup.greedy_blocks import greedy_by_block
 from soupkit.task.score import Score
 
 
@@ -143,3 +146,31 @@ def test_a_custom_mixture_is_used(picks: Sequence[int]) -> None:
     greedy(names(3), lambda mixture, bar: Score("x", 1.0, None, None), mix=mix)
     assert seen[:3] == [[0], [1], [2]]
     assert seen[3] == [0, 1]
+
+
+@pytest.mark.parametrize("by_block", [False, True])
+def test_only_the_margins_of_the_current_soup_are_alive(by_block: bool) -> None:
+    """Of K models and K − 1 trials no more than the bar's margins, those of the trial, and one that ends."""
+    gc.collect()
+    logits = np.random.default_rng(3).normal(0.2, 1.0, (12, 40))
+    kept: list[weakref.ref[np.ndarray]] = []
+    most = 0
+    plain = Simulated(logits, early_stop=True)
+
+    def score(mixture: Mixture, bar: Bar | None) -> Score:
+        nonlocal most
+        most = max(most, sum(each() is not None for each in kept))
+        found = plain(mixture, bar)
+        if found.margins is not None:
+            kept.append(weakref.ref(found.margins))
+        return found
+
+    result: Greedy
+    if by_block:
+        result = greedy_by_block(names(12), score, ["b"], mix=lambda c_KB: Mixture(tuple(names(12)), c_KB))
+    else:
+        result = greedy(names(12), score)
+    assert most <= 2
+    assert len(kept) > 12
+    assert len(result.trials) == 11
+    assert sum(each() is not None for each in kept) == 0
