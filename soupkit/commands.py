@@ -118,6 +118,7 @@ COMMANDS: dict[str, Command] = {
     "push": Command("soupkit.recipe.hub:Push", "soupkit.jobs.hub:push"),
     "methods": Command("soupkit.recipe.env:Methods", "soupkit.jobs.methods_table:methods"),
     "env": Command("soupkit.recipe.env:Env", "soupkit.jobs.env:env"),
+    "cache": Command("soupkit.recipe.cache:Cache", "soupkit.jobs.cache:cache"),
     "inspect": Command("soupkit.recipe.inspect:Inspect", "soupkit.jobs.inspect:inspect"),
     "diff": Command("soupkit.recipe.inspect:Diff", "soupkit.jobs.diff:diff"),
     "report": Command("soupkit.recipe.report:Report", "soupkit.jobs.report:report"),

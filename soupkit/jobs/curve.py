@@ -25,6 +25,7 @@ from soupkit.curve.schedule import curve_rate
 from soupkit.curve.state import load_state, save_state
 from soupkit.errors import RecipeError
 from soupkit.events import Cell, Report, Table, Told, Wrote
+from soupkit.identity import given_by
 from soupkit.jobs.agreed import agreed
 from soupkit.jobs.aligned import aligned_ingredients
 from soupkit.jobs.descent import precision, refresh_statistics, training_batches, updates_per_epoch
@@ -44,7 +45,10 @@ from soupkit.train.randomness import Stream, seeded, torch_threads
 from soupkit.world import World
 
 COMMAND = "curve fit"
-WITHOUT_EFFECT = ("refs", "out", "overwrite", "dry_run", "download", "workers", "device", "threads", "save_every")
+WITHOUT_EFFECT = (
+    *("refs", "out", "overwrite", "dry_run", "download", "workers", "device", "threads"),
+    *("save_every", "resume"),
+)
 """Options that do not shape the bends; the ends count by their content."""
 POINTS_STREAM = 0x637572  # the sampled points have a stream of their own
 
@@ -132,7 +136,7 @@ def _train(fit: _Fit, state: Path, contents: Sequence[str], report: Report) -> t
 
     state.parent.mkdir(parents=True, exist_ok=True)
     with seeded(recipe.seed, Stream.FORWARD, device=fit.device):
-        if load_state(state, descent, bends, model, about=about):
+        if recipe.resume and load_state(state, descent, bends, model, about=about):
             report(Told(f"continues after epoch {len(descent.losses)} of {recipe.epochs}"))
         batches = training_batches(fit.start, fit.training, device=fit.device, first=descent.num_done)
         descent.run(batches, report, after=save)
@@ -159,7 +163,8 @@ def _gradient(fit: _Fit, bends: Bends) -> Gradient:
 def _about(recipe: CurveFit, contents: Sequence[str]) -> dict[str, Any]:
     """What two fits have in common of which one continues the other: the options that shape weights, and the ends."""
     wanted = {key: value for key, value in recipe_to_json(recipe).items() if key not in WITHOUT_EFFECT}
-    return {"recipe": wanted, "ends": list(contents)}
+    given = given_by({"data": recipe.data, "data_dir": recipe.data_dir})
+    return {"recipe": wanted, "ends": list(contents), "data": given.get("data")}
 
 
 def _bends(fit: _Fit) -> Bends:

@@ -40,7 +40,18 @@ from soupkit.task.score import direction_of, score_predictions
 from soupkit.task.weights import to_torch
 from soupkit.world import World
 
-HOW_NOT_WHAT = ("out", "overwrite", "dry_run", "device", "threads", "plots", "sha256", "max_shard_size", "workers")
+HOW_NOT_WHAT = (
+    "out",
+    "overwrite",
+    "dry_run",
+    "device",
+    "threads",
+    "plots",
+    "sha256",
+    "max_shard_size",
+    "workers",
+    "resume",
+)
 """Options that a journal does not depend on."""
 
 
@@ -114,7 +125,7 @@ def open_search(
     download(ingredients.checkpoints, report)
     soup = SoupTask(ingredients, recipe, world)
     layout = layout_of(soup.task, ingredients.plan.slots, recipe.blocks)
-    journal = Journal.beside(recipe.out, identity_of(recipe, checkpoints, soup), world=world)
+    journal = Journal.beside(recipe.out, identity_of(recipe, checkpoints, soup), world=world, resume=recipe.resume)
     memory = world.broadcast(_plan(recipe, soup, layout, journal, world, together=together) if world.is_main else None)
     return Search(recipe, world, report, command, ingredients, soup, layout, journal, memory)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.errors import OutputError
+from soupkit.identity import given_by
 from soupkit.manifest import MANIFEST_NAME, Manifest
 from soupkit.recipe.parse import recipe_to_json
 from soupkit.recipe.population import TrainPopulation
@@ -41,12 +42,13 @@ class RunFolder:
 
     def about(self) -> dict[str, Any]:
         """What a state must agree in to be continued."""
-        return {"recipe": recipe_to_json(self.recipe), "base": self.base_content}
+        given = given_by({"data": self.recipe.data, "data_dir": self.recipe.data_dir})
+        return {"recipe": recipe_to_json(self.recipe), "base": self.base_content, "data": given.get("data")}
 
     def prepare(self) -> None:
         """Make room: leave what is of this recipe, refuse what is of another, or remove it with `overwrite`.
 
-        With `resume` off, an unfinished run is removed too. Raises OutputError.
+        With `resume` off, an unfinished run is removed too, and with `overwrite` a finished one. Raises OutputError.
         """
         changes = self._changes()
         if changes and not self.recipe.overwrite:
@@ -55,7 +57,7 @@ class RunFolder:
                 hint="choose another --out, or replace it with --overwrite",
             )
         unfinished = self.state.exists() and not (self.out / MANIFEST_NAME).exists()
-        if changes or (unfinished and not self.recipe.resume):
+        if changes or ((unfinished or self.recipe.overwrite) and not self.recipe.resume):
             self._remove()
         self.state.mkdir(exist_ok=True)
 
@@ -75,6 +77,7 @@ class RunFolder:
         manifest, state = Manifest.read_if_any(self.out), find_state(self.state)
         if manifest is not None:
             was: dict[str, Any] = {"recipe": manifest.recipe, "base": manifest.notes.get("base")}
+            was |= {"data": manifest.given["data"]} if "data" in manifest.given else {}
         elif state is not None:
             was = about_state(state)
         else:
@@ -86,6 +89,7 @@ class RunFolder:
             for key, value in wanted["recipe"].items()
             if key not in WITHOUT_EFFECT and before[key] != value
         ]
+        changes += ["the files of the data are others"] * (was.get("data", wanted["data"]) != wanted["data"])
         return changes + ["the weights of the base are others"] * (was["base"] != wanted["base"])
 
     def _remove(self) -> None:

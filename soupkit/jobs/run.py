@@ -11,7 +11,7 @@ from typing import Any
 
 from soupkit.checkpoint.reference import open_references
 from soupkit.commands import COMMANDS
-from soupkit.errors import ExpectationError, SoupkitError
+from soupkit.errors import ExpectationError, RecipeError, SoupkitError
 from soupkit.events import Report, Table, Told
 from soupkit.identity import given_by
 from soupkit.jobs.recorded import companions_of_input, content_of_input
@@ -239,13 +239,20 @@ def _absolute(path: Path) -> Path:
 
 
 def _check_expectations(steps: Sequence[Step], results: dict[str, Any], report: Report) -> None:
-    failures = []
+    """Raises ExpectationError for what is not met, RecipeError for what cannot be evaluated."""
+    failures, nonsense = [], []
     for step in steps:
         for condition in step.expect:
             seen = condition.failure(results, own=step.name)
-            if seen is None:
+            if unfounded := condition.unfounded(results, own=step.name):
+                nonsense.append(f"step {step.name}: expect {condition.text!r}: {unfounded}")
+            elif seen is None:
                 report(Told(f"expected of {step.name}: {condition.text}: met"))
             else:
                 failures.append(f"step {step.name}: expected {condition.text}, but {seen}")
+    if nonsense:
+        raise RecipeError(
+            "\n".join([*nonsense, *failures]), hint="name a number of the step's result (--json shows it)"
+        )
     if failures:
         raise ExpectationError("\n".join(failures))

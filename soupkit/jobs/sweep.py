@@ -11,6 +11,7 @@ from soupkit.checkpoint.hashing import content_hash
 from soupkit.checkpoint.reference import local_path, open_checkpoint
 from soupkit.errors import DivergedError, SoupkitError, WorkerDiedError
 from soupkit.events import Advanced, Event, Finished, Report, Scored, Started, Told, Warned
+from soupkit.identity import given_by
 from soupkit.jobs.finetune import finetune, prepare
 from soupkit.manifest import Manifest
 from soupkit.recipe.train import Finetune, FinetuneSweep
@@ -60,8 +61,9 @@ def finetune_sweep(
     with opened(recipe.out):
         remove_unfinished(runs)
         sweep = _Sweep(recipe, {run.name: run for run in runs}, report)
+        sweep.data = given_by({"data": recipe.data, "data_dir": recipe.data_dir}).get("data")
         sweep.probe, start = _linear_probe(sweep, base_content, world)
-        for run in runs:
+        for run in runs if recipe.resume else ():
             sweep.find(run, start)
         try:
             _train(sweep, world, execute)
@@ -89,6 +91,7 @@ class _Sweep:
     report: Report
     done: dict[str, Manifest] = field(default_factory=dict)
     probe: Manifest | None = None
+    data: str | None = None
     lowered: dict[str, int] = field(default_factory=dict)
     tries: dict[str, int] = field(default_factory=dict)
     lost: dict[str, SoupkitError] = field(default_factory=dict)
@@ -106,7 +109,7 @@ class _Sweep:
     def find(self, run: Run, base_content: str) -> None:
         """Take note of a run if it is finished already."""
         lowered = self.lowered.get(run.name, 0)
-        manifest = finished(run, base_content, overwrite=self.recipe.overwrite, lowered=lowered)
+        manifest = finished(run, base_content, overwrite=self.recipe.overwrite, lowered=lowered, data=self.data)
         if manifest:
             self.done[run.name] = manifest
         else:
@@ -166,12 +169,13 @@ def _linear_probe(sweep: _Sweep, base_content: str, world: World) -> tuple[Manif
     probe = plan_probe(sweep.recipe)
     if probe is None:
         return None, base_content
-    manifest = finished(probe, base_content, overwrite=sweep.recipe.overwrite)
+    recipe = sweep.recipe
+    manifest = finished(probe, base_content, overwrite=recipe.overwrite, data=sweep.data) if recipe.resume else None
     if manifest is None:
         _check([*sweep.runs.values()], sweep.recipe, sweep.report)
         sweep.write()  # now it is known to be a sweep, should this be killed
-        recipe = replace(probe.recipe, overwrite=sweep.recipe.overwrite)
-        manifest = Manifest(**finetune(recipe, replace(world, threads=1), sweep.report))
+        own = replace(probe.recipe, overwrite=recipe.overwrite)
+        manifest = Manifest(**finetune(own, replace(world, threads=1), sweep.report))
     return manifest, str(manifest.outputs["content"])
 
 

@@ -65,6 +65,7 @@ class CurveFit(OutputOptions, DescentOptions, DataOptions, ModelOptions):
     bn_batches: int = option(20, help="training batches for the batch-norm statistics of a written bend")
     save_every: int = option(1, help="epochs between saved states, from which a killed fit continues; 0: none")
     mismatch: Literal["error", "warn"] = option("error", help=MISMATCH)
+    resume: bool = option(True, help="continue a killed fit; --no-resume starts anew")
 
     def __post_init__(self) -> None:
         if self.save_every < 0:

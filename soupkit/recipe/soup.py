@@ -54,6 +54,7 @@ class LearnOptions:
     seed: int = option(0, help="seed of the order of examples, models and folds")
     plots: bool = option(True, help="draw coefficients and learning curve beside the soup")
     test: bool = option(True, help="report the written soup on the test split too")
+    resume: bool = option(True, help="go on where a killed run of the same command stopped; --no-resume starts anew")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,7 +196,9 @@ class MergeEvolve(
     constraint: Literal["softmax", "sum", "none"] = option(
         "softmax", help="coefficients in the convex hull, summing to one with any sign, or of any sign and sum"
     )
-    evaluations: int = option(200, help="soups to score")
+    evaluations: int = option(
+        200, help="soups to score in the search, the uniform one included; what is written is scored once more"
+    )
     population: int = option(0, help="soups per generation; 0: 4 + 3 ln(number of coefficients)")
     sigma: float = option(0.5, help="initial step, in logits (softmax) or in units of 1 / number of checkpoints")
     seed: int = option(0, help="seed of the search")

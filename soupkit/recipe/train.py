@@ -130,6 +130,7 @@ class FinetuneSweep(OutputOptions, TrainOptions, AveragingOptions, RunOptions, D
         0, help="first train the head alone for so many epochs, once; every run starts from there (LP-FT)"
     )
     lp_lr: float = option(1e-3, help="learning rate of that linear probe")
+    resume: bool = option(True, help="skip finished runs; --no-resume --overwrite trains all of them again")
     plots: bool = option(True, help="draw hyper_parameters.png: each hyper-parameter against the held-out score")
     lr: str = option("log(1e-5,1e-3)", help="learning rate")
     weight_decay: str = option("log(1e-4,0.5)", help="weight decay")

@@ -23,20 +23,20 @@ class Journal:
     0 reads and writes; the others are told what it read. Values are what `torch.save` takes: tensors and plain Python.
     """
 
-    def __init__(self, path: Path | None, identity: str, *, world: World = ALONE) -> None:
+    def __init__(self, path: Path | None, identity: str, *, world: World = ALONE, resume: bool = True) -> None:
         self._path = path
         self._writes = world.is_main and path is not None
         self._values: dict[str, Any] = {"identity": identity, "finished": {}, "stage": None, "state": None}
         self._written = time.monotonic()
-        found = world.in_main(lambda: _read(path) if path else None)
+        found = world.in_main(lambda: _read(path) if path and resume else None)
         if found and found.get("identity") == identity:
             self._values = found
         self.resumed = found is not None and self._values is found
 
     @classmethod
-    def beside(cls, out: Path, identity: str, *, world: World = ALONE) -> Journal:
-        """The journal of an output directory."""
-        return cls(journal_path(out), identity, world=world)
+    def beside(cls, out: Path, identity: str, *, world: World = ALONE, resume: bool = True) -> Journal:
+        """The journal of an output directory; with `resume` off a new one, whatever lies there."""
+        return cls(journal_path(out), identity, world=world, resume=resume)
 
     def result(self, stage: str) -> Any:
         """What a finished stage came to; None when it is not finished."""
@@ -72,7 +72,7 @@ class Journal:
         if not self._writes or self._path is None:
             return
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(self._path) as temporary:
+        with whole_file(self._path, sync=True) as temporary:
             torch.save(self._values, temporary)
 
 

@@ -100,11 +100,14 @@ def remove_unfinished(runs: Sequence[Run]) -> None:
         remove_litter(run.recipe.out)
 
 
-def finished(run: Run, base_content: str, *, overwrite: bool, lowered: int = 0) -> Manifest | None:
+def finished(
+    run: Run, base_content: str, *, overwrite: bool, lowered: int = 0, data: str | None = None
+) -> Manifest | None:
     """The manifest of `run` if it was trained as its recipe says from this base, None if it is to be trained.
 
-    lowered: how often its learning rate was lowered because it diverged. Raises OutputError for a directory that holds
-    another run, CheckpointError for one whose weights are damaged, unless `overwrite` says to train them again.
+    lowered: how often its learning rate was lowered because it diverged. data: what the data are now. Raises
+    OutputError for a directory that holds another run, CheckpointError for one whose weights are damaged, unless
+    `overwrite` says to train them again.
     """
     out = run.recipe.out
     if not out.exists():
@@ -114,6 +117,8 @@ def finished(run: Run, base_content: str, *, overwrite: bool, lowered: int = 0) 
         raise OutputError(f"{out}: exists and has no {MANIFEST_NAME}", hint="remove it, or choose another --out")
     recipes = [recipe for recipe in (run.recipe, run.lowered(lowered)) if recipe]
     changes = min((differences(recipe, manifest, base_content) for recipe in recipes), key=len)
+    if data is not None and manifest.given.get("data", data) != data:
+        changes.append("the files of the data are others")
     if overwrite and (changes or not _has_weights(out)):
         return None
     if changes:
