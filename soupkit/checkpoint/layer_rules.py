@@ -29,7 +29,7 @@ BY_LAYER = re.compile(
 """Lists of these names, with an entry for each layer, are of the layers."""
 KEPT = re.compile(
     r".*(token|word|label|lang|dtype|factor|mean|std|pinpoint|resolution|aspect|kernel|stride|dilation|limit|tag|stage"
-    r"|module|section|keys_to|architectures|image|patch|conv|hidden_sizes|depths|range|dataset|class|name).*|\w*_ids?"
+    r"|module|section|keys_to|architectures|image|patch|conv|hidden_sizes|depths|range|dataset|class|name).*|\w*_ids?|mtp_\w+"
 )
 """Lists of these names are of something else, whatever their length."""
 POSITIONAL = re.compile(

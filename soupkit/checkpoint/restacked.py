@@ -98,6 +98,7 @@ class _Section:
 
     def write(self, new: Config) -> list[list[tuple[Any, ...]]]:
         """Change `new`, the first, into that of the stack; the values of every rule for every layer of each origin."""
+        _forget_last_stage(new, self.origins[0].num_layers)
         before, num = dict(new), len(self._layers)
         rules = [rule for rule in self._rules() if self._read(rule)]
         values = {rule.key: self._read(rule) for rule in rules}
@@ -176,6 +177,13 @@ class _Section:
             hint="take the layers in their places (0:N of one model), or stack without config.json and write the "
             "result's yourself",
         )
+
+
+def _forget_last_stage(config: Config, num_layers: int) -> None:
+    """An image model that may serve as a backbone says that its output is its last stage, as it is when nothing is."""
+    if config.get("out_indices") in ([num_layers], [-1]) and len(config.get("out_features") or [""]) == 1:
+        for key in ("out_indices", "out_features", "stage_names"):
+            config.pop(key, None)
 
 
 def _names_layers(key: str) -> bool:

@@ -99,8 +99,16 @@ def test_rules_that_count_from_the_first_layer_hold_for_the_first_layers() -> No
 
 
 def test_a_list_may_say_the_depth() -> None:
-    config = {"model_type": "nemotron_h", "layers_block_type": [*"abcd"]}
+    config = {"model_type": "nemotron_h", "layers_block_type": [*"abcd"], "mtp_layers_block_type": ["a"]}
     assert stacked(config, (0, 3), (1, 4)) == config | {"layers_block_type": [*"abcbcd"]}
+
+
+def test_the_last_stage_stays_the_last() -> None:
+    stages = {"stage_names": ["stem", "stage1", "stage2", "stage3", "stage4"]}
+    last = {"out_indices": [4], "out_features": ["stage4"], **stages}
+    assert stacked(LLAMA | last, (0, 3), (1, 4)) == LLAMA | {"num_hidden_layers": 6}
+    with pytest.raises(CompatibilityError, match="out_indices"):
+        stacked(LLAMA | {"out_indices": [2], "out_features": ["stage2"], **stages}, (0, 3), (1, 4))
 
 
 def test_lists_come_from_the_model_of_each_layer() -> None:
