@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 import xxhash
 
 from soupkit.identity import digest
-from soupkit.whole import whole_file
+from soupkit.whole import final_name, whole_file
 from soupkit.world import cache_folder
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ KINDS: tuple[Kind, ...] = ("scores", "points", "predictions")
 FORMAT = 2
 _MAGIC = b"soupkit remembered 2\n"
 _SUFFIX = ".remembered"
-_OURS = re.compile(rf"[0-9a-f]{{32}}{re.escape(_SUFFIX)}|\.[0-9a-f]{{32}}\.\d+{re.escape(_SUFFIX)}")
+_OURS = re.compile(rf"[0-9a-f]{{32}}{re.escape(_SUFFIX)}")
 _OF_FORMAT_1 = re.compile(r"\.?[0-9a-f]{32}(\.\d+)?\.(npz|json)")
 _BLOCK = 1 << 20
 
@@ -160,5 +160,5 @@ def _files(kind: str) -> Iterator[Path]:
     except (OSError, RuntimeError):
         return
     for path in paths:
-        if (_OURS.fullmatch(path.name) or _OF_FORMAT_1.fullmatch(path.name)) and path.is_file():
+        if (_OURS.fullmatch(final_name(path.name)) or _OF_FORMAT_1.fullmatch(path.name)) and path.is_file():
             yield path

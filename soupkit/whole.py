@@ -42,6 +42,12 @@ def remove_partial(folder: Path, *, of: Path | None = None) -> None:
                     (folder / name).unlink()
 
 
+def final_name(name: str) -> str:
+    """The name that a half-written file was to have; any other name as it is."""
+    match = re.fullmatch(r"\.(.*)\.soupkit-part-[0-9]+(\.[^.]*)?", name, re.DOTALL)
+    return f"{match[1]}{match[2] or ''}" if match else name
+
+
 def _is_alive(process: int) -> bool:
     try:
         os.kill(process, 0)
