@@ -137,7 +137,11 @@ def test_what_may_not_be_read_or_written() -> None:
 def test_forgetting_removes_what_soupkit_wrote_and_nothing_else() -> None:
     _, key, path = entry()
     folder = path.parent
-    for name in (f".{key}.soupkit-part-17.remembered", f"{key}.npz", f"{key}.json"):  # of a killed run, of earlier formats
+    for name in (
+        f".{key}.soupkit-part-17.remembered",
+        f"{key}.npz",
+        f"{key}.json",
+    ):  # of a killed run, of earlier formats
         (folder / name).write_text("x")
     (folder / "mine.npz").write_text("x")
     (folder / "0123.remembered").write_text("x")

@@ -6,9 +6,10 @@ from typing import Any
 
 from soupkit.checkpoint.reference import open_references
 from soupkit.events import Report
-from soupkit.jobs.learned_soup import Outcome, score_uniform, write_learned
-from soupkit.jobs.learning import Search, begin, dry_run, learn, open_search, settings_of
+from soupkit.jobs.learned_soup import learned, score_uniform, write_learned
+from soupkit.jobs.learning import begin, dry_run, learn, settings_of
 from soupkit.jobs.removal import without_the_best
+from soupkit.jobs.search import Outcome, Search, open_search
 from soupkit.recipe.soup import MergeLearned
 from soupkit.soup.learned import Softmax, Unconstrained
 from soupkit.world import World
@@ -21,7 +22,7 @@ def merge_learned(recipe: MergeLearned, world: World, report: Report) -> dict[st
     if recipe.dry_run:
         return dry_run(search)
     uniform = score_uniform(search)
-    return write_learned(search, _search(search, recipe), uniform)
+    return write_learned(search, learned(search, lambda: _search(search, recipe)), uniform)
 
 
 def _search(search: Search, recipe: MergeLearned) -> Outcome:
@@ -30,7 +31,7 @@ def _search(search: Search, recipe: MergeLearned) -> Outcome:
     subspace = search.subspace(search.mean_KB())
     kind = Softmax if recipe.constraint == "softmax" else Unconstrained
     size = search.num_ingredients, search.layout.num_blocks
-    run, learned, chosen = learn(
+    run, found, chosen = learn(
         search,
         model,
         subspace,
@@ -41,4 +42,4 @@ def _search(search: Search, recipe: MergeLearned) -> Outcome:
     temperature = run.coordinates.temperature
     notes = {"cross_fitting": chosen, "temperature": None if temperature is None else float(temperature.detach())}
     coefficients = subspace.coefficients(beta, gamma)
-    return Outcome(coefficients, {"all": learned.losses}, chosen.get("mean_scores", []), notes)
+    return Outcome(coefficients, {"all": found.losses}, chosen.get("mean_scores", []), notes)

@@ -6,15 +6,16 @@ Shape suffixes: K ingredients, B blocks.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from soupkit.errors import DivergedError
 from soupkit.events import Table
-from soupkit.jobs.learning import Search
+from soupkit.jobs.ground import by_itself, keep_the_better
+from soupkit.jobs.search import Outcome, Search
 from soupkit.jobs.soup import Record, write_soup
 from soupkit.report.coefficients import heat_map, learning_curve
 from soupkit.task.score import all_scores, scores_to_json
@@ -23,28 +24,30 @@ SHOWN = 12
 """Ingredients in the table of coefficients."""
 
 
-@dataclass
-class Outcome:
-    """What a search came to: the coefficients, the losses of its runs by name, scores over folds, and notes."""
-
-    coefficients_KB: np.ndarray
-    losses: dict[str, list[float]] = field(default_factory=dict)
-    fold_scores: list[float] = field(default_factory=list)
-    notes: dict[str, Any] = field(default_factory=dict)
-
-
 def score_uniform(search: Search) -> dict[str, Any]:
-    """The uniform soup's scores, to compare with; a resumed search knows them already. One process only."""
-    if search.world.size > 1:
-        return {}
+    """The uniform soup's scores, to compare with; a resumed search knows them already. Rank 0 computes them."""
     known: dict[str, Any] | None = search.journal.result("uniform")
     if known is None:
-        search.soup.load(search.mixture(search.mean_KB()))
-        task = search.soup.task
-        splits = {"held_out": task.held_out} | ({"test": task.test} if search.recipe.test else {})
-        known = {name: scores_to_json(all_scores(task.predict(examples))) for name, examples in splits.items()}
+        known = search.world.in_main(lambda: _scores_of_uniform(search))
         search.journal.finish("uniform", known)
     return known
+
+
+def _scores_of_uniform(search: Search) -> dict[str, Any]:
+    task = search.soup.task
+    splits = {"held_out": task.held_out} | ({"test": task.test} if search.recipe.test else {})
+    with by_itself(search.soup):
+        search.soup.load(search.mixture(search.mean_KB()))
+        return {name: scores_to_json(all_scores(task.predict(examples))) for name, examples in splits.items()}
+
+
+def learned(search: Search, run: Callable[[], Outcome]) -> Outcome:
+    """What a search comes to. One that leaves the ground has nothing to go on with: its journal is removed."""
+    try:
+        return run()
+    except DivergedError:
+        search.journal.remove()
+        raise
 
 
 def write_learned(search: Search, outcome: Outcome, uniform: Mapping[str, Any]) -> dict[str, Any]:
@@ -58,8 +61,10 @@ def write_learned(search: Search, outcome: Outcome, uniform: Mapping[str, Any]) 
 
 def _write(search: Search, outcome: Outcome, uniform: Mapping[str, Any]) -> dict[str, Any]:
     recipe, soup = search.recipe, search.soup
-    mixture = search.mixture(outcome.coefficients_KB)
     soup.task.world = search.world.alone()  # the others wait: nothing that follows is shared
+    soup.task.model.eval()
+    keep_the_better(search, outcome)
+    mixture = search.mixture(outcome.coefficients_KB)
     return write_soup(
         search.ingredients,
         mixture,
@@ -90,6 +95,7 @@ def _notes(search: Search, outcome: Outcome, uniform: Mapping[str, Any]) -> dict
         "uniform": dict(uniform),
         "memory": search.memory.to_json(),
         "ranks": search.world.size,
+        "batch_statistics": search.batch_statistics,
         "seconds": round(time.perf_counter() - search.began, 3),
     }
 
@@ -113,10 +119,11 @@ def _scores_table(search: Search, manifest: Mapping[str, Any], uniform: Mapping[
     """The uniform soup beside the learned one, on what was learned from and on what was not."""
     learned_on = getattr(search.recipe, "fit", "held_out")
     rows: list[tuple[Any, ...]] = []
-    for name, metrics in (("uniform soup", uniform), (search.command, manifest["metrics"])):
+    written = "uniform soup, written" if manifest["notes"]["against_uniform"]["kept_uniform"] else search.command
+    for name, metrics in (("uniform soup", uniform), (written, manifest["metrics"])):
         for split, scores in metrics.items():
             shown = split.replace("_", "-") + (
-                " (learned on)" if split == learned_on and name != "uniform soup" else ""
+                " (learned on)" if split == learned_on and name == search.command else ""
             )
             for metric, score in scores.items():
                 rows.append((name, shown, metric, score["value"], score["standard_error"], score["num_examples"]))

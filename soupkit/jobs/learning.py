@@ -5,129 +5,26 @@ Shape suffixes: K ingredients, B blocks.
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 
-from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.checkpoint.dtypes import FLOATING
-from soupkit.checkpoint.tensors import parse_bytes
-from soupkit.events import Report, Told
-from soupkit.jobs.download import download
-from soupkit.jobs.scoring import SoupTask
-from soupkit.jobs.soup import Ingredients, prepare, show_plan
+from soupkit.events import Told
+from soupkit.jobs.search import Search
+from soupkit.jobs.soup import show_plan
 from soupkit.merge.memory import combined
-from soupkit.merge.mixture import Mixture
 from soupkit.merge.stream import StreamOptions
-from soupkit.recipe.parse import recipe_to_json
-from soupkit.soup import subspace as spaces
-from soupkit.soup.blocks import Layout
 from soupkit.soup.coordinates import Coordinates
 from soupkit.soup.fit import Fit, Learned, ReadBatches, Settings, best_epoch, folds
-from soupkit.soup.journal import Journal
-from soupkit.soup.live import LiveModel, activation_bytes, layout_of
-from soupkit.soup.plan import SHARE_OF_FREE, Demand, MemoryPlan, choose, free_bytes, give_back_memory, resident_bytes
+from soupkit.soup.live import LiveModel
+from soupkit.soup.plan import MemoryPlan, give_back_memory
 from soupkit.soup.subspace import Subspace
-from soupkit.task.batch_norm import has_batch_norm
-from soupkit.task.examples import Examples
 from soupkit.task.score import direction_of, score_predictions
 from soupkit.task.weights import to_torch
-from soupkit.world import World
-
-HOW_NOT_WHAT = (
-    "out",
-    "overwrite",
-    "dry_run",
-    "device",
-    "threads",
-    "plots",
-    "sha256",
-    "max_shard_size",
-    "workers",
-    "resume",
-)
-"""Options that a journal does not depend on."""
-
-
-@dataclass
-class Search:
-    """A search that has been opened and checked."""
-
-    recipe: Any
-    world: World
-    report: Report
-    command: str
-    ingredients: Ingredients
-    soup: SoupTask
-    layout: Layout
-    journal: Journal
-    memory: MemoryPlan
-    began: float = field(default_factory=time.perf_counter)
-
-    @property
-    def examples(self) -> Examples:
-        """What coefficients are learned from."""
-        task = self.soup.task
-        return task.train if getattr(self.recipe, "fit", "held_out") == "train" else task.held_out
-
-    @property
-    def refreshes(self) -> bool:
-        """Whether there are batch-norm statistics to re-estimate."""
-        return self.recipe.bn == "refresh" and has_batch_norm(self.soup.task.model)
-
-    @property
-    def num_ingredients(self) -> int:
-        return len(self.ingredients.checkpoints)
-
-    @property
-    def span(self) -> spaces.Ingredients:
-        """The ingredients as a `Subspace` takes them."""
-        return spaces.Ingredients(self.ingredients.checkpoints, self.layout)
-
-    def subspace(self, center_KB: np.ndarray, rows: Sequence[int] | None = None) -> Subspace:
-        """The directions of some ingredients from a centre, in the form that the plan chose."""
-        return Subspace(
-            self.span,
-            center_KB,
-            rows=rows,
-            form=self.memory.form,
-            world=self.world,
-            device=self.soup.task.device,
-            report=self.report,
-        )
-
-    def mean_KB(self) -> np.ndarray:
-        """The coefficients of the uniform soup."""
-        return np.full((self.num_ingredients, self.layout.num_blocks), 1 / self.num_ingredients)
-
-    def mixture(self, coefficients_KB: np.ndarray) -> Mixture:
-        """Coefficients of the parameters as a mixture; all other tensors, outside the span, are averaged or kept."""
-        names = self.ingredients.names
-        keep = self.recipe.bn == "keep"
-        return self.layout.mixture(names, coefficients_KB, self.ingredients.plan.slots, keep_first=keep)
-
-
-def open_search(
-    recipe: Any, checkpoints: list[Checkpoint], world: World, report: Report, *, command: str, together: bool = True
-) -> Search:
-    """Open model and data, plan the memory, and find what a killed run left. Raises for all that can be known now.
-
-    together: the method needs the directions of all ingredients at once.
-    """
-    direction_of(recipe.metric)
-    ingredients = prepare(checkpoints, recipe, report)
-    download(ingredients.checkpoints, report)
-    soup = SoupTask(ingredients, recipe, world)
-    layout = layout_of(soup.task, ingredients.plan.slots, recipe.blocks)
-    journal = Journal.beside(recipe.out, identity_of(recipe, checkpoints, soup), world=world, resume=recipe.resume)
-    memory = world.broadcast(_plan(recipe, soup, layout, journal, world, together=together) if world.is_main else None)
-    return Search(recipe, world, report, command, ingredients, soup, layout, journal, memory)
+from soupkit.task.zero_shot import evaluating
 
 
 def dry_run(search: Search) -> dict[str, Any]:
@@ -143,7 +40,15 @@ def begin(search: Search) -> LiveModel:
     if search.journal.resumed:
         search.report(Told("going on where an interrupted run of the same command stopped"))
     _load_outside(search)
-    model = LiveModel(search.soup.task, search.layout, search.ingredients.plan.slots, search.world)
+    model = LiveModel(
+        search.soup.task,
+        search.layout,
+        search.ingredients.plan.slots,
+        search.world,
+        batch_statistics=search.batch_statistics,
+        text_moves=search.text_moves,
+        prompts=search.memory.prompts,
+    )
     give_back_memory()
     return model
 
@@ -166,6 +71,7 @@ def learn(
     everything = np.arange(len(search.examples))
     read = read or (lambda pieces, _epoch: search.examples.chunks(pieces))
     before = search.soup.refresh if search.refreshes else None
+    at_start = None if search.batch_statistics else before
 
     def fit(indices: np.ndarray, *place: int) -> Fit:
         where = (*position, *place)
@@ -177,7 +83,7 @@ def learn(
         notes = _cross_fit(search, fit, before, stage, len(everything))
         stop_after = notes["epochs"]
     run = fit(everything)
-    return run, run.run(f"{stage}/learn", stop_after=stop_after, before_epoch=before), notes
+    return run, run.run(f"{stage}/learn", stop_after=stop_after, before_epoch=at_start), notes
 
 
 def _cross_fit(
@@ -192,14 +98,15 @@ def _cross_fit(
         def score(outside: np.ndarray = outside) -> float:
             if before:
                 before()
-            return score_predictions(task.predict(task.held_out, indices=outside), recipe.metric).value
+            with evaluating(task.model):
+                return score_predictions(task.predict(task.held_out, indices=outside), recipe.metric).value
 
         if search.journal.result(name) is None:
             search.report(Told(f"fold {number + 1} of {recipe.folds}: {len(inside)} learn, {len(outside)} score"))
             run = fit(inside, number)
             learned = run.run(
                 name,
-                before_epoch=before,
+                before_epoch=None if search.batch_statistics else before,
                 after_epoch=score,
                 patience=recipe.patience,
                 lower_is_better=direction_of(recipe.metric) == "min",
@@ -223,58 +130,6 @@ def settings_of(recipe: Any, memory: MemoryPlan, **special: Any) -> Settings:
         seed=recipe.seed,
         **special,
     )
-
-
-def identity_of(recipe: Any, checkpoints: Sequence[Checkpoint], soup: SoupTask) -> str:
-    """What a search depends on: options, weight files as they lie there, model and data."""
-    options = {key: value for key, value in recipe_to_json(recipe).items() if key not in HOW_NOT_WHAT}
-    files: list[Any] = []
-    for checkpoint in checkpoints:
-        if checkpoint.remote is not None:
-            files.append([checkpoint.reference, checkpoint.remote.commit])
-        else:
-            stats = [(str(file), file.stat()) for file in checkpoint.files]
-            files.append([[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats])
-    return json.dumps([options, files, soup.task.fingerprint()], sort_keys=True, default=str)
-
-
-def _plan(recipe: Any, soup: SoupTask, layout: Layout, journal: Journal, world: World, *, together: bool) -> MemoryPlan:
-    """The plan of an interrupted run of the same command, since results depend on it in the last bits, or a new one."""
-    kept = journal.result("plan")
-    if kept is not None:
-        return MemoryPlan(**{**kept, "parts": tuple(map(tuple, kept["parts"]))})
-    process, free, pixels = _memory_now(soup)
-    demand = Demand(
-        layout,
-        len(soup.ingredients.checkpoints),
-        recipe.batch_size,
-        activation_bytes(soup.task),
-        process,
-        pixels=pixels,
-        num_ranks=world.size,
-        together=together,
-    )
-    plan = choose(
-        demand,
-        limit=parse_bytes(recipe.max_memory) if recipe.max_memory else int(SHARE_OF_FREE * free),
-        form=None if recipe.resident == "auto" else recipe.resident,
-        model_batch=getattr(recipe, "model_batch", 0) or None,
-        piece=recipe.pass_size or None,
-    )
-    if not recipe.dry_run:
-        journal.finish("plan", dataclasses.asdict(plan))
-    return plan
-
-
-def _memory_now(soup: SoupTask) -> tuple[int, int, int]:
-    """Bytes of this process, bytes that it may have, those included, and bytes of decoded examples; on the device."""
-    task = soup.task
-    if task.device.type == "cuda":
-        own = torch.cuda.memory_allocated(task.device)
-        return own, torch.cuda.mem_get_info(task.device)[0] + own, 0
-    give_back_memory()
-    pixels = sum(part.num_bytes for part in (task.held_out, task.test, task.train))
-    return resident_bytes(), free_bytes() // task.world.size, pixels
 
 
 def _load_outside(search: Search) -> None:

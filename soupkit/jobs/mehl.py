@@ -8,9 +8,10 @@ import numpy as np
 
 from soupkit.checkpoint.reference import open_references
 from soupkit.events import Report, Told
-from soupkit.jobs.learned_soup import Outcome, score_uniform, write_learned
-from soupkit.jobs.learning import Search, begin, dry_run, learn, open_search, settings_of
+from soupkit.jobs.learned_soup import learned, score_uniform, write_learned
+from soupkit.jobs.learning import begin, dry_run, learn, settings_of
 from soupkit.jobs.removal import without_the_best
+from soupkit.jobs.search import Outcome, Search, open_search
 from soupkit.recipe.soup import MergeMehl
 from soupkit.soup.live import LiveModel
 from soupkit.soup.mehl import HyperPlane
@@ -24,7 +25,7 @@ def merge_mehl(recipe: MergeMehl, world: World, report: Report) -> dict[str, Any
     if recipe.dry_run:
         return dry_run(search)
     uniform = score_uniform(search)
-    return write_learned(search, _search(search, recipe), uniform)
+    return write_learned(search, learned(search, lambda: _search(search, recipe)), uniform)
 
 
 def model_batches(num_models: int, size: int, *, seed: int, epoch: int) -> list[list[int]]:
@@ -64,17 +65,18 @@ def _learn_batch(
     done = search.journal.result(stage)
     if done is None:
         subspace = search.subspace(outcome.coefficients_KB, rows)
-        run, learned, chosen = learn(
+        clips = "model" if recipe.step == "distance" else "coordinates"
+        run, fitted, chosen = learn(
             search,
             model,
             subspace,
             lambda: HyperPlane(subspace.norms, step=recipe.step, nonnegative=recipe.nonnegative),
-            settings_of(recipe, search.memory, schedule="cosine", warmup=recipe.warmup),
+            settings_of(recipe, search.memory, schedule="cosine", warmup=recipe.warmup, clips=clips),
             position=position,
         )
         beta, gamma = (part.detach().numpy() for part in run.coordinates.point())
         found = subspace.coefficients(beta, gamma).tolist()
-        done = {"coefficients": found, "losses": learned.losses, "cross_fitting": chosen}
+        done = {"coefficients": found, "losses": fitted.losses, "cross_fitting": chosen}
         search.journal.finish(stage, done)
     outcome.coefficients_KB = np.array(done["coefficients"])
     outcome.losses[name] = done["losses"]

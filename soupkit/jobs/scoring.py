@@ -29,6 +29,9 @@ from soupkit.task.score import Score, all_scores, score_predictions, scores_to_j
 from soupkit.task.task import Task, open_task
 from soupkit.world import ALONE, World
 
+REFRESHING = ("refresh", "batch")
+"""Values of --bn with which the statistics of what is written are re-estimated."""
+
 
 class SoupTask:
     """A task whose model takes mixtures of the ingredients: exactly the bits that would be written."""
@@ -40,7 +43,7 @@ class SoupTask:
         self.task: Task = open_task(ingredients.checkpoints[0], recipe, world)
 
     def load(self, mixture: Mixture) -> dict[str, Array]:
-        """Load a mixture into the model; returns refreshed batch-norm statistics, empty unless `--bn refresh`."""
+        """Load a mixture into the model; returns refreshed batch-norm statistics, empty unless --bn asks for them."""
         rows, slots = mixture.used(), self.ingredients.plan.slots
         memory = Memory(slots)
         options = dataclasses.replace(stream_options(self.recipe, self.world), hash=False)
@@ -48,7 +51,7 @@ class SoupTask:
         stream(sources, mixture.select(rows), memory, slots=slots, options=options)
         ties = {dropped: memory.tensors[kept] for dropped, kept in self.ingredients.agreement.ties.items()}
         self.task.load({**memory.tensors, **ties})
-        return self.refresh() if self.recipe.bn == "refresh" else {}
+        return self.refresh() if self.recipe.bn in REFRESHING else {}
 
     def refresh(self) -> dict[str, Array]:
         """Re-estimate batch-norm statistics on training data; returns them rounded to what will be written."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,11 +14,12 @@ from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.checkpoint.reference import open_references
 from soupkit.errors import RecipeError
 from soupkit.events import Report, Told
-from soupkit.jobs.learned_soup import Outcome, score_uniform, write_learned
-from soupkit.jobs.learning import Search, begin, dry_run, learn, open_search, settings_of
+from soupkit.jobs.learned_soup import learned, score_uniform, write_learned
+from soupkit.jobs.learning import begin, dry_run, learn, settings_of
 from soupkit.jobs.ordered import refuse_unplaced, say_order
 from soupkit.jobs.removal import without_the_best
-from soupkit.recipe.soup import MergeTwa
+from soupkit.jobs.search import Outcome, Search, open_search
+from soupkit.recipe.soup import BLOCK_RATE, PUBLISHED_RATE, MergeTwa
 from soupkit.recipe.train import Finetune
 from soupkit.soup.fit import ReadBatches
 from soupkit.soup.gram import gram_matrix
@@ -36,11 +38,18 @@ def merge_twa(recipe: MergeTwa, world: World, report: Report) -> dict[str, Any]:
     say_order(recipe.refs, report)
     checkpoints = without_the_best(thinned(open_references(recipe.refs), recipe.every), recipe, report)
     start_N = starting_point(recipe.start, len(checkpoints))
-    search = open_search(recipe, checkpoints, world, report, command="merge twa")
+    search = open_search(with_unit(recipe), checkpoints, world, report, command="merge twa")
     if recipe.dry_run:
         return dry_run(search)
     uniform = score_uniform(search)
-    return write_learned(search, _search(search, recipe, start_N), uniform)
+    return write_learned(search, learned(search, lambda: _search(search, search.recipe, start_N)), uniform)
+
+
+def with_unit(recipe: MergeTwa) -> MergeTwa:
+    """The recipe with --step auto and the default learning rate as what they come to, which is what is recorded."""
+    step = ("block" if recipe.lr is None else "distance") if recipe.step == "auto" else recipe.step
+    lr = recipe.lr or (BLOCK_RATE if step == "block" else PUBLISHED_RATE)
+    return replace(recipe, step=step, lr=lr)
 
 
 def thinned(checkpoints: list[Checkpoint], every: int) -> list[Checkpoint]:
@@ -68,21 +77,25 @@ def _search(search: Search, recipe: MergeTwa, start_N: np.ndarray) -> Outcome:
         checkpoints = search.ingredients.checkpoints
         gram_BNN = gram_matrix(checkpoints, search.layout, world=search.world, report=search.report)
         search.journal.finish("gram", torch.from_numpy(gram_BNN))
-    ranks = Orthonormal(np.asarray(gram_BNN), start_N).ranks
+
+    def make() -> Orthonormal:
+        return Orthonormal(np.asarray(gram_BNN), start_N, step="block" if recipe.step == "block" else "distance")
+
+    ranks = make().ranks
     search.report(Told(f"{search.num_ingredients} checkpoints span {_ranks(ranks)} dimensions"))
     subspace = search.subspace(search.mean_KB())
-    run, learned, chosen = learn(
+    run, found, chosen = learn(
         search,
         model,
         subspace,
-        lambda: Orthonormal(np.asarray(gram_BNN), start_N),
+        make,
         settings_of(recipe, search.memory, optimizer="sgd", momentum=recipe.momentum, schedule=recipe.schedule),
         read=_augmented(search, recipe) if recipe.fit == "train" and recipe.augment else None,
     )
     beta, gamma = (part.detach().numpy() for part in run.coordinates.point())
-    notes = {"cross_fitting": chosen, "ranks": ranks}
+    notes = {"cross_fitting": chosen, "dimensions": ranks}
     coefficients = subspace.coefficients(beta, gamma)
-    return Outcome(coefficients, {"all": learned.losses}, chosen.get("mean_scores", []), notes)
+    return Outcome(coefficients, {"all": found.losses}, chosen.get("mean_scores", []), notes)
 
 
 def _ranks(ranks: list[int]) -> str:

@@ -98,7 +98,7 @@ def reproduce(recipe: Reproduce, world: World, report: Report) -> dict[str, Any]
         from soupkit.jobs.aligned_merge import replaced_tensors
 
         replaced, _ = replaced_tensors(ingredients, mixture, made_with, world, report)
-    elif getattr(made_with, "bn", "average") == "refresh":
+    elif getattr(made_with, "bn", "average") in ("refresh", "batch"):
         from soupkit.jobs.batch_norm import refreshed_statistics
 
         replaced = refreshed_statistics(ingredients, mixture, made_with, world, report)

@@ -43,14 +43,22 @@ class LearnOptions:
     """How coefficients are learned; defaults differ by method."""
 
     weight_decay: float = option(0.0, help="decay of the coordinates per step, times the learning rate")
-    clip_grad: float = option(0.0, help="clip the norm of the coordinates' gradient; 0 does not")
+    clip_grad: float = option(
+        0.0,
+        help="clip the norm of the coordinates' gradient (mehl --step distance: the model's, as published); 0 does not",
+    )
     folds: int = option(
         0,
         help="choose the number of epochs by cross-fitting: learn on all but one of this many folds, score the fold "
         "after each epoch, then learn on everything for the best number; 0 learns for all epochs",
     )
     patience: int = option(0, help="with --folds, end a fold after this many epochs without a better score; 0 does not")
-    metric: str = option("top1", help="what --folds calls better: top1, top5, nll or ece")
+    metric: str = option(
+        "top1", help="what --folds and the comparison with the uniform soup call better: top1, top5, nll or ece"
+    )
+    force: bool = option(
+        False, help="write what was learned even where it is worse than the uniform soup on held-out data"
+    )
     seed: int = option(0, help="seed of the order of examples, models and folds")
     plots: bool = option(True, help="draw coefficients and learning curve beside the soup")
     test: bool = option(True, help="report the written soup on the test split too")
@@ -61,10 +69,11 @@ class LearnOptions:
 class LearnedBatchNormOptions(BatchNormOptions):
     """Batch-norm statistics lie outside the span of the weights."""
 
-    bn: Literal["average", "refresh", "keep"] = option(
+    bn: Literal["average", "refresh", "keep", "batch"] = option(  # type: ignore[assignment]
         "refresh",
         help="batch-norm statistics while learning and in the soup: re-estimated on training data (as each "
-        "epoch begins, and at the end), the ingredients' mean, or the first ingredient's",
+        "epoch begins, and at the end), the ingredients' mean, or the first ingredient's; batch: those of each batch "
+        "while learning, as in training, and re-estimated in the soup",
     )
 
 
@@ -154,7 +163,18 @@ class MergeTwa(LearnedSoup):
     crop_scale: tuple[float, ...] = option((0.7, 1.0), help="area of the random resized crop, from,to")
     hflip: float | None = option(None, help="probability of a horizontal flip; default 0.5, and 0 for characters")
     epochs: int = option(10, help="epochs")
-    lr: float = option(2.0, help="learning rate of SGD")
+    bn: Literal["auto", "average", "refresh", "keep", "batch"] = option(  # type: ignore[assignment]
+        "auto",
+        help="batch-norm statistics, as for mehl; auto: batch, as published, where the model has batch norm",
+    )
+    step: Literal["auto", "block", "distance"] = option(
+        "auto",
+        help="unit of the coordinates: the checkpoints' typical distance from their mean, or an absolute "
+        "distance of 1, as published; auto: distance where --lr is given, else block",
+    )
+    lr: float | None = option(
+        None, help="learning rate of SGD, in units of --step; default 2 (distance, as published) or 0.1 (block)"
+    )
     momentum: float = option(0.9, help="momentum")
     weight_decay: float = option(1e-5, help="weight decay, of the weights themselves")
     schedule: Literal["step", "constant", "linear"] = option(
@@ -212,10 +232,14 @@ class MergeEvolve(
         _require(self.drop_top >= 0, "drop_top", self.drop_top, "0 or more")
 
 
+BLOCK_RATE, PUBLISHED_RATE = 0.1, 2.0
+"""Learning rates of `merge twa` in its two units."""
+
+
 def _check(recipe: MergeLearned | MergeMehl | MergeTwa) -> None:
     check_blocks(recipe.blocks)
     _require(recipe.epochs >= 1, "epochs", recipe.epochs, "at least 1")
-    _require(0 < recipe.lr < inf, "lr", recipe.lr, "above 0")
+    _require(recipe.lr is None or 0 < recipe.lr < inf, "lr", recipe.lr, "above 0")
     _require(0 <= recipe.weight_decay < inf, "weight_decay", recipe.weight_decay, "0 or more")
     _require(0 <= recipe.clip_grad < inf, "clip_grad", recipe.clip_grad, "0 or more")
     _require(recipe.folds == 0 or recipe.folds >= 2, "folds", recipe.folds, "0, or 2 or more")

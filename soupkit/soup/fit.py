@@ -10,12 +10,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from soupkit.errors import DivergedError
 from soupkit.events import Advanced, Finished, Report, Started, silent
 from soupkit.soup.coordinates import Coordinates
 from soupkit.soup.journal import Journal
-from soupkit.soup.live import LiveModel, even_batches
+from soupkit.soup.live import LOWER_RATE, LiveModel
 from soupkit.soup.schedule import Schedule, rate
 from soupkit.soup.subspace import Subspace
+
+GROWTH = 1000.0
+"""A loss that is so many times that of the first step does not come back."""
+LEAST_DIVERGED = 10.0
+"""Nats: a loss below is no divergence, however small the first one was; a guess among 1000 classes costs 6.9."""
 
 ReadBatches = Callable[[list[np.ndarray], int], Iterator[tuple[Tensor, Tensor]]]
 """(indices of each piece, epoch) → normalised images and classes."""
@@ -25,8 +31,9 @@ ReadBatches = Callable[[list[np.ndarray], int], Iterator[tuple[Tensor, Tensor]]]
 class Settings:
     """How coordinates are learned.
 
-    batch_size: examples per step; piece: per forward and backward pass; clip_grad: largest norm of the coordinates'
-    gradient, 0 does not clip; warmup: share of the steps.
+    batch_size: examples per step; piece: per forward and backward pass; clip_grad: largest norm of the gradient, 0 does
+    not clip; clips: whose, the coordinates' or, before it is projected, the whole model's (as published for MEHL-Soup);
+    warmup: share of the steps.
     """
 
     epochs: int
@@ -39,15 +46,29 @@ class Settings:
     schedule: Schedule = "constant"
     warmup: float = 0.0
     clip_grad: float = 0.0
+    clips: Literal["coordinates", "model"] = "coordinates"
     seed: int = 0
 
 
 @dataclass
 class Learned:
-    """What a run came to: mean losses and `after_epoch` scores of its epochs. The coordinates are where it ended."""
+    """What a run came to: mean losses and `after_epoch` scores of its epochs, and the loss of its first step.
+
+    The coordinates are where it ended.
+    """
 
     losses: list[float] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)
+    first: float | None = None
+
+    def check(self, loss: float) -> None:
+        """Raise DivergedError when a step's loss is GROWTH times the first step's, and far beyond a guess."""
+        self.first = loss if self.first is None else self.first
+        limit = max(GROWTH * self.first, LEAST_DIVERGED)
+        if loss > limit:
+            raise DivergedError(
+                f"the loss grew from {self.first:.4g} to {loss:.4g} while coefficients were learned", hint=LOWER_RATE
+            )
 
 
 @dataclass
@@ -79,7 +100,7 @@ class Fit:
         before_epoch is called with the model where an epoch starts; after_epoch scores where it ends, and first of all
         the start. With patience, the run ends once that many epochs brought no better score. Goes on
         from the journal's state of this stage. At the end the model is at the point of the coordinates. Raises
-        TaskError when the loss is not finite.
+        DivergedError when the loss is not finite, or grew a thousandfold.
         """
         optimizer = self._optimizer()
         learned, epoch, step, total, start = self._resume(stage, optimizer)
@@ -89,11 +110,13 @@ class Fit:
             self.move()
             learned.scores.append(after_epoch())
         while epoch < num_epochs and not _is_stale(learned.scores, patience, lower_is_better):
-            batches = even_batches(self._order(epoch), self.settings.batch_size)
+            batches = self.model.cut(self._order(epoch), self.settings.batch_size)
             if before_epoch:
                 self._at(start, before_epoch)
             for number in range(step, len(batches)):
-                total += self._step(optimizer, batches[number], epoch, number, len(batches)) * len(batches[number])
+                loss = self._step(optimizer, batches[number], epoch, number, len(batches))
+                learned.check(loss)
+                total += loss * len(batches[number])
                 if self.journal.due and number + 1 < len(batches):
                     self._keep(stage, optimizer, learned, epoch, number + 1, total, start)
             learned.losses.append(total / len(self.indices))
@@ -141,21 +164,23 @@ class Fit:
         self.subspace.point(beta, gamma, out=self.model.weights)
         self.model.moved()
         optimizer.zero_grad()
-        share = self.model.world.share(len(batch))
-        own = batch[share.start : share.stop]
-        pieces = even_batches(own, self.settings.piece) if len(own) else []
+        pieces = self.model.pieces(batch, self.settings.piece)
         temperature = self.coordinates.temperature
         loss = self.model.backward(self.read(pieces, epoch), num_examples=len(batch), temperature=temperature)
+        if self.settings.clip_grad and self.settings.clips == "model":
+            norm = torch.linalg.vector_norm(self.model.gradient)
+            self.model.gradient.mul_((self.settings.clip_grad / (norm + 1e-6)).clamp(max=1))
         gradients = self.subspace.pullback(self.model.gradient)
         outputs = [(out, grad) for out, grad in zip((beta, gamma), gradients, strict=True) if out.requires_grad]
         torch.autograd.backward([out for out, _ in outputs], [grad for _, grad in outputs])
-        if self.settings.clip_grad:
+        if self.settings.clip_grad and self.settings.clips == "coordinates":
             torch.nn.utils.clip_grad_norm_(self.coordinates.parameters, self.settings.clip_grad)
         factor = rate(
             self.settings.schedule,
             epoch * per_epoch + number,
             self.settings.epochs * per_epoch,
             warmup=self.settings.warmup,
+            num_epochs=self.settings.epochs,
         )
         for group in optimizer.param_groups:
             group["lr"] = self.settings.lr * factor
@@ -190,6 +215,7 @@ class Fit:
                 "optimizer": optimizer.state_dict(),
                 "losses": list(learned.losses),
                 "scores": list(learned.scores),
+                "first": learned.first,
                 "epoch": epoch,
                 "step": step,
                 "total": total,
@@ -203,7 +229,7 @@ class Fit:
             return Learned(), 0, 0, 0.0, self._here()
         self._go(state["coordinates"])
         optimizer.load_state_dict(state["optimizer"])
-        learned = Learned(state["losses"], state["scores"])
+        learned = Learned(state["losses"], state["scores"], state["first"])
         return learned, state["epoch"], state["step"], state["total"], state["start"]
 
 

@@ -17,6 +17,7 @@ from soupkit.events import Table
 from soupkit.soup.blocks import Layout
 from soupkit.soup.resident import FORMS, SCRATCH, Form, matrix_bytes
 from soupkit.soup.subspace import READ
+from soupkit.task.zero_shot import MOST_PROMPTS
 
 FLOAT = 4
 SHARE_OF_FREE = 0.8
@@ -36,7 +37,8 @@ class Demand:
     """What a search needs: the tensors, its ingredients, how much one example's activations take, and what is there.
 
     process: bytes of this process now, the model included. pixels: what examples keep in memory. num_ranks: how many
-    processes share the directions. together: all directions are needed at once.
+    processes share the directions. together: all directions are needed at once. prompt: bytes that one prompt keeps in
+    a text tower that is learned too, num_prompts: of how many; features: of them and of their gradient.
     """
 
     layout: Layout
@@ -47,6 +49,14 @@ class Demand:
     pixels: int = 0
     num_ranks: int = 1
     together: bool = True
+    prompt: int = 0
+    num_prompts: int = 0
+    features: int = 0
+
+    def prompts(self, piece: int) -> int:
+        """Prompts of one pass: they take no more than the images do, which are not there at the same time."""
+        fits = piece * self.activations // self.prompt if self.prompt else MOST_PROMPTS
+        return max(1, min(fits, MOST_PROMPTS, self.num_prompts or MOST_PROMPTS))
 
 
 @dataclass(frozen=True)
@@ -58,6 +68,7 @@ class MemoryPlan:
     piece: int
     parts: tuple[tuple[str, int], ...]
     limit: int
+    prompts: int = MOST_PROMPTS
 
     @property
     def num_bytes(self) -> int:
@@ -126,6 +137,7 @@ def plan_for(demand: Demand, form: Form, model_batch: int, piece: int, limit: in
     layout, own = demand.layout, -(-model_batch // demand.num_ranks)
     num_bytes = FLOAT * layout.num_parameters
     widest = max((span.matrix[1] for span in layout.spans), default=0)
+    prompts = demand.prompts(piece)
     parts = (
         ("this process and the model", demand.process),
         ("gradient", num_bytes),
@@ -133,11 +145,12 @@ def plan_for(demand: Demand, form: Form, model_batch: int, piece: int, limit: in
         (f"directions, {own} × {form}", sum(matrix_bytes(*span.matrix, own, form) for span in layout.spans)),
         ("widened directions", FLOAT * max(SCRATCH, widest * own) if form in ("bfloat16", "int8") else 0),
         ("reading", READ * 20 + max((span.matrix[1] for span in layout.spans), default=0) * 20),
-        ("activations", int(BACKWARD * piece * demand.activations)),
+        ("activations", int(BACKWARD * max(piece * demand.activations, prompts * demand.prompt))),
+        *((("prompts", demand.features),) if demand.features else ()),
         ("examples", demand.pixels),
         ("workspaces of libraries", WORKSPACES),
     )
-    return MemoryPlan(form, model_batch, piece, parts, limit)
+    return MemoryPlan(form, model_batch, piece, parts, limit, prompts)
 
 
 def _pieces(demand: Demand, limit: int) -> list[int]:

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from scipy.linalg import get_lapack_funcs, solve_triangular
 from torch import Tensor
 
+from soupkit.soup.mehl import Step
+
 TOLERANCE = 1e-6
 """Squared share of a length outside the span of the others below which a vector adds no dimension: a basis
 of shorter rests would amplify the rounding of weights more than a thousandfold."""
@@ -24,25 +26,34 @@ class Orthonormal:
 
     gram_BNN: A Aᵀ of each block, the centre last. start_N: the point to start from, as (β, γ). Vectors that add no
     dimension get coefficient 0: repeated checkpoints, frozen blocks. `ranks` are the dimensions of the blocks.
+
+    step: the length u_b that one unit of a coordinate means. "distance": 1, as published. "block": the root mean square
+    of the checkpoints' distances from the centre: then steps in units of u_b are as long for a wide model as for a
+    narrow one. SGD on y/u is SGD on y at u² times the learning rate.
     """
 
     temperature: Tensor | None = None
 
-    def __init__(self, gram_BNN: np.ndarray, start_N: np.ndarray) -> None:
+    def __init__(self, gram_BNN: np.ndarray, start_N: np.ndarray, *, step: Step = "distance") -> None:
         bases = [orthonormal_basis(gram_NN) for gram_NN in gram_BNN]
         self.ranks = [basis_Nr.shape[1] for basis_Nr in bases]
         self.bases = [torch.from_numpy(basis_Nr) for basis_Nr in bases]
         starts = [basis_Nr.T @ gram_NN @ start_N for basis_Nr, gram_NN in zip(bases, gram_BNN, strict=True)]
-        self.coordinates = [torch.from_numpy(start_r).requires_grad_() for start_r in starts]
+        squares_BK = np.diagonal(gram_BNN, axis1=1, axis2=2)[:, :-1]
+        units = np.sqrt(squares_BK.mean(1)) if step == "block" else np.ones(len(gram_BNN))
+        self.units = [float(unit) if unit > 0 else 1.0 for unit in units]  # a block that no checkpoint moves
+        pairs = zip(starts, self.units, strict=True)
+        self.coordinates = [torch.from_numpy(start_r / unit).requires_grad_() for start_r, unit in pairs]
 
     @property
     def parameters(self) -> list[Tensor]:
-        """y of each block."""
+        """y of each block, in its unit."""
         return self.coordinates
 
     def point(self) -> tuple[Tensor, Tensor]:
-        """(β, γ) = T y."""
-        columns = [basis_Nr @ y_r for basis_Nr, y_r in zip(self.bases, self.coordinates, strict=True)]
+        """(β, γ) = T u y."""
+        parts = zip(self.bases, self.coordinates, self.units, strict=True)
+        columns = [basis_Nr @ (y_r * unit) for basis_Nr, y_r, unit in parts]
         point_NB = torch.stack(columns, 1)
         return point_NB[:-1], point_NB[-1]
 

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 
 from soupkit.errors import TaskError
+from soupkit.world import ALONE, World
+
+MOST_PROMPTS = 256
+"""Prompts that pass through the text tower together."""
 
 
 class ZeroShotClassifier(torch.nn.Module):
@@ -18,6 +24,7 @@ class ZeroShotClassifier(torch.nn.Module):
     """
 
     head: torch.Tensor
+    tokens: torch.Tensor
 
     def __init__(
         self,
@@ -37,14 +44,30 @@ class ZeroShotClassifier(torch.nn.Module):
         self.register_buffer("head", torch.zeros(0), persistent=False)
 
     @torch.no_grad()
-    def rebuild_head(self, *, batch_size: int = 256) -> None:
+    def rebuild_head(self, *, batch_size: int = MOST_PROMPTS) -> None:
         """Compute the head, float[embedding, classes], from the text tower's present weights."""
-        training = self.clip.training
-        self.clip.eval()
-        texts = [self.clip.encode_text(part, normalize=True) for part in self.tokens.split(batch_size)]  # type: ignore[operator]
-        self.clip.train(training)
-        means = torch.cat(texts).reshape(self.num_classes, -1, texts[0].shape[-1]).mean(1)
-        self.head = torch.nn.functional.normalize(means, dim=-1).T.contiguous()
+        self.head = self.head_of(self._all_texts(batch_size))
+
+    def encode(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Prompts int64[P, context] → normalised features [P, embedding], as the tower computes in evaluation."""
+        features: torch.Tensor = self.clip.encode_text(tokens, normalize=True)  # type: ignore[operator]
+        return features
+
+    def head_of(self, texts: torch.Tensor) -> torch.Tensor:
+        """Features of all prompts, [classes × templates, embedding] → the head [embedding, classes]."""
+        means = texts.reshape(self.num_classes, -1, texts.shape[-1]).mean(1)
+        return torch.nn.functional.normalize(means, dim=-1).T.contiguous()
+
+    def open_head(self, batch_size: int = MOST_PROMPTS) -> OpenHead:
+        """Make the head anew as a leaf that takes a gradient, which `OpenHead.backward` hands to the text tower."""
+        with torch.no_grad():
+            texts = self._all_texts(batch_size)
+        self.head = self.head_of(texts).requires_grad_()
+        return OpenHead(self, texts, self.head, batch_size)
+
+    def _all_texts(self, batch_size: int) -> torch.Tensor:
+        with evaluating(self.clip):
+            return torch.cat([self.encode(part) for part in torch.split(self.tokens, batch_size)])
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Images [N, C, H, W] → logits [N, classes]."""
@@ -53,3 +76,45 @@ class ZeroShotClassifier(torch.nn.Module):
         features: torch.Tensor = self.clip.encode_image(images, normalize=True)  # type: ignore[operator]
         scale: torch.Tensor = self.clip.logit_scale  # type: ignore[assignment]
         return scale.exp() * features @ self.head
+
+
+@dataclass(frozen=True)
+class OpenHead:
+    """A head whose gradient is still to go through the text tower. texts: features of all prompts, no graph behind.
+
+    The loss is differentiated to the head first, then from the head to the features, then the prompts pass through the
+    tower once more, `batch_size` at a time: memory is that of one such pass, however many prompts there are.
+    """
+
+    classifier: ZeroShotClassifier
+    texts: torch.Tensor
+    head: torch.Tensor
+    batch_size: int
+
+    def backward(self, gradient: torch.Tensor, world: World = ALONE) -> None:
+        """Add ∂L/∂w of the text tower's parameters, from ∂L/∂head of all ranks; each rank takes its share of prompts.
+
+        The classifier's head is a plain one afterwards.
+        """
+        texts = self.texts.clone().requires_grad_()
+        (wanted,) = torch.autograd.grad(self.classifier.head_of(texts), texts, gradient)
+        parts = list(
+            zip(torch.split(self.classifier.tokens, self.batch_size), torch.split(wanted, self.batch_size), strict=True)
+        )
+        share = world.share(len(parts))
+        with evaluating(self.classifier.clip):
+            for tokens, part in parts[share.start : share.stop]:
+                self.classifier.encode(tokens).backward(part)  # type: ignore[no-untyped-call]
+        self.classifier.head = self.head.detach()
+
+
+@contextmanager
+def evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """Evaluation mode inside; afterwards every module is as it was."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training

@@ -63,7 +63,8 @@ def measure(folder: Path, method: str, form: str, num: int, batch_size: int) -> 
 
     from soupkit.checkpoint.reference import open_references
     from soupkit.events import silent
-    from soupkit.jobs.learning import begin, learn, open_search, settings_of
+    from soupkit.jobs.learning import begin, learn, settings_of
+    from soupkit.jobs.search import open_search
     from soupkit.recipe.soup import MergeLearned, MergeMehl
     from soupkit.soup.learned import Softmax
     from soupkit.soup.mehl import HyperPlane

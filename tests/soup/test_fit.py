@@ -10,7 +10,7 @@ import pytest
 import torch
 from soup.tiny import Data, ingredients, live
 
-from soupkit.errors import TaskError
+from soupkit.errors import DivergedError, TaskError
 from soupkit.soup.fit import Fit, Learned, Settings, best_epoch, folds
 from soupkit.soup.journal import Journal
 from soupkit.soup.learned import Softmax
@@ -137,3 +137,33 @@ def test_a_loss_that_is_not_finite_ends_the_run() -> None:
     with pytest.raises(TaskError, match="the loss became nan") as error:
         run(Journal(None, ""), lr=float("inf"))
     assert "--lr" in (error.value.hint or "")
+
+
+def test_a_loss_that_grows_a_thousandfold_ends_the_run() -> None:
+    learned = Learned()
+    for loss in (0.015, 9.9):  # small beginnings may grow as far as a guess
+        learned.check(loss)
+    with pytest.raises(DivergedError, match="grew from") as error:
+        learned.check(34.0)
+    assert "--lr" in (error.value.hint or "")
+    Learned(first=2.0).check(1999.0)
+
+
+def test_published_warmup_and_milestones_are_whole_steps_and_epochs() -> None:
+    assert [rate("cosine", step, 8, warmup=0.2) for step in range(2)] == [1.0, 1.0]  # int(1.6) steps rise
+    by_epoch = [rate("step", step, 20, num_epochs=10) for step in range(0, 20, 2)]
+    assert by_epoch == [1.0] * 5 + [0.1] * 3 + [0.01] * 2
+    assert [rate("step", step, 4, num_epochs=2) for step in range(4)] == [1.0, 1.0, 0.1, 0.1]
+    assert [rate("step", step, 4, num_epochs=1) for step in range(4)] == [1.0] * 4
+
+
+def test_the_models_gradient_is_clipped_before_it_is_projected() -> None:
+    """As `clip_grad_norm_(model.parameters(), 1)` in the code of MEHL-Soup: AdamW then sees a smaller gradient."""
+    found = ingredients(K)
+    space = Subspace(found, np.full((K, 4), 1 / K))
+    for limit, expected in ((0.01, 0.01), (1e6, None)):
+        settings = Settings(1, N, 0.1, N, clip_grad=limit, clips="model")
+        fit = Fit(HyperPlane(space.norms, step="distance"), space, live(found), settings, Data(N), np.arange(N))
+        fit.run("all", stop_after=1)
+        norm = float(torch.linalg.vector_norm(fit.model.gradient))
+        assert norm == pytest.approx(expected, rel=1e-3) if expected else norm > 0.02

@@ -106,7 +106,7 @@ def test_mehl_is_the_papers() -> None:
     steps = EPOCHS * (N // BATCH)
 
     def rate(step: int) -> float:
-        warm = round(0.2 * steps)
+        warm = int(0.2 * steps)
         cosine = (1 + np.cos(np.pi * (step - warm) / (steps - warm))) / 2
         return 0.05 * float((step + 1) / warm if step < warm else cosine)
 
