@@ -141,7 +141,7 @@ def test_forgetting_removes_what_soupkit_wrote_and_nothing_else() -> None:
         f".{key}.soupkit-part-17.remembered",
         f"{key}.npz",
         f"{key}.json",
-    ):  # of a killed run, of earlier formats
+    ):  # killed, and earlier formats
         (folder / name).write_text("x")
     (folder / "mine.npz").write_text("x")
     (folder / "0123.remembered").write_text("x")
