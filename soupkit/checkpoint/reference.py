@@ -71,13 +71,13 @@ def expand(ref: str) -> list[Path]:
     """The paths of the checkpoints behind one reference to this disk. Raises ReferenceError."""
     path = local_path(ref)
     if path.exists():
-        return _in_order(sweep_members(path)) or [path]
+        return sweep_members(path) or [path]
     if glob.has_magic(ref):
         matches = glob_paths(ref)
         found = [match for match in matches if match.is_dir() or match.suffix == ".safetensors"]
         if not found:
             raise ReferenceError(f"{ref}: matches no directory and no .safetensors file", hint=glob_hint(ref, matches))
-        return [inner for match in found for inner in _in_order(sweep_members(match)) or [match]]
+        return [inner for match in found for inner in sweep_members(match) or [match]]
     raise ReferenceError(f"{ref}: no such file or directory", hint="check the path; org/name is looked up on the Hub")
 
 
@@ -97,14 +97,14 @@ def glob_paths(ref: str) -> list[Path]:
     return [Path(match) for match in naturally(glob.glob(pattern, recursive=True))]  # noqa: PTH207  (may be absolute)
 
 
-def _in_order(members: list[Path]) -> list[Path]:
-    """Members as they were written, unless that is the order of their names as text: nobody chose that."""
-    names = [str(member) for member in members]
-    return [Path(name) for name in naturally(names)] if names == sorted(names) else members
-
-
 def sweep_members(directory: Path) -> list[Path]:
-    """The members of a directory that several checkpoints were written into; empty for any other path."""
+    """The members of a directory that several checkpoints were written into; empty for any other path.
+
+    In the order in which they were written; `convert` once took patterns as text, which nobody chose.
+    """
     manifest = Manifest.read_if_any(directory) if directory.is_dir() else None
     members = manifest.notes.get("members", []) if manifest else []
+    by_convert = manifest is not None and manifest.command == "convert"
+    if by_convert and all(isinstance(name, str) for name in members) and members == sorted(members):
+        members = naturally(members)
     return [directory / name for name in members]
