@@ -22,6 +22,7 @@ from soupkit.events import Advanced, Cell, Finished, Report, Started, Table, Wro
 from soupkit.jobs.findings import write_findings
 from soupkit.jobs.repair import loader, training_batches
 from soupkit.jobs.rotated import check_matching, matched_ingredients
+from soupkit.jobs.seen import check_seen
 from soupkit.jobs.soup import describe_inputs
 from soupkit.manifest import Manifest
 from soupkit.recipe.align import Barrier as BarrierRecipe
@@ -79,6 +80,7 @@ def barrier_job(recipe: BarrierRecipe, world: World, report: Report) -> dict[str
     files = [file for checkpoint in checkpoints for file in checkpoint.files]
     output = OutputDirectory(recipe.out, overwrite=recipe.overwrite, inputs=files) if recipe.out else None
     task = open_task(checkpoints[0], recipe, world)
+    check_seen(checkpoints, task.splits, recipe, report, selects=False)
     aligned = matched_ingredients(checkpoints, to=0, recipe=recipe, world=world, report=report)
     lines = _lines(checkpoints, aligned.views, task, recipe, report)
     report(_table(lines, recipe))

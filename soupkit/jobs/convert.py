@@ -16,6 +16,7 @@ from soupkit.checkpoint.convert import Pickled, Selection, pickled_files, read_p
 from soupkit.checkpoint.hashing import content_hash, files_hash
 from soupkit.checkpoint.output import OutputDirectory
 from soupkit.checkpoint.reference import glob_paths, local_path
+from soupkit.checkpoint.seen import seen_by
 from soupkit.checkpoint.tensors import Plan, parse_bytes, plan_files
 from soupkit.errors import ReferenceError, SoupkitError
 from soupkit.events import Advanced, Finished, Report, Started, Table, Told, Warned, Wrote
@@ -212,7 +213,13 @@ def _describe(source: Source, pickled: Pickled, out: Path) -> dict[str, Any]:
     place: dict[str, Any] = {"path": os.path.relpath(source.path.resolve(), out.resolve())}
     if source.on_hub:
         place = {"commit": source.on_hub.revision}
-    return {"reference": source.reference, **place, "content": files_hash(pickled.files)}
+    return {"reference": source.reference, **place, "content": files_hash(pickled.files), **_seen(source)}
+
+
+def _seen(source: Source) -> dict[str, Any]:
+    directory = source.path if source.path.is_dir() else source.path.parent
+    found = [] if source.on_hub else seen_by(directory)
+    return {"seen": found} if found else {}
 
 
 def _tell(path: str, pickled: Pickled, recipe: Convert, report: Report) -> None:

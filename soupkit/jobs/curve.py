@@ -32,6 +32,7 @@ from soupkit.jobs.descent import precision, refresh_statistics, training_batches
 from soupkit.jobs.download import download
 from soupkit.jobs.finetune import Start, model_bytes, prepare, saved, write_model
 from soupkit.jobs.ordered import say_order
+from soupkit.jobs.seen import check_seen
 from soupkit.jobs.soup import describe_inputs, describe_outputs
 from soupkit.manifest import Manifest
 from soupkit.recipe.curve import CurveFit, as_finetune
@@ -103,6 +104,7 @@ def _open(recipe: CurveFit, world: World, report: Report) -> _Fit:
     download(ends, report)
     training = as_finetune(recipe, base=ends[0].reference)
     start = prepare(training, report)
+    check_seen(ends[1:], start.splits, recipe, report, selects=False)
     load_weights(saved(start.model), ends[0])  # strictly: a curve cannot begin with a new head
     alignment = None
     if recipe.align:

@@ -20,11 +20,13 @@ from soupkit.jobs.agreed import agreed
 from soupkit.jobs.curve_point import open_curve
 from soupkit.jobs.findings import write_findings
 from soupkit.jobs.points import Point, PointScorer, score_points
+from soupkit.jobs.seen import check_seen
 from soupkit.jobs.soup import describe_inputs
 from soupkit.manifest import Manifest
 from soupkit.recipe.curve import CurveEvaluate
 from soupkit.recipe.parse import recipe_to_json
 from soupkit.report.curves import path_plot
+from soupkit.task.data import open_data
 from soupkit.world import World
 
 
@@ -71,6 +73,8 @@ def evaluate_path(
     coefficients = np.stack([curve.coefficients(t) for t in ts])
     if recipe.dry_run:
         return show_plan(bends, coefficients, recipe, world, report)
+    if recipe.data is not None:
+        check_seen(bends, open_data(recipe), recipe, report, selects=False)
     scored = score_points(bends, coefficients, recipe, world, report)
     found = geometry(bends, [name for name in weight_names(bends[0]) if name in slots])
     path = scored_path(ts, coefficients, scored, found, weight_decay=weight_decay)

@@ -13,6 +13,7 @@ from soupkit.events import Advanced, Cell, Finished, Report, Started, Table, Tol
 from soupkit.jobs.agreed import check_alike
 from soupkit.jobs.findings import write_findings, write_scores
 from soupkit.jobs.scoring import contents_of
+from soupkit.jobs.seen import check_seen
 from soupkit.jobs.soup import describe_inputs
 from soupkit.manifest import Manifest
 from soupkit.recipe.curve import Ensemble
@@ -38,6 +39,7 @@ def ensemble(recipe: Ensemble, world: World, report: Report) -> dict[str, Any]:
     inputs = [file for checkpoint in checkpoints for file in checkpoint.files]
     output = OutputDirectory(recipe.out, overwrite=recipe.overwrite, inputs=inputs) if recipe.out else None
     task = open_task(checkpoints[0], recipe, world)
+    check_seen(checkpoints, task.splits, recipe, report)
     contents = contents_of(checkpoints, world, report)
     singles, best, ensembles = _predict(checkpoints, contents, task, recipe, world, report)
     names = [checkpoint.reference for checkpoint in checkpoints]

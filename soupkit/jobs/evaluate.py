@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,14 @@ from soupkit.checkpoint.hashing import content_hash
 from soupkit.checkpoint.output import OutputDirectory
 from soupkit.checkpoint.reference import open_checkpoint, open_references
 from soupkit.errors import RecipeError
-from soupkit.events import Advanced, Finished, Report, Scored, Started, Table, Warned, Wrote
+from soupkit.events import Advanced, Finished, Report, Scored, Started, Table, Wrote
 from soupkit.jobs.findings import write_findings, write_scores
+from soupkit.jobs.seen import check_seen
 from soupkit.jobs.soup import describe_inputs
 from soupkit.manifest import Manifest
 from soupkit.metrics import metric_of
 from soupkit.recipe.evaluate import Evaluate
 from soupkit.recipe.parse import recipe_to_json
-from soupkit.task.data import Splits, num_trained_with, open_data
 from soupkit.task.external import CommandScorer
 from soupkit.task.models import describe
 from soupkit.task.score import (
@@ -101,6 +101,7 @@ def _score_inside(
     task = open_task(checkpoints[baseline], recipe, world)
     splits = task.splits
     roles: list[Role] = ["held_out", "test"] if recipe.split == "both" else [recipe.split]
+    check_seen(checkpoints, splits, recipe, report, *roles, selects=False)
     kept: dict[Role, list[Predictions]] = {role: [] for role in roles}
     reference: dict[Role, Predictions] = {}
     rows: dict[Role, dict[int, Row]] = {role: {} for role in roles}
@@ -109,7 +110,6 @@ def _score_inside(
     for number in order:
         checkpoint = checkpoints[number]
         task = _load(checkpoint, task, recipe, world)
-        _warn_of_overlap(checkpoint, splits, roles, recipe, report)
         for role in roles:
             predictions = task.predict(task.held_out if role == "held_out" else task.test)
             rows[role][number] = _row(checkpoint.reference, predictions, reference.get(role), recipe)
@@ -141,34 +141,6 @@ def _row(name: str, predictions: Predictions, reference: Predictions | None, rec
     if metric not in scores:
         raise RecipeError(f"metric is {metric!r}, expected one of {', '.join(scores)} for these data")
     return Row(name, scores, comparison)
-
-
-def _warn_of_overlap(
-    checkpoint: Checkpoint, splits: Splits, roles: Iterable[Role], recipe: Evaluate, report: Report
-) -> None:
-    """Say so when a checkpoint was trained, by its manifest, on examples that it is scored on here."""
-    manifest = Manifest.read_if_any(checkpoint.directory)
-    trained = manifest.notes.get("data") if manifest is not None else None
-    if not isinstance(trained, dict) or trained.get("data") != recipe.data or trained == splits.description:
-        return
-    sizes = trained["sizes"]
-    then = open_data(
-        replace(
-            recipe,
-            num_train=sizes["train"],
-            num_held_out=sizes["held_out"],
-            num_test=sizes["test"],
-            split_seed=trained["split_seed"],
-        )
-    )
-    if then.description["digest"] != trained["digest"]:
-        return
-    split = f"its split had seed {trained['split_seed']} and {sizes['train']} training examples"
-    for role in roles:
-        num, total = num_trained_with(then, splits, role), len(splits.part(role))
-        if num:
-            name = role.replace("_", "-")
-            report(Warned(f"{checkpoint.reference} was trained on {num} of the {total} {name} examples: {split}"))
 
 
 def _score_outside(checkpoints: Sequence[Checkpoint], recipe: Evaluate, report: Report) -> list[Row]:

@@ -12,11 +12,13 @@ from soupkit.events import Report, Table
 from soupkit.jobs.direction import decide
 from soupkit.jobs.removal import without_the_best
 from soupkit.jobs.scoring import HeldOutScorer, RememberingScorer, SoupTask, WrittenScorer, contents_of
+from soupkit.jobs.seen import check_seen, fitted_on
 from soupkit.jobs.soup import Ingredients, Record, prepare, show_plan, write_soup
 from soupkit.merge.mixture import Mixture
 from soupkit.metrics import metric_of
 from soupkit.recipe.soup import MergeEvolve
 from soupkit.remembered import Remembered
+from soupkit.report.tables import split_label, uniform_label
 from soupkit.soup.blocks import Layout, lay_out_weights
 from soupkit.soup.evolve import Evolved, evolve
 from soupkit.task.external import CommandScorer
@@ -30,6 +32,8 @@ def merge_evolve(recipe: MergeEvolve, world: World, report: Report) -> dict[str,
     ingredients = prepare(without_the_best(open_references(recipe.refs), recipe, report), recipe, report)
     layout = lay_out_weights(ingredients.plan.slots, recipe.blocks)
     soup, scorer = _scorer(ingredients, recipe, world)
+    if soup:
+        check_seen(ingredients.checkpoints, soup.task.splits, recipe, report)
     if recipe.dry_run:
         return show_plan(ingredients, recipe, world, report)
     remembering = RememberingScorer(
@@ -63,13 +67,14 @@ def merge_evolve(recipe: MergeEvolve, world: World, report: Report) -> dict[str,
             alone,
             report,
             command="merge evolve",
-            record=Record(_trace(evolved), _notes(evolved, layout)),
+            record=Record(_trace(evolved), {**_notes(evolved, layout), **fitted_on(soup)}),
             replaced=soup.load(best) if soup and recipe.bn == "refresh" else None,
             measure=scorer.measure,
         )
 
     manifest = world.in_main(lambda: write(world.alone()))
-    report(_table(evolved, manifest))
+    has_batch_norm = any(name.endswith("running_mean") for name in ingredients.plan.slots)
+    report(_table(evolved, manifest, has_batch_norm=has_batch_norm))
     return manifest
 
 
@@ -109,15 +114,22 @@ def _score_json(score: Score) -> dict[str, Any]:
     return {"metric": score.metric, **scores_to_json({score.metric: score})[score.metric]}
 
 
-def _table(evolved: Evolved, manifest: dict[str, Any]) -> Table:
+def _table(evolved: Evolved, manifest: dict[str, Any], *, has_batch_norm: bool) -> Table:
     """The uniform soup beside the best one, on what selected and on what did not."""
-    start = evolved.start
+    start, uniform = evolved.start, uniform_label(manifest["recipe"]["bn"], has_batch_norm=has_batch_norm)
     rows: list[tuple[Any, ...]] = [
-        ("uniform soup", "held-out", start.metric, start.value, start.standard_error, start.num_examples)
+        (
+            uniform,
+            split_label("held_out", manifest["notes"]),
+            start.metric,
+            start.value,
+            start.standard_error,
+            start.num_examples,
+        )
     ]
     for split, scores in manifest["metrics"].items():
         for metric, score in scores.items():
             cells = (score["value"], score["standard_error"], score["num_examples"])
-            shown = "held-out (searched on)" if split == "held_out" else split
+            shown = split_label(split, manifest["notes"])
             rows.append((f"best of {evolved.num_evaluations}", shown, metric, *cells))
     return Table("merge evolve", ("model", "split", "metric", "value", "± s.e.", "n"), tuple(rows))

@@ -19,6 +19,7 @@ from soupkit.checkpoint.reference import open_checkpoint
 from soupkit.checkpoint.tensors import write_tensors
 from soupkit.errors import OutputError, RecipeError, TaskError
 from soupkit.events import Report, Scored, Table, Told, Wrote
+from soupkit.jobs.seen import check_seen
 from soupkit.jobs.soup import describe_inputs, describe_outputs
 from soupkit.jobs.trajectory import Trajectory, num_written, refresher
 from soupkit.manifest import Manifest
@@ -150,6 +151,8 @@ def prepare(recipe: Finetune, report: Report) -> Start:
     base = open_checkpoint(recipe.base) if recipe.base is not None else None
     spec = describe(base, recipe.model)
     splits = open_data(recipe)
+    if base is not None:
+        check_seen([base], splits, recipe, report, selects=False)
     if recipe.batch_size > len(splits.train):
         raise RecipeError(
             f"batch_size is {recipe.batch_size}, but there are {len(splits.train)} training examples",

@@ -21,11 +21,13 @@ from soupkit.jobs.scoring import (
     contents_of,
     mix_with_batch_norm,
 )
+from soupkit.jobs.seen import check_seen, fitted_on
 from soupkit.jobs.soup import Ingredients, Record, prepare, show_plan, write_soup
 from soupkit.merge.mixture import Mixture
 from soupkit.metrics import Direction, metric_of
 from soupkit.recipe.merge import MergeGreedy
 from soupkit.remembered import Remembered
+from soupkit.report.tables import split_label
 from soupkit.soup.blocks import lay_out_weights
 from soupkit.soup.greedy import Greedy, greedy, trace
 from soupkit.soup.greedy_blocks import greedy_by_block
@@ -44,6 +46,8 @@ def merge_greedy(recipe: MergeGreedy, world: World, report: Report) -> dict[str,
     better = decide(recipe, report)
     ingredients = prepare(without_the_best(open_references(recipe.refs), recipe, report), recipe, report)
     soup, scorer = _scorer(ingredients, recipe, world)
+    if soup:
+        check_seen(ingredients.checkpoints, soup.task.splits, recipe, report)
     if recipe.dry_run:
         return show_plan(ingredients, recipe, world, report)
     ingredients, alignment = align_ingredients(ingredients, recipe, world, report)
@@ -62,6 +66,7 @@ def merge_greedy(recipe: MergeGreedy, world: World, report: Report) -> dict[str,
     def write(alone: World) -> dict[str, Any]:
         if soup:
             soup.task.world = alone  # the other ranks wait: nothing that follows is shared
+        notes = _notes(result, ingredients, soup) | _best_single(result, ingredients, soup)
         replaced, repair = replaced_tensors(ingredients, result.mixture, recipe, alone, report, soup=soup)
         return write_soup(
             ingredients,
@@ -70,7 +75,10 @@ def merge_greedy(recipe: MergeGreedy, world: World, report: Report) -> dict[str,
             alone,
             report,
             command="merge greedy",
-            record=Record(trace(result, ingredients.names), {**_notes(result, ingredients), **alignment, **repair}),
+            record=Record(
+                trace(result, ingredients.names),
+                {**notes, **alignment, **repair},
+            ),
             replaced=replaced,
             measure=scorer.measure,
         )
@@ -127,14 +135,24 @@ def _tell(result: Greedy, report: Report) -> None:
         report(Told(ONLY_THE_BEST))
 
 
-def _notes(result: Greedy, ingredients: Ingredients) -> dict[str, Any]:
+def _notes(result: Greedy, ingredients: Ingredients, soup: SoupTask | None) -> dict[str, Any]:
     names = ingredients.names
     return {
+        **fitted_on(soup),
         "picks": [names[k] for k in result.picks],
         "singles": {name: _score_json(single) for name, single in zip(names, result.singles, strict=True)},
         "held_out_of_soup": _score_json(result.score),
         "share_of_trial_examples_evaluated": result.share_evaluated,
     }
+
+
+def _best_single(result: Greedy, ingredients: Ingredients, soup: SoupTask | None) -> dict[str, Any]:
+    """The best single by held-out, on both splits: what the soup has to beat on test."""
+    if soup is None or not soup.recipe.test:
+        return {}
+    best = result.picks[0]
+    metrics = soup.measure(ingredients.checkpoints[best], test=True)
+    return {"best_single": {"reference": ingredients.names[best], "metrics": metrics}}
 
 
 def _score_json(score: Any) -> dict[str, Any]:
@@ -150,13 +168,23 @@ def _table(result: Greedy, ingredients: Ingredients, manifest: dict[str, Any]) -
     """Best single beside the soup, on what selected and on what did not."""
     best = result.singles[result.picks[0]]
     rows: list[tuple[Any, ...]] = [
-        (f"best single: {ingredients.names[result.picks[0]]}", "held-out", best.metric, *_cells(best))
+        (
+            f"best single: {ingredients.names[result.picks[0]]}",
+            split_label("held_out", manifest["notes"]),
+            best.metric,
+            *_cells(best),
+        )
     ]
+    for split, scores in manifest["notes"].get("best_single", {}).get("metrics", {}).items():
+        if split != "held_out":
+            for metric, score in scores.items():
+                cells = (score["value"], score["standard_error"], score["num_examples"])
+                rows.append((rows[0][0], split_label(split), metric, *cells))
     soup = f"greedy soup of {len(result.picks)} of {len(ingredients.names)}"
     for split, scores in manifest["metrics"].items():
         for metric, score in scores.items():
             cells = (score["value"], score["standard_error"], score["num_examples"])
-            rows.append((soup, split.replace("_", "-"), metric, *cells))
+            rows.append((soup, split_label(split, manifest["notes"]), metric, *cells))
     return Table("merge greedy", ("model", "split", "metric", "value", "± s.e.", "n"), tuple(rows))
 
 

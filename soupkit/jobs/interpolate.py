@@ -75,6 +75,7 @@ class _Points:
 
     def _open_scorer(self) -> None:
         from soupkit.jobs.scoring import HeldOutScorer, SoupTask, WrittenScorer
+        from soupkit.jobs.seen import check_seen
         from soupkit.task.external import CommandScorer
 
         recipe = self.recipe
@@ -85,6 +86,7 @@ class _Points:
             self.score = WrittenScorer(command, self.ingredients, recipe, self.world)
         else:
             self.soup = SoupTask(self.ingredients, recipe, self.world)
+            check_seen(self.ingredients.checkpoints, self.soup.task.splits, recipe, self.report)
             self.score = HeldOutScorer(self.soup, metric=metric_of(recipe), early_stop=False)
 
     def best(self, points: Sequence[Mixture]) -> dict[str, Any]:
@@ -92,6 +94,10 @@ class _Points:
         scores = self._scores(points)
         best = self._best_of(scores)
         notes = {"at": self.recipe.at[best], "scores": self._rows(scores)}
+        if self.soup and len(points) > 1:
+            from soupkit.jobs.seen import fitted_on
+
+            notes |= fitted_on(self.soup)
         return self._write(points[best], self.recipe.out, Record(notes=notes), self.report)
 
     def all(self, points: Sequence[Mixture]) -> dict[str, Any]:

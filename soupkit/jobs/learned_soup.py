@@ -18,6 +18,8 @@ from soupkit.jobs.ground import by_itself, keep_the_better
 from soupkit.jobs.search import Outcome, Search
 from soupkit.jobs.soup import Record, write_soup
 from soupkit.report.coefficients import heat_map, learning_curve
+from soupkit.report.tables import split_label, uniform_label
+from soupkit.task.batch_norm import has_batch_norm
 from soupkit.task.score import all_scores, scores_to_json
 
 SHOWN = 12
@@ -90,7 +92,7 @@ def _trace(outcome: Outcome) -> list[dict[str, Any]]:
 def _notes(search: Search, outcome: Outcome, uniform: Mapping[str, Any]) -> dict[str, Any]:
     return {
         **outcome.notes,
-        "learned_on": {"split": getattr(search.recipe, "fit", "held_out"), "num_examples": len(search.examples)},
+        **_fitted_on(search, outcome),
         "blocks": list(search.layout.labels),
         "uniform": dict(uniform),
         "memory": search.memory.to_json(),
@@ -98,6 +100,15 @@ def _notes(search: Search, outcome: Outcome, uniform: Mapping[str, Any]) -> dict
         "batch_statistics": search.batch_statistics,
         "seconds": round(time.perf_counter() - search.began, 3),
     }
+
+
+def _fitted_on(search: Search, outcome: Outcome) -> dict[str, Any]:
+    """Which examples the coefficients are owed to: uniform ones, in the place of learned ones, to the comparison."""
+    kept = outcome.notes["against_uniform"]["kept_uniform"]
+    split = "held_out" if kept else getattr(search.recipe, "fit", "held_out")
+    num = len(search.soup.task.held_out) if kept else len(search.examples)
+    note = {"split": split, "num_examples": num, "data": search.soup.task.splits.description}
+    return {"selected_on" if kept else "learned_on": note}
 
 
 def _draw(search: Search, outcome: Outcome, directory: Path) -> None:
@@ -117,14 +128,13 @@ def _draw(search: Search, outcome: Outcome, directory: Path) -> None:
 
 def _scores_table(search: Search, manifest: Mapping[str, Any], uniform: Mapping[str, Any]) -> Table:
     """The uniform soup beside the learned one, on what was learned from and on what was not."""
-    learned_on = getattr(search.recipe, "fit", "held_out")
+    uniform_name = uniform_label(search.recipe.bn, has_batch_norm=has_batch_norm(search.soup.task.model))
     rows: list[tuple[Any, ...]] = []
-    written = "uniform soup, written" if manifest["notes"]["against_uniform"]["kept_uniform"] else search.command
-    for name, metrics in (("uniform soup", uniform), (written, manifest["metrics"])):
+    kept = manifest["notes"]["against_uniform"]["kept_uniform"]
+    written = f"{uniform_name}, written" if kept else search.command
+    for name, metrics in ((uniform_name, uniform), (written, manifest["metrics"])):
         for split, scores in metrics.items():
-            shown = split.replace("_", "-") + (
-                " (learned on)" if split == learned_on and name == search.command else ""
-            )
+            shown = split_label(split, manifest["notes"] if name == written else None)
             for metric, score in scores.items():
                 rows.append((name, shown, metric, score["value"], score["standard_error"], score["num_examples"]))
     return Table(search.command, ("model", "split", "metric", "value", "± s.e.", "n"), tuple(rows))

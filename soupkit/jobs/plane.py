@@ -29,11 +29,13 @@ from soupkit.jobs.curve_evaluate import show_plan
 from soupkit.jobs.curve_point import open_curve
 from soupkit.jobs.findings import write_findings
 from soupkit.jobs.points import Point, score_points
+from soupkit.jobs.seen import check_seen
 from soupkit.jobs.soup import describe_inputs
 from soupkit.manifest import Manifest
 from soupkit.recipe.curve import Plane as PlaneRecipe
 from soupkit.recipe.parse import recipe_to_json
 from soupkit.report.curves import plane_plot
+from soupkit.task.data import open_data
 from soupkit.world import World
 
 CURVE_POINTS = 61
@@ -65,6 +67,8 @@ def plane(recipe: PlaneRecipe, world: World, report: Report) -> dict[str, Any]:
     drawn = _lay_out(recipe, found)
     if recipe.dry_run:
         return show_plan(checkpoints, drawn.coefficients, recipe, world, report)
+    if recipe.data is not None:
+        check_seen(checkpoints, open_data(recipe), recipe, report, selects=False)
     scored = score_points(checkpoints, drawn.coefficients, recipe, world, report)
     values = _values(scored, drawn, recipe)
     projections = _projections(drawn, projected)

@@ -20,6 +20,7 @@ from soupkit.errors import CheckpointError, RecipeError
 from soupkit.events import Report, Scored, Table, Told
 from soupkit.jobs.recorded import open_as_recorded
 from soupkit.jobs.scoring import SoupTask
+from soupkit.jobs.seen import check_seen
 from soupkit.jobs.soup import Record, copying, plan_soup, show_plan, write_soup
 from soupkit.manifest import Manifest
 from soupkit.merge.mixture import Mixture
@@ -46,6 +47,7 @@ def repair(recipe: Repair, world: World, report: Report) -> dict[str, Any]:
     if recipe.dry_run:
         return show_plan(ingredients, recipe, world, report)
     task = open_task(soup, recipe, world)
+    check_seen([soup], task.splits, recipe, report, "held_out", selects=False)
     changed, notes = repaired(
         task,
         endpoints,

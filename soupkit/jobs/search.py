@@ -21,6 +21,7 @@ from soupkit.errors import RecipeError
 from soupkit.events import Report, Told
 from soupkit.jobs.download import download
 from soupkit.jobs.scoring import REFRESHING, SoupTask
+from soupkit.jobs.seen import check_seen
 from soupkit.jobs.soup import Ingredients, prepare
 from soupkit.merge.mixture import Mixture
 from soupkit.recipe.parse import recipe_to_json
@@ -38,17 +39,8 @@ from soupkit.task.zero_shot import ZeroShotClassifier
 from soupkit.world import World
 
 HOW_NOT_WHAT = (
-    "out",
-    "overwrite",
-    "dry_run",
-    "device",
-    "threads",
-    "plots",
-    "sha256",
-    "max_shard_size",
-    "workers",
-    "resume",
-    "force",
+    *("out", "overwrite", "dry_run", "device", "threads", "plots", "sha256", "max_shard_size", "workers"),
+    *("resume", "force", "strict_data"),
 )
 """Options that a journal does not depend on."""
 
@@ -139,6 +131,7 @@ def open_search(
     ingredients = prepare(checkpoints, recipe, report)
     download(ingredients.checkpoints, report)
     soup = SoupTask(ingredients, recipe, world)
+    check_seen(checkpoints, soup.task.splits, recipe, report)
     recipe = soup.recipe = _settled(recipe, soup, report)
     layout = layout_of(soup.task, ingredients.plan.slots, recipe.blocks)
     journal = Journal.beside(recipe.out, identity_of(recipe, checkpoints, soup), world=world, resume=recipe.resume)

@@ -19,6 +19,7 @@ from soupkit.checkpoint.modules import module_files
 from soupkit.checkpoint.output import OutputDirectory, check_output
 from soupkit.checkpoint.ranges import NUM_READERS
 from soupkit.checkpoint.reference import open_references
+from soupkit.checkpoint.seen import carried
 from soupkit.checkpoint.tensors import Plan, TensorFiles, parse_bytes, plan_files
 from soupkit.events import Advanced, Finished, Report, Started, Table, Told, Warned, Wrote
 from soupkit.jobs.agreed import warn_of
@@ -235,19 +236,18 @@ def _warn(streamed: Streamed, ingredients: Ingredients, report: Report, *, count
 def describe_inputs(
     checkpoints: Sequence[Checkpoint], out: Path, contents: Sequence[str], *, sha256: bool = False
 ) -> list[dict[str, Any]]:
-    """The manifest's record of each ingredient; `path` is relative to the output, so that both may move together."""
+    """The manifest's record of each ingredient; `path` is relative to the output, so that both may move together.
+
+    `seen`: the data that it and what it was made of were fitted to, each with the first ingredient that has it.
+    """
     described = []
-    for checkpoint, content in zip(checkpoints, contents, strict=True):
-        entry: dict[str, Any] = {
-            "reference": checkpoint.reference,
-            **_place(checkpoint, out),
-            "content": content,
-        }
+    for checkpoint, content, seen in zip(checkpoints, contents, carried(checkpoints), strict=True):
+        entry: dict[str, Any] = {"reference": checkpoint.reference, **_place(checkpoint, out), "content": content}
         if (record := getattr(checkpoint, "record", None)) is not None:  # a view: its source is what lies there
             entry |= record()
         if sha256 and "sha256" not in entry:
             entry["sha256"] = {file.name: file_sha256(file) for file in checkpoint.files}
-        described.append(entry)
+        described.append(entry | ({"seen": seen} if seen else {}))
     return described
 
 

@@ -80,6 +80,7 @@ class DataOptions:
     num_held_out: int | None = option(None, help="held-out examples; default 10 % of the training split")
     num_test: int | None = option(None, help="use only this many test examples")
     split_seed: int = option(0, help="seed of the train / held-out / test split")
+    strict_data: bool = option(False, help="refuse checkpoints that were fitted to these held-out or test examples")
     batch_size: int = option(128, help="examples per forward pass")
     workers: int = option(0, help="processes that decode images")
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.manifest import Manifest
+from soupkit.report.tables import split_label
 
 MAX_ROWS = 100
 
@@ -18,7 +19,7 @@ def model_card(manifest: Manifest, out: Path, first: Checkpoint) -> str:
         f"# {out.name}",
         f"Made with `soupkit {manifest.command}` (soupkit {manifest.soupkit}) from {len(manifest.inputs)} checkpoints.",
         _ingredients(manifest),
-        _metrics(manifest.metrics),
+        _metrics(manifest.metrics, manifest.notes),
         "`soupkit.json` holds the whole record: `soupkit verify` checks the weights against it, "
         "`soupkit reproduce` makes them again.",
     ]
@@ -56,13 +57,16 @@ def _ingredients(manifest: Manifest) -> str:
     return "\n".join(lines)
 
 
-def _metrics(metrics: dict[str, Any]) -> str:
+def _metrics(metrics: dict[str, Any], notes: dict[str, Any]) -> str:
     if not metrics:
         return ""
     lines = ["## Scores", "", "| split | metric | value | standard error | examples |", "|---|---|---|---|---|"]
     for split, scores in metrics.items():
+        shown_split = split_label(split, notes)
         for metric, score in scores.items():
             error = score.get("standard_error")
             shown = "" if error is None else f"{error:.4f}"
-            lines.append(f"| {split} | {metric} | {score['value']:.4f} | {shown} | {score.get('num_examples') or ''} |")
+            lines.append(
+                f"| {shown_split} | {metric} | {score['value']:.4f} | {shown} | {score.get('num_examples') or ''} |"
+            )
     return "\n".join(lines)

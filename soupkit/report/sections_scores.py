@@ -22,6 +22,7 @@ from soupkit.report.sections_subject import (
     short,
     words,
 )
+from soupkit.report.tables import marks
 
 MOST_ROWS = 500
 
@@ -31,11 +32,16 @@ def score_section(subject: Subject) -> Html | None:
     found = scores(subject.record.get("metrics"))
     one = {path: each for path, each in found.items() if 0 < len(path) <= 2}
     several = {path: each for path, each in found.items() if len(path) > 2}
-    pieces = [of_one(one) if one else None, of_several(several, subject) if several else None]
+    pieces = [of_one(one, notes=subject.notes) if one else None, of_several(several, subject) if several else None]
     return joined(pieces) if any(pieces) else None
 
 
-def of_one(found: Mapping[Keys, Score], caption: str = "Scores; ± is one standard error") -> Html:
+def of_one(
+    found: Mapping[Keys, Score],
+    caption: str = "Scores; ± is one standard error",
+    *,
+    notes: Mapping[str, Any] | None = None,
+) -> Html:
     """One row per metric, one column per split; the sample sizes in the head where they agree."""
     splits = _unique(path[0] if len(path) > 1 else "" for path in found)
     metrics = _unique(path[-1] for path in found)
@@ -46,15 +52,17 @@ def of_one(found: Mapping[Keys, Score], caption: str = "Scores; ± is one standa
         (words(metric), *(_shown(found.get((*_prefix(split), metric)), sizes[split]) for split in splits))
         for metric in metrics
     ]
-    return table(caption, ("metric", *(_head(split, sizes[split]) for split in splits)), rows)
+    heads = [_head(split, sizes[split], notes) for split in splits]
+    return table(caption, ("metric", *heads), rows)
 
 
 def _prefix(split: str) -> Keys:
     return (split,) if split else ()
 
 
-def _head(split: str, size: float | None) -> str:
-    return f"{words(split) or 'value'}{f', n = {size:,.0f}' if size else ''}"
+def _head(split: str, size: float | None, notes: Mapping[str, Any] | None = None) -> str:
+    mark = marks(notes or {}).get(split)
+    return f"{words(split) or 'value'}{f' ({mark})' if mark else ''}{f', n = {size:,.0f}' if size else ''}"
 
 
 def _common_size(found: Iterable[Score]) -> float | None:

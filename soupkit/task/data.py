@@ -156,9 +156,21 @@ def balanced_order(images: LabelledImages, seed: int) -> np.ndarray:
 
 def num_trained_with(trained: Splits, splits: Splits, role: Role) -> int:
     """How many examples of `splits`' role are in the training split of another division of the same data."""
-    if trained.description["origin"]["train"] != splits.description["origin"][role]:
-        return 0
-    return int(np.isin(splits.part(role).indices, trained.train.indices).sum())
+    return int(overlap(trained, "train", splits, role).sum())
+
+
+def overlap(then: Splits, split: Role, now: Splits, role: Role) -> np.ndarray:
+    """Which examples of `now`'s role are in a split of another division, bool[N], whatever the data are called.
+
+    Files are the same by what the file system knows them by, links included; other examples by data set and number.
+    """
+    mine, other = now.part(role), then.part(split)
+    if isinstance(mine.pool, FileImages) and isinstance(other.pool, FileImages):
+        return np.isin(mine.pool.identities()[mine.indices], other.pool.identities()[other.indices])
+    same = [str(each["data"]).lower() for each in (then.description, now.description)]
+    if same[0] != same[1] or then.description["origin"][split] != now.description["origin"][role]:
+        return np.zeros(len(mine), bool)
+    return np.isin(mine.indices, other.indices)
 
 
 def _subset(pool: LabelledImages, size: int | None, *, seed: int, what: str) -> Part:
@@ -181,8 +193,10 @@ def _enough(name: str, available: int, wanted: Mapping[str, int | None]) -> None
 
 
 def _describe(options: DataRecipe, source: Source, parts: Mapping[Role, Part]) -> dict[str, Any]:
+    place = {"place": str(source.place)} if source.place is not None else {}
     return {
         "data": options.data,
+        **place,
         "split_seed": options.split_seed,
         "num_classes": len(source.class_names),
         "sizes": {role: len(parts[role]) for role in ROLES},

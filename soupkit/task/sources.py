@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from itertools import islice
@@ -48,6 +48,7 @@ class Source:
 
     pools: what it keeps apart itself, "train" always; a missing "held_out" or "test" is drawn from "train".
     origin: the data set's own word for each pool. num_test: default size of a test split that has to be drawn.
+    place: the folder that it is, resolved.
     """
 
     pools: Mapping[Role, LabelledImages]
@@ -55,6 +56,7 @@ class Source:
     origin: Mapping[Role, str]
     characters: bool = False
     num_test: int = 0
+    place: Path | None = None
 
 
 class ArrayImages:
@@ -91,6 +93,7 @@ class FileImages:
         self.root = root
         self.paths = [path for path, _ in samples]
         self.targets = np.array([target for _, target in samples], np.int64)
+        self._identities: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -103,6 +106,13 @@ class FileImages:
         except (OSError, UnidentifiedImageError) as error:
             raise TaskError(f"{path} cannot be decoded: {error}", hint="replace or delete the file") from error
         return image, int(self.targets[index])
+
+    def identities(self) -> np.ndarray:
+        """Device and number of every file, uint64[N]: the same for every path that leads to it. Read once."""
+        if self._identities is None:
+            stats = map(os.stat, self.paths)
+            self._identities = np.array([(stat.st_dev << 44 ^ stat.st_ino) % (1 << 64) for stat in stats], np.uint64)
+        return self._identities
 
     def names(self) -> Iterator[str]:
         """Paths below the root, which identify the examples."""
@@ -220,7 +230,7 @@ def _from_folder(root: Path) -> Source:
         if folder is not None:
             pools[role], class_names = _list_folder(folder, class_names)
     origin = {role: folder.name for role, folder in found.items() if folder is not None}
-    return Source(pools, class_names, origin, num_test=round(0.2 * len(pools["train"])))
+    return Source(pools, class_names, origin, num_test=round(0.2 * len(pools["train"])), place=root.resolve())
 
 
 def _list_folder(folder: Path, class_names: tuple[str, ...]) -> tuple[FileImages, tuple[str, ...]]:
@@ -266,11 +276,30 @@ def _from_factory(data: str, data_dir: Path | None, download: bool, sizes: Mappi
 
 
 def _those_that_exist(data: str, data_dir: Path | None, download: bool) -> dict[str, Any]:
+    """The evaluation splits that the data set has. Raises TaskError where one cannot be opened for another reason.
+
+    A test split drawn from train because the data set's own was out of reach would not be the test that is reported.
+    """
     found = {}
     for split in ("validation", "test"):
-        with suppress(TaskError):
+        try:
             found[split] = _create(data, split, data_dir, download)
+        except TaskError as error:
+            if not _has_no(split, error.__cause__):
+                raise
     return found
+
+
+def _has_no(split: str, error: BaseException | None) -> bool:
+    """Whether a library says that the data set has no such split, which is no failure.
+
+    datasets: `Unknown split "test". Should be one of [...]`; tensorflow-datasets: `Unknown split 'test'`; timm's wds
+    reader: `split test not found in info`.
+    """
+    text = str(error)
+    if isinstance(error, KeyError):
+        return text.strip("'\"") == split
+    return any(word in text.lower() for word in ("unknown split", "no such split", "no split", "not found in info"))
 
 
 def _create(data: str, split: str, data_dir: Path | None, download: bool) -> Any:

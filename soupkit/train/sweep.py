@@ -27,7 +27,10 @@ COMMAND = "finetune-sweep"
 PROBE_NAME = "linear-probe"
 LOWER = 0.5
 """Factor on the learning rate of a run that diverged."""
-WITHOUT_EFFECT = ("base", "out", "overwrite", "dry_run", "download", "workers", "device", "threads", "tensorboard")
+WITHOUT_EFFECT = (
+    *("base", "out", "overwrite", "dry_run", "download"),
+    *("workers", "device", "threads", "tensorboard", "strict_data"),
+)
 """Options that do not change a run's weights; the base counts by its content."""
 
 

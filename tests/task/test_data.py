@@ -286,3 +286,60 @@ def test_streamed_data_are_read_into_memory(monkeypatch: pytest.MonkeyPatch) -> 
     assert splits.class_names == ("0", "1", "2")
     assert splits.train[0][0].getpixel((0, 0))[0] == splits.train.indices[0]
     assert len(open_data(replace(options, num_train=None)).train.pool) == 30
+
+
+class _Listed:
+    """A data set of 20 examples as timm's factory returns one."""
+
+    targets: ClassVar = [0, 1] * 10
+    classes: ClassVar = ["cat", "dog"]
+
+    def __len__(self) -> int:
+        return 20
+
+
+@pytest.mark.parametrize(
+    ("error", "word"),
+    [
+        (ConnectionError("no route to the hub"), "no route"),
+        (OSError("[Errno 28] no space left on device"), "no space"),
+        (ValueError("checksum of test.tar differs"), "checksum"),
+        (FileNotFoundError("data/test/0.tar"), "test/0.tar"),
+        (ImportError("install datasets"), "install"),
+    ],
+)
+@pytest.mark.parametrize("name", ["hfds/some/thing", "wds/some", "tfds/some"])
+def test_a_test_split_out_of_reach_is_not_drawn_from_train(
+    name: str, error: Exception, word: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import timm.data
+
+    def create(_data: str, split: str, **_: object) -> _Listed:
+        if split == "test":
+            raise error
+        return _Listed()
+
+    monkeypatch.setattr(timm.data, "create_dataset", create)
+    with pytest.raises(TaskError, match=word):
+        open_data(DataOptions(data=name, data_dir=tmp_path))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("Unknown split \"test\". Should be one of ['train', 'validation']."),
+        ValueError("Unknown split 'test'. Should be one of ['train']."),
+        RuntimeError("split test not found in info (dict_keys(['train']))"),
+        KeyError("test"),
+    ],
+)
+def test_a_data_set_without_a_test_split_is_divided(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    import timm.data
+
+    def create(_data: str, split: str, **_: object) -> _Listed:
+        if split != "train":
+            raise type(error)(str(error.args[0]).replace("test", split))
+        return _Listed()
+
+    monkeypatch.setattr(timm.data, "create_dataset", create)
+    assert set(open_data(DataOptions(data="hfds/some/thing")).description["origin"].values()) == {"train"}

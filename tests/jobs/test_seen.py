@@ -1,0 +1,159 @@
+"""Whoever chooses or reports says that checkpoints were fitted to the examples; soups know what went into them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from soupkit.checkpoint.seen import MOST, carried, seen_by
+from soupkit.cli.app import run_command_line
+from soupkit.errors import TaskError
+from soupkit.events import Event, Warned
+from soupkit.jobs.seen import check_seen
+from soupkit.manifest import Manifest
+from soupkit.recipe.evaluate import Evaluate
+from soupkit.task.data import Splits, open_data
+
+
+def recipe(data: object = "digits", **options: Any) -> Evaluate:
+    return Evaluate(refs=("x",), data=str(data), **options)
+
+
+class Made:
+    """A checkpoint as far as its manifest goes."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory, self.reference = directory, directory.name
+
+
+def made(directory: Path, then: Splits, *, how: str = "trained", split: str = "train") -> Made:
+    directory.mkdir(exist_ok=True)
+    command, notes = ("finetune", {"data": then.description}) if how == "trained" else ("merge greedy", {})
+    if how != "trained":
+        notes = {f"{how}_on": {"split": split, "data": then.description}}
+    Manifest(command=command, recipe={}, notes=notes).write(directory)
+    return Made(directory)
+
+
+def warned(checkpoints: Any, now: Evaluate, *roles: Any, **options: Any) -> list[str]:
+    events: list[Event] = []
+    check_seen(checkpoints, open_data(now), now, events.append, *roles, **options)
+    return [event.message for event in events if isinstance(event, Warned)]
+
+
+def common(then: Splits, now: Splits, split: Any, role: Any) -> int:
+    return len(np.intersect1d(then.part(split).indices, now.part(role).indices))
+
+
+@pytest.mark.parametrize(("how", "split"), [("trained", "train"), ("selected", "held_out"), ("learned", "train")])
+def test_counts_are_of_the_examples_themselves(tmp_path: Path, how: str, split: str) -> None:
+    then, now = open_data(recipe(num_train=400)), recipe(num_train=300, num_held_out=200, split_seed=1)
+    run = made(tmp_path / "run", then, how=how, split=split)
+    held_out, test = (common(then, open_data(now), split, role) for role in ("held_out", "test"))
+    assert held_out > 0 < test
+    first, second = warned([run], now)
+    assert f"run was {how} on {held_out} of the 200 held-out examples: its split had seed 0" in first
+    assert f"run was {how} on {test} of the 797 test examples" in second
+    with pytest.raises(TaskError, match=f"{how} on {held_out} of the 200") as caught:
+        warned([run], recipe(num_train=300, num_held_out=200, split_seed=1, strict_data=True))
+    assert "--strict-data" in (caught.value.hint or "")
+
+
+def test_the_same_division_is_clean_and_other_data_are_other_data(tmp_path: Path) -> None:
+    run = made(tmp_path / "run", open_data(recipe(num_train=400)))
+    assert warned([run], recipe()) == warned([run], recipe("glyphs")) == []
+    chosen = made(tmp_path / "soup", open_data(recipe()), how="selected", split="held_out")
+    assert warned([chosen], recipe(), selects=False) == []
+    assert "selected on 100 of the 100 held-out examples" in " ".join(warned([chosen], recipe()))
+
+
+def test_many_checkpoints_make_one_line(tmp_path: Path) -> None:
+    runs = [made(tmp_path / f"r{k}", open_data(recipe(num_train=400))) for k in range(5)]
+    [line] = warned(runs, recipe(split_seed=1), "test")
+    assert line.startswith("r0, r1, r2 and 2 more were trained on ")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """30 images of two classes."""
+    for k in range(30):
+        path = tmp_path / "flowers" / "ab"[k % 2] / f"{k}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((2, 2), k, np.uint8)).save(path)
+    return tmp_path / "flowers"
+
+
+@pytest.mark.parametrize("name", ["same", "link", "relative", "files", "hard", "moved"])
+def test_a_folder_is_the_same_under_every_name(
+    folder: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    then = open_data(recipe(folder))
+    run = made(tmp_path / "run", then)
+    other = tmp_path / "other"
+    if name == "link":
+        other.symlink_to(folder)
+    elif name in ("files", "hard"):
+        copy = os.symlink if name == "files" else os.link
+        shutil.copytree(folder, other, copy_function=copy)
+    elif name == "moved":
+        folder.rename(other)
+    elif name == "relative":
+        monkeypatch.chdir(tmp_path)
+        other = Path("flowers")
+    else:
+        other = folder
+    now = recipe(other, split_seed=3)
+    number = common(then, open_data(now), "train", "test")
+    assert number > 0
+    assert f"trained on {number} of the 6 test examples" in " ".join(warned([run], now))
+
+
+def test_a_part_of_a_folder_is_known_by_its_files(folder: Path, tmp_path: Path) -> None:
+    """Trained on DIR/train, tested on what lies in DIR/train by now called a test folder."""
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "test").symlink_to(folder)
+    (tmp_path / "new" / "train").symlink_to(folder)
+    run = made(tmp_path / "run", open_data(recipe(folder)))
+    assert "trained on 22 of the 30 test examples" in " ".join(warned([run], recipe(tmp_path / "new")))
+
+
+def test_a_soup_of_soups_knows_it_all_once_and_within_bounds(tmp_path: Path) -> None:
+    runs = [made(tmp_path / f"r{k}", open_data(recipe(num_train=400, split_seed=k % 2))) for k in range(4)]
+    brought = carried(runs)
+    assert [len(each) for each in brought] == [1, 1, 0, 0]
+    soup = tmp_path / "soup"
+    soup.mkdir()
+    inputs = [{"reference": f"r{k}", **({"seen": each} if each else {})} for k, each in enumerate(brought)]
+    Manifest(command="merge uniform", recipe={}, inputs=inputs).write(soup)
+    seeds = [entry["data"]["split_seed"] for entry in seen_by(soup)]
+    assert seeds == [0, 1]
+    now = recipe(split_seed=2)
+    both = {int(i) for k in (0, 1) for i in open_data(recipe(num_train=400, split_seed=k)).train.indices}
+    union = len(both & {int(i) for i in open_data(now).test.indices})
+    assert f"soup was trained on {union} of the 797 test" in " ".join(warned([Made(soup)], now, "test"))
+    many = [made(tmp_path / f"m{k}", open_data(recipe(num_train=100 + k))) for k in range(MOST + 3)]
+    assert sum(map(len, carried(many))) == MOST
+
+
+def test_a_merge_carries_it_and_a_damaged_record_is_no_reason_to_stop(
+    save: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = [save(name, {"w": np.ones(3, np.float32)}) for name in "ab"]
+    made(paths[0], open_data(recipe(num_train=400)))
+    Manifest(command="finetune", recipe={}, notes={"data": {"data": 3}}, inputs=[{"reference": "x", "seen": 7}]).write(
+        paths[1]
+    )
+    commands = [("uniform", *paths), ("slerp", *paths, "--t", "0.5"), ("task-arithmetic", paths[0], "--base", paths[1])]
+    for command, *refs in commands:
+        out = tmp_path / command
+        code = run_command_line([str(word) for word in ("merge", command, *refs, "--out", out, "--json", "--quiet")])
+        assert code == 0, capsys.readouterr().err
+        written = json.loads((out / "soupkit.json").read_text())
+        assert [entry["how"] for entry in seen_by(out)] == ["trained"], written["inputs"]
