@@ -23,7 +23,7 @@ from soupkit.curve.curve import Curve
 from soupkit.curve.descent import Descent, Gradient
 from soupkit.curve.schedule import curve_rate
 from soupkit.curve.state import load_state, save_state
-from soupkit.errors import RecipeError
+from soupkit.errors import CompatibilityError, RecipeError
 from soupkit.events import Cell, Report, Table, Told, Wrote
 from soupkit.identity import given_by
 from soupkit.jobs.agreed import agreed
@@ -40,6 +40,7 @@ from soupkit.recipe.parse import recipe_to_json
 from soupkit.recipe.train import Finetune
 from soupkit.task.models import write_config
 from soupkit.task.weights import arrays, load_weights
+from soupkit.task.zero_shot import ZeroShotClassifier
 from soupkit.train.loop import soft_cross_entropy
 from soupkit.train.optimize import build_optimizer
 from soupkit.train.randomness import Stream, seeded, torch_threads
@@ -105,12 +106,25 @@ def _open(recipe: CurveFit, world: World, report: Report) -> _Fit:
     training = as_finetune(recipe, base=ends[0].reference)
     start = prepare(training, report)
     check_seen(ends[1:], start.splits, recipe, report, selects=False)
+    _check_text_towers(start.model, ends)
     load_weights(saved(start.model), ends[0])  # strictly: a curve cannot begin with a new head
     alignment = None
     if recipe.align:
         aligned = aligned_ingredients(ends, to=0, recipe=recipe, world=world, report=report)
         ends, alignment = aligned.views, aligned.notes
     return _Fit(recipe, training, ends, start, world.torch_device(), alignment)
+
+
+def _check_text_towers(model: torch.nn.Module, ends: Sequence[Checkpoint]) -> None:
+    """A CLIP classifier's head is made once: the text tower that makes it must be that of both ends."""
+    if isinstance(model, ZeroShotClassifier):
+        for name in sorted(model.text_names() & ends[0].keys() & ends[1].keys()):
+            if not np.array_equal(ends[0][name], ends[1][name]):
+                raise CompatibilityError(
+                    f"{ends[0].reference}, {ends[1].reference}: {name} of the text tower differs: "
+                    "a curve keeps one head",
+                    hint="take models whose text tower rested while they were trained, as in soupkit finetune",
+                )
 
 
 def state_path(out: Path) -> Path:

@@ -29,7 +29,7 @@ from soupkit.recipe.soup import MergeTwa
 from soupkit.soup import subspace as spaces
 from soupkit.soup.blocks import Layout
 from soupkit.soup.journal import Journal
-from soupkit.soup.live import activation_bytes, layout_of, prompt_bytes, text_tower
+from soupkit.soup.live import activation_bytes, layout_of, prompt_bytes
 from soupkit.soup.plan import SHARE_OF_FREE, Demand, MemoryPlan, choose, free_bytes, give_back_memory, resident_bytes
 from soupkit.soup.subspace import Subspace
 from soupkit.task.batch_norm import has_batch_norm
@@ -167,7 +167,10 @@ def _settled(recipe: Any, soup: SoupTask, report: Report) -> Any:
 
 def _text_moves(recipe: Any, soup: SoupTask) -> bool:
     """Whether a CLIP model's text tower differs among the ingredients, or is scaled by what is learned."""
-    names = sorted(text_tower(soup.task) & soup.ingredients.plan.slots.keys())
+    model = soup.task.model
+    if not isinstance(model, ZeroShotClassifier):
+        return False
+    names = sorted(model.text_names() & soup.ingredients.plan.slots.keys())
     if names and (isinstance(recipe, MergeTwa) or getattr(recipe, "constraint", "sum") == "none"):
         return True
     first, *others = soup.ingredients.checkpoints

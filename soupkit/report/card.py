@@ -18,12 +18,21 @@ def model_card(manifest: Manifest, out: Path, first: Checkpoint) -> str:
         _metadata(manifest, first),
         f"# {out.name}",
         f"Made with `soupkit {manifest.command}` (soupkit {manifest.soupkit}) from {len(manifest.inputs)} checkpoints.",
+        _given_way(manifest),
         _ingredients(manifest),
         _metrics(manifest.metrics, manifest.notes),
         "`soupkit.json` holds the whole record: `soupkit verify` checks the weights against it, "
         "`soupkit reproduce` makes them again.",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _given_way(manifest: Manifest) -> str:
+    """Said where a learned soup was worse than the uniform one, which these weights are then."""
+    verdict = manifest.notes.get("against_uniform")
+    if not isinstance(verdict, dict) or not verdict.get("kept_uniform"):
+        return ""
+    return "These are the weights of the uniform soup: what was learned was clearly worse on held-out data."
 
 
 def _metadata(manifest: Manifest, first: Checkpoint) -> str:

@@ -35,17 +35,6 @@ def parameters_of(task: Task, slots: Mapping[str, Slot]) -> dict[str, nn.Paramet
     return found
 
 
-def text_tower(task: Task) -> set[str]:
-    """The checkpoint's names of what the head of a CLIP model is made by; nothing for other models.
-
-    That is all but the image tower and the scale and bias of the logits, whatever an architecture calls it.
-    """
-    if not isinstance(task.model, ZeroShotClassifier):
-        return set()
-    names = (name for name, _ in task.model.clip.named_parameters(remove_duplicate=False))
-    return {name for name in names if not name.startswith(("visual.", "logit_"))}
-
-
 def layout_of(task: Task, slots: Mapping[str, Slot], blocks: str) -> Layout:
     """The span of a task's model, cut into blocks."""
     return lay_out({name: parameter.shape for name, parameter in parameters_of(task, slots).items()}, blocks)

@@ -43,6 +43,11 @@ class ZeroShotClassifier(torch.nn.Module):
         self.register_buffer("tokens", tokenize(self.prompts), persistent=False)
         self.register_buffer("head", torch.zeros(0), persistent=False)
 
+    def text_names(self) -> set[str]:
+        """CLIP's own names of the parameters that make the head: all but the image tower and the logits' scale."""
+        names = (name for name, _ in self.clip.named_parameters(remove_duplicate=False))
+        return {name for name in names if not name.startswith(("visual.", "logit_"))}
+
     @torch.no_grad()
     def rebuild_head(self, *, batch_size: int = MOST_PROMPTS) -> None:
         """Compute the head, float[embedding, classes], from the text tower's present weights."""

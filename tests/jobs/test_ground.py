@@ -51,6 +51,7 @@ def test_what_is_worse_than_uniform_is_not_written_unless_forced(
     assert soup["notes"]["learned_coefficients"] == [[0], [0], [1]]
     assert soup["metrics"]["held_out"] == soup["notes"]["uniform"]["held_out"]
     assert "the uniform soup is written instead" in told
+    assert "These are the weights of the uniform soup" in (tmp_path / "kept" / "README.md").read_text()
     forced, told = run(capsys, *words, tmp_path / "forced", "--force")
     assert np.array(forced["mixture"]["coefficients"])[:, 0].tolist() == [0, 0, 1]
     assert not forced["notes"]["against_uniform"]["kept_uniform"]
