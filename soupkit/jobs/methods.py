@@ -17,6 +17,7 @@ from soupkit.errors import RecipeError
 from soupkit.events import Report, Warned
 from soupkit.jobs.method_inputs import MethodInputs, open_inputs
 from soupkit.jobs.soup import Engine, Ingredients, Record, write_soup
+from soupkit.merge.election import check_sum
 from soupkit.merge.methods import METHODS, MergeMethod, Parameter
 from soupkit.merge.mixture import BATCH_NORM_STATISTICS
 from soupkit.merge.per_tensor import Inputs, merge_tensors
@@ -174,18 +175,20 @@ def numbers_of(
     slots = ingredients.plan.slots
     check_matches(settings, slots)
     layers = Layers.of(slots)
-    known = parameters_of(method)
-    _check("", defaults, known)
+    _check("", defaults, method)
     numbers = {}
     for name, slot in slots.items():
         if slot.dtype in FLOATING:
             numbers[name] = resolve(name, defaults, settings, layers) if settings else defaults
             if settings:
-                _check(f"{name}: ", numbers[name], known)
+                _check(f"{name}: ", numbers[name], method)
     return numbers
 
 
-def _check(where: str, numbers: Numbers, known: Mapping[str, Parameter]) -> None:
+def _check(where: str, numbers: Numbers, method: MergeMethod) -> None:
+    known = parameters_of(method)
+    if method.mean:
+        check_sum(np.array(numbers["weight"]), f"{where}{method.name}")
     for parameter, values in numbers.items():
         for value in values:
             known[parameter].check(f"{where}{parameter}", value)

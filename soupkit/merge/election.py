@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from soupkit.checkpoint.dtypes import Array
+from soupkit.errors import RecipeError
 
 
 def total(vectors_KN: Array, weight_K: Array, *, normalize: bool) -> Array:
@@ -20,6 +21,14 @@ def total(vectors_KN: Array, weight_K: Array, *, normalize: bool) -> Array:
     if normalize and divisor != 0:
         np.divide(result, divisor, out=result)
     return result
+
+
+def check_sum(weight_K: Array, method: str) -> float:
+    """Σ_k w_k of a mean, which is divided by it. Raises RecipeError when it is zero."""
+    divisor = float(np.sum(weight_K))
+    if divisor == 0:
+        raise RecipeError(f"{method}: the weights sum to zero", hint="give weights such as --weight 0.7,0.3")
+    return divisor
 
 
 def elected(vectors_KN: Array, weight_K: Array, *, normalize: bool) -> Array:

@@ -53,7 +53,8 @@ class MergeMethod:
     function(pieces, **parameters) yields merged values. reads: what the pieces hold: weights, or task vectors (weights
     minus base). base: whether there is one; with "optional", task vectors are read when it is given. random: takes
     `draws`. pieces: "stratum" (any size), "row" (whole rows) or "tensor". statistics: takes per-ingredient statistics
-    files, as "pieces" of the same shapes or as whole "arrays". inputs: least and most, without the base.
+    files, as "pieces" of the same shapes or as whole "arrays". inputs: least and most, without the base. mean: the
+    weights are divided by their sum.
     """
 
     name: str
@@ -68,6 +69,7 @@ class MergeMethod:
     statistics: Literal["pieces", "arrays"] | None = None
     inputs: tuple[int, int | None] = (1, None)
     order_matters: bool = False
+    mean: bool = False
 
     @property
     def scales(self) -> bool:
@@ -116,6 +118,7 @@ METHODS: dict[str, MergeMethod] = {
             base="optional",
             parameters={"weight": WEIGHT, "rows": FLAG},
             inputs=(2, 2),
+            mean=True,
         ),
         MergeMethod(
             "multislerp",
@@ -124,6 +127,7 @@ METHODS: dict[str, MergeMethod] = {
             PIECE,
             base="optional",
             parameters={"weight": WEIGHT},
+            mean=True,
         ),
         MergeMethod(
             "karcher",
@@ -132,6 +136,7 @@ METHODS: dict[str, MergeMethod] = {
             PIECE,
             base="optional",
             parameters={"weight": SHARE, "iterations": COUNT, "tolerance": Parameter(low=0)},
+            mean=True,
         ),
         MergeMethod(
             "task-arithmetic", task_arithmetic.task_arithmetic, "Ilharco et al. 2023", PIECE, parameters=_LINEAR
@@ -236,6 +241,7 @@ METHODS: dict[str, MergeMethod] = {
             base="none",
             parameters={"weight": SHARE, "floor": Parameter(low=0, above_low=True)},
             statistics="pieces",
+            mean=True,
         ),
         MergeMethod(
             "regmean",
@@ -247,6 +253,7 @@ METHODS: dict[str, MergeMethod] = {
             parameters={"weight": SHARE, "shrink": Parameter(low=0, high=1)},
             pieces="tensor",
             statistics="arrays",
+            mean=True,
         ),
     )
 }

@@ -47,9 +47,9 @@ def check_made(tensor: str, made: Array, written: Array, *, by: str, copied: Arr
         bad[copied] = False
     if not bad.any():
         return
-    if np.isfinite(made[bad]).all():
+    if made is not written and np.isfinite(made[bad]).all():
         raise overflow(tensor, safetensors_name(written.dtype))
     raise CheckpointError(
-        f"tensor {tensor!r}: {by} made NaN or infinity of finite values",
-        hint="change its parameters or leave the tensor out of it (--set); --non-finite keep writes it all the same",
+        f"tensor {tensor!r}: {by} gave NaN or infinity, though all that it read is finite",
+        hint="change the options that made it, or write a wider dtype; --non-finite keep writes it all the same",
     )

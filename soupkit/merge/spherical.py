@@ -15,6 +15,7 @@ import numpy as np
 
 from soupkit.checkpoint.dtypes import Array
 from soupkit.errors import RecipeError
+from soupkit.merge.election import check_sum
 from soupkit.merge.pieces import Pieces
 from soupkit.merge.span import Matrix, in_span
 
@@ -34,10 +35,7 @@ def slerp(pieces: Pieces, *, t: float, rows: bool = False) -> Iterator[Array]:
 
 def nuslerp(pieces: Pieces, *, weight: Array, rows: bool = False) -> Iterator[Array]:
     """Slerp at t = w_b / (w_a + w_b), of weights or of task vectors. Raises RecipeError when they sum to zero."""
-    total = float(np.sum(weight))
-    if total == 0:
-        raise RecipeError("nuslerp: the weights sum to zero", hint="give two weights such as --weight 0.7,0.3")
-    return slerp(pieces, t=float(weight[1]) / total, rows=rows)
+    return slerp(pieces, t=float(weight[1]) / check_sum(weight, "nuslerp"), rows=rows)
 
 
 def slerp_coefficients(products: Matrix, t: float) -> Matrix:
@@ -62,9 +60,7 @@ def multislerp(pieces: Pieces, *, weight: Array) -> Iterator[Array]:
     the u_k are projected onto the tangent space orthogonally, and Σ w_k (u_k − ⟨u_k, m⟩ m) = 0 by the choice of m, so
     the steps return m itself. Raises RecipeError where the weighted directions cancel (antipodes). Memory: a piece.
     """
-    total = float(np.sum(weight))
-    if total == 0:
-        raise RecipeError("multislerp: the weights sum to zero", hint="give weights that do not cancel")
+    total = check_sum(weight, "multislerp")
 
     def coefficients(products: Matrix) -> Matrix:
         norms, cosines = directions(products)
@@ -83,9 +79,9 @@ def karcher(pieces: Pieces, *, weight: Array, iterations: int = 50, tolerance: f
 
     m ← exp_m(Σ_k w_k log_m u_k) from the normalized mean on, until the step is shorter than `tolerance` (radians).
     Unique when all directions lie within a quarter turn of one another. For K = 2 it is slerp of the directions.
-    Memory: a piece; the iteration is on K numbers.
+    Raises RecipeError when the weights sum to zero. Memory: a piece; the iteration is on K numbers.
     """
-    shares: Matrix = np.asarray(weight, np.float64) / np.sum(weight)
+    shares: Matrix = np.asarray(weight, np.float64) / check_sum(weight, "karcher")
 
     def coefficients(products: Matrix) -> Matrix:
         norms, cosines = directions(products)

@@ -11,7 +11,7 @@ import numpy as np
 
 from soupkit.checkpoint.dtypes import Array
 from soupkit.errors import CheckpointError
-from soupkit.merge.election import total
+from soupkit.merge.election import check_sum, total
 from soupkit.merge.pieces import Pieces
 
 
@@ -19,8 +19,10 @@ def fisher(pieces: Pieces, *, weight: Array, statistics: Pieces | None, floor: f
     """Σ_k w_k F_k θ_k / Σ_k w_k F_k with each model's diagonal Fisher information, at least `floor` (Matena & Raffel
     2022, arXiv:2111.09832, eq. 4). Tensors without statistics get the weighted mean. Memory: a piece.
 
-    Raises CheckpointError for negative statistics.
+    Where all the statistics are zero, the floor makes it the weighted mean. Raises CheckpointError for negative
+    statistics, RecipeError when the weights sum to zero.
     """
+    check_sum(weight, "fisher")
     if statistics is None:
         for weights_KN in pieces:
             yield total(weights_KN, weight, normalize=True)
@@ -40,8 +42,9 @@ def regmean(pieces: Pieces, *, weight: Array, grams: Sequence[Array] | None, shr
 
     Tensors without Gram matrices get the weighted mean, as published. The piece is the whole tensor. Memory: K versions
     of the tensor and of its Gram matrix; cost: one I × I solve. Raises CheckpointError for Gram matrices that do not
-    fit or leave the system singular.
+    fit or leave the system singular, RecipeError when the weights sum to zero.
     """
+    check_sum(weight, "regmean")
     if grams is None:
         for weights_KN in pieces:
             yield total(weights_KN, weight, normalize=True)
