@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from soupkit.errors import DivergedError
-from soupkit.events import Advanced, Finished, Measured, Report, Started
+from soupkit.events import Advanced, Finished, Measured, Report, Started, Warned
 from soupkit.recipe.train import Finetune
 from soupkit.task.images import ImageSettings
 from soupkit.train.averaging import Averaging
@@ -21,6 +21,9 @@ from soupkit.train.probe import Probe
 from soupkit.train.randomness import Stream, seeded
 
 NUM_REPORTS = 200
+SKIPPED = "their gradients were not finite in float16"
+HOPELESS = 64
+"""Skipped updates in a row, from the first on, after which the scaler (65,536, halved each time) has no range left."""
 LOWER_RATE = "lower the learning rate, clip the gradient (--clip-grad 1), or warm up for longer"
 
 
@@ -73,13 +76,17 @@ def fit(
             for place, pixels, targets in islice(batches, per_epoch):
                 total += update(*finish(place, pixels, targets)) * len(pixels)
                 count += len(pixels)
-                for average in averages:
-                    average.update()
+                if update.stepped:
+                    for average in averages:
+                        average.update()
                 progress.advance(f"epoch {epoch}/{recipe.epochs}" + (f", loss {losses[-1]:.3f}" if losses else ""))
             losses.append(_checked_loss(float(total) / count, epoch=epoch, epochs=recipe.epochs))
             report(Measured("train/loss", losses[-1], update.num_done))
             report(Measured("train/lr", update.optimizer.param_groups[-1]["lr"], update.num_done))
             after_epoch(epoch)
+    update.check_skipped()
+    if update.num_skipped:
+        report(Warned(f"{update.num_skipped} of {update.num_tried} updates were skipped: {SKIPPED}"))
     _check_weights(model)
     report(Finished("train"))
     if probe:
@@ -107,7 +114,9 @@ def _lay_out(model: nn.Module, memory_format: torch.memory_format) -> nn.Module:
 class Updater:
     """What turns a batch into one update of a model: optimizer, learning-rate schedule, scaler of mixed precision.
 
-    num_done: updates so far. parameters: those that are trained.
+    num_done: updates so far. num_skipped: batches whose gradient overflowed in float16, so that the scaler left the
+    weights as they were: they move neither the schedule nor an average. stepped: whether the last batch made an update.
+    parameters: those that are trained.
     """
 
     def __init__(
@@ -121,7 +130,13 @@ class Updater:
         self.dtype = amp_dtype(recipe, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype is torch.float16)
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self.num_done = 0
+        self.num_done = self.num_skipped = 0
+        self.stepped = False
+
+    @property
+    def num_tried(self) -> int:
+        """Batches so far: the place in the data, whatever became of them."""
+        return self.num_done + self.num_skipped
 
     def __call__(self, images: Tensor, targets: Tensor, *, weight: float = 1.0) -> Tensor:
         """One update of the weights and of the learning rate: (images, soft targets) → the loss before it.
@@ -145,10 +160,24 @@ class Updater:
         if self.recipe.clip_grad:
             self.scaler.unscale_(self.optimizer)  # the norm that is clipped is that of the true gradient
             nn.utils.clip_grad_norm_(self.parameters, self.recipe.clip_grad)
+        scale = self.scaler.get_scale()
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.num_done += 1
-        self.schedule.step_update(self.num_done)
+        self.stepped = 0 < scale <= self.scaler.get_scale()  # it is lowered when, and only when, a step is skipped
+        if self.stepped:
+            self.num_done += 1
+            self.schedule.step_update(self.num_done)
+            return
+        self.num_skipped += 1
+        if self.num_skipped >= HOPELESS:
+            self.check_skipped()
+
+    def check_skipped(self) -> None:
+        """Raises DivergedError when nothing has been learned from any batch so far."""
+        if self.num_skipped and not self.num_done:
+            raise DivergedError(
+                f"all {self.num_skipped} updates were skipped: {SKIPPED}", hint="--amp bfloat16, or --amp off"
+            )
 
 
 class Progress:

@@ -77,9 +77,9 @@ class Member:
         self.probe = Probe(self.model) if self.probe_updates else None
 
     def begin(self) -> None:
-        """Make ready for update number `updater.num_done`: its batches and modes."""
+        """Make ready for update number `updater.num_tried`: its batches and modes."""
         transform = train_transform(self.data.settings, self.recipe, characters=self.data.characters)
-        pin_memory, first = self.device.type == "cuda", self.updater.num_done
+        pin_memory, first = self.device.type == "cuda", self.updater.num_tried
         self.batches = loader(self.data.examples, transform, self.recipe, pin_memory=pin_memory, first=first)
         self.model.train()
         self._switch()
@@ -87,7 +87,7 @@ class Member:
     @property
     def probing(self) -> bool:
         """Whether only the head learns in the coming update."""
-        return self.updater.num_done < self.probe_updates
+        return self.updater.num_tried < self.probe_updates
 
     def advance(self) -> tuple[Tensor, int]:
         """One update: the loss before it, summed over this rank's part of the batch, and the size of that part."""
@@ -106,10 +106,12 @@ class Member:
 
     def forward_randomness(self) -> AbstractContextManager[None]:
         """The generators that dropout and stochastic depth draw from in the coming update."""
-        return seeded(self.recipe.seed, Stream.FORWARD, self.updater.num_done, self.grid.part, device=self.device)
+        return seeded(self.recipe.seed, Stream.FORWARD, self.updater.num_tried, self.grid.part, device=self.device)
 
     def average(self) -> None:
-        """Let the averages take in the weights as they are now."""
+        """Let the averages take in the weights as they are now, unless the update was skipped."""
+        if not self.updater.stepped:
+            return
         for average in self.averages.values():
             average.update()
 

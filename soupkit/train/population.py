@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from soupkit.errors import TaskError
-from soupkit.events import Finished, Report
+from soupkit.events import Finished, Report, Warned
 from soupkit.recipe.population import TrainPopulation
 from soupkit.task.score import Score
 from soupkit.train.exchange import Pull, gram, similarity
 from soupkit.train.flat import Flat
 from soupkit.train.grid import Grid
-from soupkit.train.loop import LOWER_RATE, Progress
+from soupkit.train.loop import LOWER_RATE, SKIPPED, Progress
 from soupkit.train.members import Member
 from soupkit.train.merging import merges_after, pull_strength
 from soupkit.train.regularise import member_name
@@ -105,6 +105,9 @@ class Population:
             after_update(self)
         report(Finished("train"))
         for place, member in enumerate(self.members):
+            member.updater.check_skipped()
+            if skipped := member.updater.num_skipped:
+                report(Warned(f"{member_name(member.number)}: {skipped} updates were skipped: {SKIPPED}"))
             if not all(row.isfinite().all() for row in self.flat.row(place).values()):
                 raise TaskError(f"{member_name(member.number)} is not finite after the last update", hint=LOWER_RATE)
             member.model.eval()

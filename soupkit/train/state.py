@@ -116,6 +116,7 @@ def _write_member(population: Population, row: int, member: Member, path: Path) 
     tensors |= {f"integers/{name}": tensor for name, tensor in flat.integers(row).items()}
     meta = {
         "num_done": updater.num_done,
+        "num_skipped": updater.num_skipped,
         "scaler": updater.scaler.state_dict(),
         "optimizer": _without_tensors(updater.optimizer.state_dict(), "optimizer", tensors),
         "averages": {
@@ -136,7 +137,7 @@ def _put_member(
         rows[row].copy_(tensors[f"flat/{dtype}"])
     for name, tensor in flat.integers(row).items():
         tensor.copy_(tensors[f"integers/{name}"])
-    updater.num_done = meta["num_done"]
+    updater.num_done, updater.num_skipped = meta["num_done"], meta.get("num_skipped", 0)
     if meta["scaler"]:
         updater.scaler.load_state_dict(meta["scaler"])
     for name, average in member.averages.items():
