@@ -98,7 +98,7 @@ class HeldOutScorer:
     def identity(self) -> str:
         """What a remembered score depends on beside the weights: model, data and metric, and how soups are made."""
         recipe = self._soup.recipe
-        batch_norm = [recipe.bn, recipe.bn_batches, recipe.batch_size] if recipe.bn == "refresh" else []
+        batch_norm = [recipe.bn, recipe.bn_batches, recipe.batch_size] if recipe.bn in REFRESHING else []
         made = _how_made(self._soup.ingredients, recipe)
         return digest(self._soup.task.fingerprint(), self._metric, made, batch_norm)
 
@@ -121,8 +121,9 @@ class WrittenScorer:
 
     def _score(self, mixture: Mixture) -> Score:
         rows = mixture.used()
-        if len(rows) == 1 and self._ingredients.checkpoints[rows[0]].path.is_dir():
-            return self._command.score(self._ingredients.checkpoints[rows[0]].fetch())
+        only = self._ingredients.checkpoints[rows[0]] if len(rows) == 1 else None
+        if only is not None and self._is_as_written(only) and (mixture.matrix[rows[0]] == 1).all():
+            return self._command.score(only.fetch())
         with temporary_sibling(self._recipe.out) as directory:
             soup = directory / "soup"
             write_soup(
@@ -136,6 +137,11 @@ class WrittenScorer:
             )
             return self._command.score(soup)
 
+    def _is_as_written(self, checkpoint: Checkpoint) -> bool:
+        """Whether a single checkpoint lies there in the dtypes that soups of it are scored and written in."""
+        slots = self._ingredients.plan.slots.items()
+        return checkpoint.path.is_dir() and all(checkpoint.slots[name].dtype == slot.dtype for name, slot in slots)
+
     def measure(self, checkpoint: Checkpoint) -> dict[str, Any]:
         """The command's score of a written checkpoint, as a manifest holds it."""
         score = self._command.score(checkpoint.directory)
@@ -148,11 +154,12 @@ class WrittenScorer:
 
     def beside(self, rows: Sequence[int]) -> Any:
         """The files beside the weights in the directory that the command is given."""
-        handed_over = self._ingredients.checkpoints[rows[0]] if len(rows) == 1 else self._ingredients.model
-        weights = {file.resolve() for file in handed_over.files}
-        if len(rows) == 1 and handed_over.path.is_dir():
-            return tree_identity(handed_over.fetch(), keep=lambda path: path.resolve() not in weights)
-        return files_identity((path.name, path) for path in self._ingredients.model.companions)
+        written = files_identity((path.name, path) for path in self._ingredients.model.companions)
+        only = self._ingredients.checkpoints[rows[0]] if len(rows) == 1 else None
+        if only is None or not self._is_as_written(only):
+            return written
+        weights = {file.resolve() for file in only.files}
+        return [written, tree_identity(only.fetch(), keep=lambda path: path.resolve() not in weights)]
 
 
 def _how_made(ingredients: Ingredients, recipe: Any) -> Any:
