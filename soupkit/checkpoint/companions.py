@@ -13,6 +13,7 @@ from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.checkpoint.dtypes import FLOATING, LONG_NAMES, widest
 from soupkit.checkpoint.header import Slot
 from soupkit.checkpoint.layout import read_config
+from soupkit.checkpoint.quantized import SIDE_FILES
 
 DTYPE_KEYS = ("dtype", "torch_dtype")
 """How transformers calls the dtype that weights are loaded in, since version 5 and before."""
@@ -25,8 +26,8 @@ class Reconfigured:
     def __init__(self, source: Checkpoint, config: Mapping[str, Any]) -> None:
         self.files, self.metadata, self.config_name = source.files, source.metadata, source.config_name
         self.reference, self.directory = source.reference, source.directory
-        self.slots, self.companions = source.slots, source.companions
-        self.config = config
+        self.slots, self.config = source.slots, config
+        self.companions = [path for path in source.companions if path.name not in SIDE_FILES]
 
 
 def write_companions(model: Checkpoint, directory: Path, slots: Mapping[str, Slot]) -> None:

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from soupkit.checkpoint.checkpoint import Checkpoint, name_of, slots_of, tied_names
-from soupkit.checkpoint.dequantized import scales_of
 from soupkit.checkpoint.dtypes import FLOATING, Array, widest
 from soupkit.checkpoint.header import Slot
 from soupkit.checkpoint.meaning import Mismatch, check_meaning
+from soupkit.checkpoint.quantized import refuse_quantized
 from soupkit.checkpoint.same_companions import check_companions
 from soupkit.errors import CompatibilityError
 
@@ -39,20 +39,21 @@ class Agreement:
 
 
 def check_compatible(ingredients: Sequence[Ingredient], *, mismatch: Mismatch = "error") -> Agreement:
-    """Compare every ingredient with the first. Raises CompatibilityError naming checkpoint, tensor and fix.
+    """Compare every ingredient with the first, once all hold weights and no codes.
 
-    mismatch: whether configurations that give the same weights another meaning are an error or a remark.
+    mismatch: whether configurations that give the same weights another meaning are an error or a remark. Raises
+    CompatibilityError naming checkpoint, tensor and fix.
     """
     if not ingredients:
         raise CompatibilityError("nothing to merge: no checkpoint given")
     names = [name_of(ingredient, position) for position, ingredient in enumerate(ingredients)]
+    refuse_quantized(ingredients)
     _check_distinct(ingredients, names)
     _check_architecture(ingredients, names)
     slots = [slots_of(ingredient) for ingredient in ingredients]
     for position in range(1, len(slots)):
         _check_keys(slots[0], slots[position], names[0], names[position])
         _check_tensors(slots[0], slots[position], names[0], names[position])
-    _check_meaning(slots, names)
     ties = _common_ties(ingredients)
     dtypes = {name: {each[name].dtype for each in slots} for name in slots[0] if name not in ties}
     agreed = {name: Slot(widest(kinds), slots[0][name].shape) for name, kinds in dtypes.items()}
@@ -142,18 +143,6 @@ def _check_tensors(first: Mapping[str, Slot], other: Mapping[str, Slot], first_n
             raise CompatibilityError(
                 f"{other_name}: tensor {name!r} is {other[name].dtype}, {first_name} has {slot.dtype}",
                 hint="floating dtypes may be mixed, others must agree; convert one of them",
-            )
-
-
-def _check_meaning(slots: Sequence[Mapping[str, Slot]], names: Sequence[str]) -> None:
-    """fp8 numbers that have scales beside them are codes: their mean is not the mean of the weights."""
-    for each, name in zip(slots, names, strict=True):
-        scales = scales_of(each)
-        if scales:
-            tensor, scale = next(iter(scales.items()))
-            raise CompatibilityError(
-                f"{name}: tensor {tensor!r} holds fp8 codes, with {scale!r} to multiply them by",
-                hint="merge by a method (slerp, ties, task-arithmetic, …), which reads them as weights",
             )
 
 

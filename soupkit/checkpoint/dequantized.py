@@ -14,37 +14,26 @@ import numpy as np
 from soupkit.checkpoint.checkpoint import Checkpoint, read_chunk
 from soupkit.checkpoint.dtypes import NUMPY_DTYPES, Array
 from soupkit.checkpoint.header import Slot
+from soupkit.checkpoint.quantized import CONFIG_KEYS, FP8, scales_of
 from soupkit.checkpoint.view import View
 from soupkit.errors import CheckpointError
 
-SUFFIXES = ("_scale_inv", "_scale")
 DROPPED = (".input_scale", ".output_scale", ".k_scale", ".v_scale")
 """Scales of activations: they belong to the quantized model alone."""
 QUANTIZATION = "quantization_config"
-FP8 = ("F8_E4M3", "F8_E5M2")
-
-
-def scales_of(slots: Mapping[str, Slot]) -> dict[str, str]:
-    """{name of an fp8 tensor: name of its scales}."""
-    return {
-        name: f"{name}{suffix}"
-        for name, slot in slots.items()
-        if slot.dtype in FP8
-        for suffix in SUFFIXES
-        if f"{name}{suffix}" in slots
-    }
 
 
 class Dequantized(View):
     """A checkpoint with its fp8 weights multiplied by their scales, lazily: read as float32, to be stored as bfloat16.
 
-    Memory: the scales of one tensor, repeated to its width. Raises CheckpointError for scales that do not fit.
+    Memory: the scales of one tensor, repeated to its width. Raises CheckpointError for scales that do not fit,
+    and for fp8 tensors without any beside others that have them.
     """
 
     def __init__(self, source: Checkpoint) -> None:
         self.source = source
         self.reference = source.reference
-        self.config = {key: value for key, value in source.config.items() if key != QUANTIZATION}
+        self.config = _without_quantization(source.config)
         self.specs = source.specs
         self._scales = scales_of(source.slots)
         hidden = {*self._scales.values(), *(name for name in source.slots if name.endswith(DROPPED))}
@@ -54,6 +43,12 @@ class Dequantized(View):
             name: slot._replace(dtype="BF16") if name in self._scales else slot for name, slot in kept.items()
         }
         self._block = _block_of(source.config)
+        left = next((name for name, slot in self.slots.items() if slot.dtype in FP8), None)
+        if left is not None:
+            raise CheckpointError(
+                f"{self.reference}: tensor {left!r} holds fp8 codes, and no scales are known to belong to it",
+                hint="dequantize it first, or use the checkpoint that it was made from",
+            )
 
     def read_into(self, name: str, start: int, out: Array) -> None:
         """Fill `out` with the elements of `name` from number `start` on."""
@@ -91,6 +86,12 @@ class Dequantized(View):
             )
         repeated: Array = np.repeat(scales, width, axis=1)[:, :columns]
         return repeated
+
+
+def _without_quantization(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration of plain weights: towers of a larger model may each have said how they were quantized."""
+    kept = {key: value for key, value in config.items() if key not in CONFIG_KEYS}
+    return {key: _without_quantization(value) if isinstance(value, dict) else value for key, value in kept.items()}
 
 
 def _block_of(config: Mapping[str, Any]) -> tuple[int, int]:

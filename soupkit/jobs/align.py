@@ -12,6 +12,7 @@ import numpy as np
 from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.checkpoint.compatible import check_compatible
 from soupkit.checkpoint.output import OutputDirectory
+from soupkit.checkpoint.quantized import refuse_quantized
 from soupkit.checkpoint.reference import open_checkpoint, open_references
 from soupkit.errors import RecipeError
 from soupkit.events import Cell, Report, Table, Told, Wrote, silent
@@ -74,6 +75,7 @@ def _open(recipe: Align) -> tuple[list[Checkpoint], int | None]:
         if target.path.resolve() not in paths:
             checkpoints, paths = [target, *checkpoints], [target.path.resolve(), *paths]
         place = paths.index(target.path.resolve())
+    refuse_quantized(checkpoints)
     if len(checkpoints) < 2:
         raise RecipeError("refs name one checkpoint, expected at least two", hint="or give what to match: --to REF")
     return checkpoints, place

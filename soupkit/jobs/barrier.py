@@ -16,6 +16,7 @@ from soupkit.align.repair import measure_endpoints, repair
 from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.checkpoint.hashing import content_hash
 from soupkit.checkpoint.output import OutputDirectory
+from soupkit.checkpoint.quantized import refuse_quantized
 from soupkit.checkpoint.reference import open_references
 from soupkit.errors import RecipeError
 from soupkit.events import Advanced, Cell, Finished, Report, Started, Table, Wrote
@@ -76,6 +77,7 @@ def barrier_job(recipe: BarrierRecipe, world: World, report: Report) -> dict[str
     checkpoints = open_references(recipe.refs)
     if len(checkpoints) != 2:
         raise RecipeError(f"refs name {len(checkpoints)} checkpoints, expected two")
+    refuse_quantized(checkpoints)
     check_matching(checkpoints, recipe, report)
     files = [file for checkpoint in checkpoints for file in checkpoint.files]
     output = OutputDirectory(recipe.out, overwrite=recipe.overwrite, inputs=files) if recipe.out else None

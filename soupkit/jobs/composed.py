@@ -12,8 +12,9 @@ from soupkit.checkpoint.adapted import Adapted, base_mismatch, is_adapter, open_
 from soupkit.checkpoint.checkpoint import Checkpoint, slots_of
 from soupkit.checkpoint.companions import Reconfigured
 from soupkit.checkpoint.compatible import architecture
-from soupkit.checkpoint.dequantized import Dequantized, scales_of
+from soupkit.checkpoint.dequantized import Dequantized
 from soupkit.checkpoint.dtypes import Array
+from soupkit.checkpoint.quantized import scales_of
 from soupkit.checkpoint.reference import local_path, open_checkpoint, open_references
 from soupkit.checkpoint.resized import Resized
 from soupkit.checkpoint.stacked import Part, Stacked

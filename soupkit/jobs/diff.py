@@ -11,8 +11,9 @@ import numpy as np
 
 from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.checkpoint.dtypes import FLOATING
+from soupkit.checkpoint.quantized import quantization_of
 from soupkit.checkpoint.reference import open_checkpoint
-from soupkit.events import Report, Table, Told
+from soupkit.events import Report, Table, Told, Warned
 from soupkit.recipe.inspect import Diff
 from soupkit.world import World
 
@@ -25,6 +26,9 @@ def diff(recipe: Diff, world: World, report: Report) -> dict[str, Any]:
     Counters, masks and other tensors that are not floating stand apart: they are in no figure over all tensors.
     """
     a, b = open_checkpoint(recipe.a), open_checkpoint(recipe.b)
+    for each in (a, b):
+        if found := quantization_of(each):
+            report(Warned(f"{each.reference}: is quantized by {found.method}: what is compared are codes, not weights"))
     shared = [name for name in a.specs if name in b.specs and a.specs[name].shape == b.specs[name].shape]
     with ThreadPoolExecutor(world.num_threads) as pool:
         rows = list(pool.map(lambda name: _compare(a, b, name), shared))

@@ -7,6 +7,7 @@ from typing import Any
 
 from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.checkpoint.output import OutputDirectory
+from soupkit.checkpoint.quantized import refuse_quantized
 from soupkit.checkpoint.reference import open_references
 from soupkit.curve.ensembles import KINDS, RunningEnsemble
 from soupkit.events import Advanced, Cell, Finished, Report, Started, Table, Told, Wrote
@@ -35,6 +36,7 @@ def ensemble(recipe: Ensemble, world: World, report: Report) -> dict[str, Any]:
     predictions of four models. Raises RecipeError and TaskError before anything is scored for whatever can be known.
     """
     checkpoints = open_references(recipe.refs)
+    refuse_quantized(checkpoints)
     check_alike(checkpoints, recipe, report)
     inputs = [file for checkpoint in checkpoints for file in checkpoint.files]
     output = OutputDirectory(recipe.out, overwrite=recipe.overwrite, inputs=inputs) if recipe.out else None

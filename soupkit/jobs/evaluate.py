@@ -11,6 +11,7 @@ from typing import Any
 from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.checkpoint.hashing import content_hash
 from soupkit.checkpoint.output import OutputDirectory
+from soupkit.checkpoint.quantized import refuse_quantized
 from soupkit.checkpoint.reference import open_checkpoint, open_references
 from soupkit.errors import RecipeError
 from soupkit.events import Advanced, Finished, Report, Scored, Started, Table, Wrote
@@ -98,6 +99,7 @@ def _score_inside(
     checkpoints: Sequence[Checkpoint], baseline: int, recipe: Evaluate, world: World, report: Report
 ) -> tuple[dict[str, list[Row]], dict[str, Any]]:
     """Rows per split, the baseline's predictions kept for comparison, all of them only for an ensemble."""
+    refuse_quantized(checkpoints)
     task = open_task(checkpoints[baseline], recipe, world)
     splits = task.splits
     roles: list[Role] = ["held_out", "test"] if recipe.split == "both" else [recipe.split]

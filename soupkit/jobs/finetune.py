@@ -15,6 +15,7 @@ import torch
 from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.checkpoint.hashing import content_hash
 from soupkit.checkpoint.output import OutputDirectory
+from soupkit.checkpoint.quantized import refuse_quantized
 from soupkit.checkpoint.reference import open_checkpoint
 from soupkit.checkpoint.tensors import write_tensors
 from soupkit.errors import OutputError, RecipeError, TaskError
@@ -149,6 +150,7 @@ def trajectory_of(
 def prepare(recipe: Finetune, report: Report) -> Start:
     """Open base and data and build the model; refuse settings that cannot work with them. Trains nothing."""
     base = open_checkpoint(recipe.base) if recipe.base is not None else None
+    refuse_quantized([base] if base else [])
     spec = describe(base, recipe.model)
     splits = open_data(recipe)
     if base is not None:

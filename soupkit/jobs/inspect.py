@@ -7,6 +7,7 @@ from typing import Any
 
 from soupkit.checkpoint.checkpoint import Checkpoint, tied_names
 from soupkit.checkpoint.compatible import architecture
+from soupkit.checkpoint.quantized import quantization_of
 from soupkit.checkpoint.reference import open_references
 from soupkit.events import Cell, Report, Table
 from soupkit.manifest import Manifest
@@ -47,6 +48,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "parameters": sum(dtypes.values()),
         "tensors": len(own),
         "dtypes": dict(dtypes),
+        "quantized": f"{found.method} ({found.evidence})" if (found := quantization_of(checkpoint)) else None,
         "tied": ties,
         "bytes": sum(spec.num_bytes for spec in own.values()),
         "files": [file.name for file in checkpoint.files],

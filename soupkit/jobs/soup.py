@@ -27,7 +27,7 @@ from soupkit.jobs.download import download
 from soupkit.jobs.recorded import companions_identity
 from soupkit.manifest import Manifest
 from soupkit.merge.mixture import Mixture, uniform
-from soupkit.merge.policy import Sink
+from soupkit.merge.policy import Sink, check_made
 from soupkit.merge.stream import CHUNK, MOST_THREADS, Streamed, StreamOptions, stream
 from soupkit.recipe.parse import recipe_to_json
 from soupkit.report.card import model_card
@@ -181,9 +181,10 @@ def _stream_into(
     engine = _mixing(ingredients, mixture) if isinstance(mixture, Mixture) else mixture
     report(Started("merging", plan.num_bytes, "bytes"))
     with TensorFiles(directory, plan) as files:
-        advance = lambda num_bytes: report(Advanced("merging", num_bytes))  # noqa: E731
-        streamed = engine(files, stream_options(recipe, world), advance)
+        streamed = engine(files, stream_options(recipe, world), lambda size: report(Advanced("merging", size)))
         for name, values in replaced.items():
+            if recipe.non_finite == "error" and plan.slots[name].dtype in FLOATING:
+                check_made(name, values, values, by="what was re-estimated from data")
             files.write(name, 0, values.reshape(-1))
     report(Finished("merging"))
     if replaced:

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from soupkit.checkpoint.hashing import content_hash
+from soupkit.checkpoint.quantized import refuse_quantized
 from soupkit.checkpoint.reference import local_path, open_checkpoint
 from soupkit.errors import DivergedError, SoupkitError, WorkerDiedError
 from soupkit.events import Advanced, Event, Finished, Report, Scored, Started, Told, Warned
@@ -53,6 +54,7 @@ def finetune_sweep(
             )
         )
     base = open_checkpoint(recipe.base)
+    refuse_quantized([base])
     if recipe.dry_run:
         _check(runs, recipe, report)
         report(settings_table(runs))
