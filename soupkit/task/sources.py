@@ -18,6 +18,7 @@ from PIL import Image, UnidentifiedImageError
 
 from soupkit.errors import TaskError
 from soupkit.identity import digest
+from soupkit.task.absent import has_no
 from soupkit.task.glyphs import glyph_classes, render_glyphs
 
 Role = Literal["train", "held_out", "test"]
@@ -285,21 +286,9 @@ def _those_that_exist(data: str, data_dir: Path | None, download: bool) -> dict[
         try:
             found[split] = _create(data, split, data_dir, download)
         except TaskError as error:
-            if not _has_no(split, error.__cause__):
+            if not has_no(split, error.__cause__):
                 raise
     return found
-
-
-def _has_no(split: str, error: BaseException | None) -> bool:
-    """Whether a library says that the data set has no such split, which is no failure.
-
-    datasets: `Unknown split "test". Should be one of [...]`; tensorflow-datasets: `Unknown split 'test'`; timm's wds
-    reader: `split test not found in info`.
-    """
-    text = str(error)
-    if isinstance(error, KeyError):
-        return text.strip("'\"") == split
-    return any(word in text.lower() for word in ("unknown split", "no such split", "no split", "not found in info"))
 
 
 def _create(data: str, split: str, data_dir: Path | None, download: bool) -> Any:
