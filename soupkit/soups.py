@@ -18,7 +18,8 @@ from soupkit.checkpoint.hashing import content_hash
 from soupkit.checkpoint.output import OutputDirectory
 from soupkit.checkpoint.tensors import write_tensors
 from soupkit.events import Report, silent
-from soupkit.jobs.soup import Record, describe_outputs, prepare, write_soup
+from soupkit.jobs.described import describe_outputs
+from soupkit.jobs.soup import Record, prepare, write_soup
 from soupkit.manifest import Manifest
 from soupkit.merge.mixture import Mixture
 from soupkit.recipe.merge import MergeWeighted

@@ -17,9 +17,10 @@ from soupkit.checkpoint.reference import open_checkpoint, open_references
 from soupkit.errors import RecipeError
 from soupkit.events import Cell, Report, Table, Told, Wrote, silent
 from soupkit.jobs.aligned import Aligned, open_network
+from soupkit.jobs.described import describe_inputs
 from soupkit.jobs.recorded import write_turns
 from soupkit.jobs.rotated import check_matching, matched_ingredients
-from soupkit.jobs.soup import Record, describe_inputs, plan_soup, write_soup
+from soupkit.jobs.soup import Record, plan_soup, write_soup
 from soupkit.manifest import Manifest
 from soupkit.merge.mixture import uniform
 from soupkit.recipe.align import Align

@@ -20,11 +20,11 @@ from soupkit.checkpoint.quantized import refuse_quantized
 from soupkit.checkpoint.reference import open_references
 from soupkit.errors import RecipeError
 from soupkit.events import Advanced, Cell, Finished, Report, Started, Table, Wrote
+from soupkit.jobs.described import describe_inputs
 from soupkit.jobs.findings import write_findings
 from soupkit.jobs.repair import loader, training_batches
 from soupkit.jobs.rotated import check_matching, matched_ingredients
 from soupkit.jobs.seen import check_seen
-from soupkit.jobs.soup import describe_inputs
 from soupkit.manifest import Manifest
 from soupkit.recipe.align import Barrier as BarrierRecipe
 from soupkit.recipe.parse import recipe_to_json

@@ -20,8 +20,8 @@ from soupkit.checkpoint.seen import seen_by
 from soupkit.checkpoint.tensors import Plan, parse_bytes, plan_files
 from soupkit.errors import ReferenceError, SoupkitError
 from soupkit.events import Advanced, Finished, Report, Started, Table, Told, Warned, Wrote
+from soupkit.jobs.described import describe_outputs
 from soupkit.jobs.ordered import say_order
-from soupkit.jobs.soup import describe_outputs
 from soupkit.manifest import Manifest
 from soupkit.recipe.hub import Convert
 from soupkit.recipe.parse import recipe_to_json

@@ -29,11 +29,11 @@ from soupkit.identity import given_by
 from soupkit.jobs.agreed import agreed
 from soupkit.jobs.aligned import aligned_ingredients
 from soupkit.jobs.descent import precision, refresh_statistics, training_batches, updates_per_epoch
+from soupkit.jobs.described import describe_inputs, describe_outputs
 from soupkit.jobs.download import download
 from soupkit.jobs.finetune import Start, model_bytes, prepare, saved, write_model
 from soupkit.jobs.ordered import say_order
 from soupkit.jobs.seen import check_seen
-from soupkit.jobs.soup import describe_inputs, describe_outputs
 from soupkit.manifest import Manifest
 from soupkit.recipe.curve import CurveFit, as_finetune
 from soupkit.recipe.parse import recipe_to_json

@@ -18,10 +18,10 @@ from soupkit.curve.summary import MEASURES, Scored, fields, measured, metrics
 from soupkit.events import Cell, Report, Table, Wrote
 from soupkit.jobs.agreed import agreed
 from soupkit.jobs.curve_point import open_curve
+from soupkit.jobs.described import describe_inputs
 from soupkit.jobs.findings import write_findings
 from soupkit.jobs.points import Point, PointScorer, score_points
 from soupkit.jobs.seen import check_seen
-from soupkit.jobs.soup import describe_inputs
 from soupkit.manifest import Manifest
 from soupkit.recipe.curve import CurveEvaluate
 from soupkit.recipe.parse import recipe_to_json

@@ -12,10 +12,10 @@ from soupkit.checkpoint.reference import open_references
 from soupkit.curve.ensembles import KINDS, RunningEnsemble
 from soupkit.events import Advanced, Cell, Finished, Report, Started, Table, Told, Wrote
 from soupkit.jobs.agreed import check_alike
+from soupkit.jobs.described import describe_inputs
 from soupkit.jobs.findings import write_findings, write_scores
 from soupkit.jobs.scoring import contents_of
 from soupkit.jobs.seen import check_seen
-from soupkit.jobs.soup import describe_inputs
 from soupkit.manifest import Manifest
 from soupkit.recipe.curve import Ensemble
 from soupkit.recipe.parse import recipe_to_json

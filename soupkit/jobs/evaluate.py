@@ -15,9 +15,9 @@ from soupkit.checkpoint.quantized import refuse_quantized
 from soupkit.checkpoint.reference import open_checkpoint, open_references
 from soupkit.errors import RecipeError
 from soupkit.events import Advanced, Finished, Report, Scored, Started, Table, Wrote
+from soupkit.jobs.described import describe_inputs
 from soupkit.jobs.findings import write_findings, write_scores
 from soupkit.jobs.seen import check_seen
-from soupkit.jobs.soup import describe_inputs
 from soupkit.manifest import Manifest
 from soupkit.metrics import metric_of
 from soupkit.recipe.evaluate import Evaluate

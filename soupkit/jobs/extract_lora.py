@@ -20,7 +20,7 @@ from soupkit.checkpoint.tensors import write_tensors
 from soupkit.errors import RecipeError
 from soupkit.events import Advanced, Finished, Report, Started, Table, Warned, Wrote
 from soupkit.jobs.agreed import agreed
-from soupkit.jobs.soup import describe_inputs, describe_outputs
+from soupkit.jobs.described import describe_inputs, describe_outputs
 from soupkit.manifest import Manifest
 from soupkit.merge.low_rank import low_rank
 from soupkit.recipe.lora import ExtractLora

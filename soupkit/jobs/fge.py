@@ -19,8 +19,8 @@ from soupkit.curve.ensembles import KINDS, RunningEnsemble
 from soupkit.curve.schedule import Cycles
 from soupkit.events import Cell, Report, Scored, Table, Told, Wrote
 from soupkit.jobs.descent import precision, training_batches, updates_per_epoch
+from soupkit.jobs.described import describe_inputs, describe_outputs
 from soupkit.jobs.finetune import Start, model_bytes, prepare, saved, write_model
-from soupkit.jobs.soup import describe_inputs, describe_outputs
 from soupkit.manifest import Manifest
 from soupkit.recipe.curve import Fge, as_finetune
 from soupkit.recipe.parse import recipe_to_json

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from soupkit.jobs.soup import describe_outputs
+from soupkit.jobs.described import describe_outputs
 from soupkit.manifest import Manifest
 
 SCORES_NAME = "scores.json"

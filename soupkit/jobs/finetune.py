@@ -20,8 +20,8 @@ from soupkit.checkpoint.reference import open_checkpoint
 from soupkit.checkpoint.tensors import write_tensors
 from soupkit.errors import OutputError, RecipeError, TaskError
 from soupkit.events import Report, Scored, Table, Told, Wrote
+from soupkit.jobs.described import describe_inputs, describe_outputs
 from soupkit.jobs.seen import check_seen
-from soupkit.jobs.soup import describe_inputs, describe_outputs
 from soupkit.jobs.trajectory import Trajectory, num_written, refresher
 from soupkit.manifest import Manifest
 from soupkit.recipe.parse import recipe_to_json

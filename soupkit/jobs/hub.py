@@ -18,8 +18,8 @@ from soupkit.checkpoint.reference import open_references, sweep_members
 from soupkit.checkpoint.remote import HubFiles
 from soupkit.errors import CheckpointError, RecipeError, ReferenceError
 from soupkit.events import Advanced, Finished, Report, Started, Table, Told, Wrote
+from soupkit.jobs.described import describe_inputs, describe_outputs
 from soupkit.jobs.download import download
-from soupkit.jobs.soup import describe_inputs, describe_outputs
 from soupkit.manifest import MANIFEST_NAME, Manifest
 from soupkit.recipe.hub import Pull, Push
 from soupkit.recipe.parse import recipe_to_json

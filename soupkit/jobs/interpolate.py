@@ -12,8 +12,9 @@ from soupkit.checkpoint.output import OutputDirectory
 from soupkit.errors import RecipeError
 from soupkit.events import Report, Scored, Table, Wrote, silent
 from soupkit.jobs.aligned_merge import align_ingredients, check_aligned_merge, replaced_tensors
+from soupkit.jobs.described import describe_inputs
 from soupkit.jobs.direction import decide
-from soupkit.jobs.soup import Ingredients, Record, describe_inputs, open_ingredients, show_plan, write_soup
+from soupkit.jobs.soup import Ingredients, Record, open_ingredients, show_plan, write_soup
 from soupkit.manifest import Manifest
 from soupkit.merge.mixture import Mixture, interpolate, keep_batch_norm
 from soupkit.metrics import Direction, metric_of, rank_key

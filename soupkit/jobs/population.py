@@ -18,6 +18,7 @@ from soupkit.checkpoint.hashing import content_hash
 from soupkit.checkpoint.output import OutputDirectory, check_output
 from soupkit.errors import RecipeError
 from soupkit.events import Report, Table, Told
+from soupkit.jobs.described import describe_outputs
 from soupkit.jobs.finetune import (
     Start,
     build_classifier,
@@ -33,7 +34,6 @@ from soupkit.jobs.finetune import (
 from soupkit.jobs.population_folder import RunFolder
 from soupkit.jobs.population_results import finish_population, show_results
 from soupkit.jobs.population_seams import seams_of
-from soupkit.jobs.soup import describe_outputs
 from soupkit.jobs.trajectory import refresher
 from soupkit.manifest import Manifest
 from soupkit.recipe.parse import recipe_to_json

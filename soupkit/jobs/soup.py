@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,18 +12,16 @@ from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.checkpoint.companions import write_companions
 from soupkit.checkpoint.compatible import Agreement, check_compatible
 from soupkit.checkpoint.dtypes import FLOATING, LONG_NAMES, Array
-from soupkit.checkpoint.hashing import content_hash, file_sha256, file_xxh3
+from soupkit.checkpoint.hashing import content_hash
 from soupkit.checkpoint.header import Slot
-from soupkit.checkpoint.modules import module_files
 from soupkit.checkpoint.output import OutputDirectory, check_output
 from soupkit.checkpoint.ranges import NUM_READERS
 from soupkit.checkpoint.reference import open_references
-from soupkit.checkpoint.seen import carried
 from soupkit.checkpoint.tensors import Plan, TensorFiles, parse_bytes, plan_files
 from soupkit.events import Advanced, Finished, Report, Started, Table, Told, Warned, Wrote
 from soupkit.jobs.agreed import warn_of
+from soupkit.jobs.described import describe_inputs, describe_outputs
 from soupkit.jobs.download import download
-from soupkit.jobs.recorded import companions_identity
 from soupkit.manifest import Manifest
 from soupkit.merge.mixture import Mixture, uniform
 from soupkit.merge.policy import Sink, check_made
@@ -232,48 +229,6 @@ def _warn(streamed: Streamed, ingredients: Ingredients, report: Report, *, count
         if content in seen and counted:
             report(Warned(f"{name} holds exactly the same weights as {seen[content]}: it counts twice"))
         seen.setdefault(content, name)
-
-
-def describe_inputs(
-    checkpoints: Sequence[Checkpoint], out: Path, contents: Sequence[str], *, sha256: bool = False
-) -> list[dict[str, Any]]:
-    """The manifest's record of each ingredient; `path` is relative to the output, so that both may move together.
-
-    `seen`: the data that it and what it was made of were fitted to, each with the first ingredient that has it.
-    """
-    described = []
-    for checkpoint, content, seen in zip(checkpoints, contents, carried(checkpoints), strict=True):
-        entry: dict[str, Any] = {"reference": checkpoint.reference, **_place(checkpoint, out), "content": content}
-        if (record := getattr(checkpoint, "record", None)) is not None:  # a view: its source is what lies there
-            entry |= record()
-        if sha256 and "sha256" not in entry:
-            entry["sha256"] = {file.name: file_sha256(file) for file in checkpoint.files}
-        described.append(entry | ({"seen": seen} if seen else {}))
-    return described
-
-
-def _place(checkpoint: Checkpoint, out: Path) -> dict[str, Any]:
-    """Where an ingredient is: a commit on the Hub, which never changes, or a path."""
-    if checkpoint.remote is not None:
-        hashes = {file.name: checkpoint.remote.sha256(file) for file in checkpoint.files}
-        known = {name: sha256 for name, sha256 in hashes.items() if sha256}
-        return {"commit": checkpoint.remote.commit} | ({"sha256": known} if known else {})
-    place = os.path.relpath(checkpoint.path.resolve(), out.resolve())
-    return {"path": place, "companions": companions_identity(checkpoint)}
-
-
-def describe_outputs(directory: Path, content: str, *, sha256: bool = False) -> dict[str, Any]:
-    """The manifest's record of what was written: the content hash of the weights, and every file."""
-    files: dict[str, Any] = {}
-    nested = module_files(directory)
-    for path in [*sorted(path for path in directory.iterdir() if path.is_file()), *nested]:
-        name = path.relative_to(directory).as_posix()
-        files[name] = {"bytes": path.stat().st_size}
-        if path.suffix != ".safetensors" or path in nested:
-            files[name]["xxh3-128"] = file_xxh3(path)
-        elif sha256:
-            files[name]["sha256"] = file_sha256(path)
-    return {"content": content, "files": files}
 
 
 def show_plan(ingredients: Ingredients, recipe: Any, world: World, report: Report) -> dict[str, Any]:

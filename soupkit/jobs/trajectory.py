@@ -21,7 +21,7 @@ import torch
 
 from soupkit.checkpoint.hashing import content_hash
 from soupkit.checkpoint.tensors import write_tensors
-from soupkit.jobs.soup import describe_outputs
+from soupkit.jobs.described import describe_outputs
 from soupkit.manifest import Manifest
 from soupkit.merge.running import PowerEma
 from soupkit.recipe.parse import recipe_to_json
