@@ -12,7 +12,8 @@ import xxhash
 
 from soupkit.errors import TaskError
 from soupkit.identity import data_identity, digest
-from soupkit.task.sources import Example, FileImages, LabelledImages, Role, Source, content_of, open_source
+from soupkit.task.pools import Example, FileImages, LabelledImages, content_of
+from soupkit.task.sources import Role, Source, open_source
 
 ROLES: tuple[Role, ...] = ("train", "held_out", "test")
 

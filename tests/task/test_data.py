@@ -16,7 +16,7 @@ from sklearn.datasets import load_digits
 from soupkit.errors import TaskError
 from soupkit.recipe.shared import DataOptions
 from soupkit.task.data import Splits, balanced_order, num_trained_with, open_data
-from soupkit.task.sources import ArrayImages
+from soupkit.task.pools import ArrayImages
 
 
 def digits(**values: object) -> Splits:
