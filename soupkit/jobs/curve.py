@@ -49,7 +49,7 @@ from soupkit.world import World
 COMMAND = "curve fit"
 WITHOUT_EFFECT = (
     *("refs", "out", "overwrite", "dry_run", "download", "workers", "device", "threads"),
-    *("save_every", "resume"),
+    *("save_every", "resume", "strict_data"),
 )
 """Options that do not shape the bends; the ends count by their content."""
 POINTS_STREAM = 0x637572  # the sampled points have a stream of their own

@@ -20,7 +20,7 @@ from soupkit.train.state import about_state, find_state
 STATE_FOLDER = ".unfinished"
 SOUPS = ("average", "greedy")
 WITHOUT_EFFECT = (
-    *("base", "out", "overwrite", "dry_run", "download", "workers", "device", "threads"),
+    *("base", "out", "overwrite", "dry_run", "download", "workers", "device", "threads", "strict_data"),
     *("resume", "save_every", "save_minutes", "ranks_per_member", "vectorize"),
 )
 """Options that do not change what is trained; the base counts by its content."""

@@ -8,11 +8,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import timm.data
 
 from soupkit.errors import TaskError
 from soupkit.task.absent import has_no
-from soupkit.task.pools import FactoryImages, FileImages, Glyphs, LabelledImages
+from soupkit.task.pools import ArrayImages, FactoryImages, FileImages, Glyphs, LabelledImages
 
 Role = Literal["train", "held_out", "test"]
 EMBEDDED = ("digits", "glyphs")
