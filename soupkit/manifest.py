@@ -22,6 +22,7 @@ from soupkit.whole import whole_file
 MANIFEST_NAME = "soupkit.json"
 FORMAT = 1
 _PACKAGES = ("numpy", "ml_dtypes", "torch", "timm", "open_clip_torch", "safetensors", "scikit-learn", "scipy")
+_NOT_LOOKED_AT = {"": ""}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +32,7 @@ class Manifest:
     command, recipe: what was asked, every option. inputs: {reference, path (relative to the output), content} of each
     ingredient. outputs: {content, files}. metrics: {split: {metric: {value, standard_error, num_examples}}}.
     mixture: the coefficients. trace: the steps of a search. notes: what a command adds (members, hyper-parameters, …).
-    given: the identities of data, scorer and files that the recipe names, at the time of writing.
+    given: the identities of data, scorer and files that the recipe of a command names, when this was made.
     """
 
     command: str
@@ -42,20 +43,23 @@ class Manifest:
     mixture: dict[str, Any] | None = None
     trace: list[dict[str, Any]] = field(default_factory=list)
     notes: dict[str, Any] = field(default_factory=dict)
-    given: dict[str, str] = field(default_factory=dict)
+    given: dict[str, str] = field(default_factory=lambda: dict(_NOT_LOOKED_AT))
     format: int = FORMAT
     soupkit: str = __version__
     versions: dict[str, str] = field(default_factory=lambda: installed_versions())
     created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+
+    def __post_init__(self) -> None:
+        if self.given == _NOT_LOOKED_AT:
+            object.__setattr__(self, "given", given_by(self.recipe) if self.command in COMMANDS else {})
 
     def to_json(self) -> dict[str, Any]:
         """The manifest as JSON-able values."""
         return dataclasses.asdict(self)
 
     def write(self, directory: Path) -> None:
-        """Write it into `directory`, whole or not at all; of a command, with what its recipe names."""
-        given = given_by(self.recipe) if self.command in COMMANDS else {}
-        text = json.dumps(self.to_json() | {"given": given}, indent=1, ensure_ascii=False) + "\n"
+        """Write it into `directory`, whole or not at all."""
+        text = json.dumps(self.to_json(), indent=1, ensure_ascii=False) + "\n"
         with whole_file(directory / MANIFEST_NAME) as temporary:
             temporary.write_text(text, encoding="utf-8")
 
@@ -110,7 +114,7 @@ def _checked(values: Any, path: Path) -> Manifest:
             hint="upgrade soupkit",
         )
     names = {entry.name for entry in dataclasses.fields(Manifest)}
-    return Manifest(**{key: value for key, value in values.items() if key in names})
+    return Manifest(**{"given": {}} | {key: value for key, value in values.items() if key in names})
 
 
 def _parts(values: dict[str, Any]) -> Iterator[tuple[str, bool]]:

@@ -212,7 +212,7 @@ class RememberingScorer:
         used = mixture.used()
         rows = [[self._contents[k], mixture.coefficients[k].tolist()] for k in used]
         blocks = sorted(mixture.blocks.items()) if mixture.blocks else None
-        return self._memory.key(sorted(rows), mixture.divisor, blocks, self._identity, self._files_of(used))
+        return self._memory.key(rows, mixture.divisor, blocks, self._identity, self._files_of(used))
 
     def _files_of(self, used: Sequence[int]) -> Any:
         """What the scorer sees beside the weights, looked at once."""

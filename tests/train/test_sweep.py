@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -211,3 +212,22 @@ def test_a_diverging_run_is_named_and_finished_runs_stay(sweep_base: Path, tmp_p
         finetune_sweep(sweep_recipe(sweep_base, out, **values), WORLD, silent)
     assert Manifest.read(out).notes["members"] == [path.name for path in out.glob("run-*")] == ["run-000"]
     assert litter(out) == []
+
+
+def test_other_data_are_refused_and_no_resume_trains_again(
+    reference: tuple[Path, list[Event], dict[str, Any]],
+    sweep_base: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out = tmp_path / "sweep"
+    shutil.copytree(reference[0], out)
+    with monkeypatch.context() as patched:
+        patched.setattr("soupkit.jobs.sweep.given_by", lambda _recipe: {"data": "other files"})
+        with pytest.raises(OutputError, match="the files of the data are others"):
+            finetune_sweep(sweep_recipe(sweep_base, out), WORLD, silent)
+    before = touched(out)
+    finetune_sweep(sweep_recipe(sweep_base, out, overwrite=True, resume=False), WORLD, silent)
+    after = touched(out)
+    assert all(after[path] != before[path] for path in before if "run-" in path)
+    assert contents(out) == contents(reference[0])
