@@ -7,6 +7,7 @@ one code path for one rank and for many.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -14,7 +15,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from soupkit.errors import RecipeError, SoupkitError
+from soupkit.errors import RecipeError, SoupkitError, brief
 
 if TYPE_CHECKING:
     import torch
@@ -38,7 +39,30 @@ def cache_folder() -> Path:
 
 def _from_launcher(name: str, default: int) -> Any:
     """A number that torchrun sets in the environment of every rank."""
-    return field(default_factory=lambda: int(os.environ.get(name) or default))
+    return field(default_factory=lambda: environment_number(name, default))
+
+
+def environment_number(name: str, default: int, *, least: int = 0) -> int:
+    """A whole number from the environment; `default` when it is not set. Raises RecipeError for what is none."""
+    text = os.environ.get(name, "").strip()
+    if not text:
+        return default
+    if not text.isascii() or not text.isdigit() or len(text) > 9 or int(text) < least:
+        raise RecipeError(
+            f"{name} is {brief(text)} in the environment, expected a whole number from {least} on", hint=f"unset {name}"
+        )
+    return int(text)
+
+
+def _threads_of_libraries() -> int:
+    """OMP_NUM_THREADS, of whose list (one number per level) the first counts; 0 when it is not set."""
+    text = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    if text and not (text.isascii() and text.isdigit() and len(text) <= 9):
+        raise RecipeError(
+            f"OMP_NUM_THREADS is {brief(text)} in the environment, expected a number of threads",
+            hint="unset OMP_NUM_THREADS, or give --threads",
+        )
+    return int(text or 0)
 
 
 @dataclass(frozen=True)
@@ -58,7 +82,7 @@ class World:
     @property
     def num_threads(self) -> int:
         """What was asked for, else OMP_NUM_THREADS, as every numerical library reads it, else every core."""
-        return self.threads or int(os.environ.get("OMP_NUM_THREADS", "").partition(",")[0] or 0) or available_cores()
+        return self.threads or _threads_of_libraries() or available_cores()
 
     @property
     def is_main(self) -> bool:
@@ -172,7 +196,7 @@ class World:
         return range(num * self.rank // self.size, num * (self.rank + 1) // self.size)
 
 
-ALONE = World(rank=0, size=1)
+ALONE = World(rank=0, size=1, local_rank=int("0" + "".join(re.findall(r"^\d{1,9}$", os.environ.get("LOCAL_RANK", "")))))
 """One process on its own, whoever started it."""
 
 
@@ -183,5 +207,15 @@ def _is_joined() -> bool:
 
 
 def world_of(recipe: Any) -> World:
-    """The world that a recipe asks for, where it has `device` and `threads`."""
-    return World().for_recipe(recipe)
+    """The world that a recipe asks for, where it has `device` and `threads`.
+
+    Raises RecipeError for an environment whose numbers are none.
+    """
+    world = World(size=environment_number("WORLD_SIZE", 1, least=1)).for_recipe(recipe)
+    if world.rank >= world.size:
+        raise RecipeError(
+            f"RANK is {world.rank} and WORLD_SIZE {world.size} in the environment, expected ranks from 0 on",
+            hint="unset both, or start with torchrun --nproc-per-node N -m soupkit …",
+        )
+    _threads_of_libraries()
+    return world

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gc
 import inspect
-import io
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -19,11 +18,12 @@ import typer
 from soupkit import __version__
 from soupkit.cli import render
 from soupkit.cli.options import describe, escape, given, parameters, refuse_contradictions
+from soupkit.cli.terminal import lost_output, open_streams, paragraph, write
 from soupkit.commands import COMMANDS, Command
 from soupkit.errors import RecipeError, SoupkitError
 from soupkit.events import silent
 from soupkit.recipe.parse import parse_recipe
-from soupkit.world import World, world_of
+from soupkit.world import world_of
 
 GROUPS = {
     "merge": "Turn many checkpoints into one.",
@@ -42,14 +42,21 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     # Two busy processes whose OpenMP threads spin while they wait slow each other down tenfold; sleeping costs little.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     gc.set_threshold(100_000, 50, 100)  # headers of 20,000 tensors are many objects and no garbage
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a file name that is no UTF-8 must not end a job
+    open_streams()
     sys.exit(run_command_line(sys.argv[1:] if arguments is None else arguments))
 
 
 def run_command_line(arguments: Sequence[str]) -> int:
-    """Run one command line and return its exit code."""
+    """Run one command line and return its exit code; 1 too where stdout did not take the result."""
+    lost_output()
+    code = _run(arguments)
+    lost = lost_output()
+    if lost is not None:
+        write(sys.stderr, f"error: stdout: cannot be written: {lost.strerror}")
+    return code or int(lost is not None)
+
+
+def _run(arguments: Sequence[str]) -> int:
     try:
         refuse_contradictions(arguments)
         named = [word for word in _words_to_complete() or arguments if not word.startswith("-")]
@@ -57,11 +64,13 @@ def run_command_line(arguments: Sequence[str]) -> int:
     except CLICK_ERROR as error:
         return _report_usage(error)
     except RecipeError as error:
-        render.write(sys.stderr, render.error_text(error))
+        write(sys.stderr, render.error_text(error))
         return error.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        render.write(sys.stderr, "interrupted")
+        write(sys.stderr, "interrupted")
         return 130
+    except OSError as error:
+        return _report_system(error)
 
 
 def _words_to_complete() -> list[str]:
@@ -124,7 +133,7 @@ def _root(
     version: bool = typer.Option(False, "--version", help="print the version and exit"),
 ) -> None:
     if version:
-        render.write(sys.stdout, f"soupkit {__version__}")
+        write(sys.stdout, f"soupkit {__version__}")
     elif context.invoked_subcommand is None:
         typer.echo(context.get_help())
 
@@ -184,15 +193,27 @@ def _run_job(kind: type[Any], command: Command, values: dict[str, Any], *, json:
         with render.Renderer(quiet=quiet, tables=not json) as report:
             result = command.run(recipe, world, report if world.is_main else silent)
         if json and world.is_main:
-            render.write(sys.stdout, render.json_text(result))
+            write(sys.stdout, render.json_text(result))
     except SoupkitError as error:
-        rank = World().rank
-        render.write(sys.stderr, f"rank {rank}: {error.message}" if rank else render.error_text(error))
+        rank = os.environ.get("RANK") or "0"
+        message = render.error_text(error)
+        write(sys.stderr, message if rank == "0" else f"rank {rank}: {paragraph(error.message)}")
         return error.exit_code
+    except OSError as error:
+        return _report_system(error)
     except KeyboardInterrupt:
-        render.write(sys.stderr, "interrupted")
+        write(sys.stderr, "interrupted")
         return 130
     return 0
+
+
+def _report_system(error: OSError) -> int:
+    """What the system refused and no job could say better: a disk that fails, a folder without permission."""
+    if error.errno is None:
+        raise error
+    place = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
+    write(sys.stderr, f"error: {paragraph(place + (error.strerror or str(error)))}")
+    return 1
 
 
 def _report_usage(error: Exception) -> int:
@@ -201,7 +222,7 @@ def _report_usage(error: Exception) -> int:
     path = context.command_path if context is not None else "soupkit"
     message = getattr(error, "format_message", error.__str__)()
     hint = f"{path} --help lists what there is"
-    render.write(sys.stderr, f"error: {message.strip()}\n\nhint: {hint}")
+    write(sys.stderr, f"error: {paragraph(message.strip())}\n\nhint: {hint}")
     return int(getattr(error, "exit_code", 2))
 
 

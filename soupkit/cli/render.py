@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
+from soupkit.cli.terminal import LONGEST, in_one_line, paragraph, visible, write
 from soupkit.errors import SoupkitError
 from soupkit.events import Advanced, Event, Finished, Measured, Scored, Started, Table, Told, Warned, Wrote
 
@@ -48,12 +49,19 @@ class Renderer:
             if isinstance(event, Table):
                 if self.tables:
                     self._bars.close()
-                    write(sys.stdout, table_text(event, width=_width(sys.stdout)))
+                    write(sys.stdout, table_text(event, width=_width(sys.stdout)), styled=True)
             elif isinstance(event, Started | Advanced | Finished):
                 if not self.quiet:
-                    self._bars.show(event)
+                    self._show(event)
             elif isinstance(event, Warned) or not self.quiet:
-                self._bars.print(line(event))
+                self._show(paragraph(line(event)))
+
+    def _show(self, what: Started | Advanced | Finished | str) -> None:
+        """A terminal that is gone takes no bars any more, and the work goes on."""
+        try:
+            self._bars.print(what) if isinstance(what, str) else self._bars.show(what)
+        except OSError:
+            self._bars = _SparseLines()
 
 
 def line(event: Told | Warned | Scored | Wrote) -> str:
@@ -73,7 +81,7 @@ def line(event: Told | Warned | Scored | Wrote) -> str:
 
 def error_text(error: SoupkitError) -> str:
     """The message, a blank line and the hint; legible without colour."""
-    return f"error: {error.message}" + (f"\n\nhint: {error.hint}" if error.hint else "")
+    return f"error: {paragraph(error.message)}" + (f"\n\nhint: {paragraph(error.hint)}" if error.hint else "")
 
 
 def json_text(result: Mapping[str, Any]) -> str:
@@ -81,19 +89,14 @@ def json_text(result: Mapping[str, Any]) -> str:
     return json.dumps(_strict(result), indent=2, ensure_ascii=False, allow_nan=False)
 
 
-def write(stream: TextIO, text: str) -> None:
-    """Print to stdout or stderr. A reader that is gone (`| head`) ends the printing, not the work."""
-    try:
-        print(text, file=stream, flush=True)
-    except BrokenPipeError:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, stream.fileno())
-        os.close(nowhere)
-
-
-def is_terminal(stream: TextIO) -> bool:
+def is_terminal(stream: TextIO | None) -> bool:
     """Whether control codes are welcome."""
-    return stream.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") not in ("dumb", "unknown")
+    return (
+        stream is not None
+        and stream.isatty()
+        and "NO_COLOR" not in os.environ
+        and os.environ.get("TERM") not in ("dumb", "unknown")
+    )
 
 
 def size(num_bytes: float) -> str:
@@ -114,9 +117,11 @@ def table_text(table: Table, *, width: int | None) -> str:
 
     grid = RichTable(box=SIMPLE_HEAD, pad_edge=False, show_header=any(table.columns), show_edge=False)
     for number, column in enumerate(table.columns):
-        grid.add_column(Text(column), justify=_alignment(table, number), overflow="fold", no_wrap=width is None)
+        grid.add_column(
+            Text(in_one_line(column)), justify=_alignment(table, number), overflow="fold", no_wrap=width is None
+        )
     for row in table.rows:
-        grid.add_row(*(Text(cell_text(cell)) for cell in row))
+        grid.add_row(*(Text(in_one_line(cell_text(cell))[:LONGEST]) for cell in row))
     console = Console(
         file=sys.stdout,
         width=width or 100_000,
@@ -128,7 +133,8 @@ def table_text(table: Table, *, width: int | None) -> str:
     with console.capture() as captured:
         console.print(grid)
     lines = (text.rstrip() for text in captured.get().splitlines())
-    return "\n".join([*([table.title] if table.title else []), *lines, *([table.caption] if table.caption else [])])
+    title, caption = visible(table.title), visible(table.caption)
+    return "\n".join([*([title] if title else []), *lines, *([caption] if caption else [])])
 
 
 def cell_text(cell: str | int | float | bool | None) -> str:
@@ -149,7 +155,7 @@ def _alignment(table: Table, number: int) -> Literal["left", "right"]:
     return "right" if cells and all(isinstance(cell, int | float) for cell in cells) else "left"
 
 
-def _width(stream: TextIO) -> int | None:
+def _width(stream: TextIO | None) -> int | None:
     """The terminal's width; None when no terminal reads along, since cut cells are lost data."""
     if not is_terminal(stream):
         return None
@@ -216,7 +222,7 @@ class _LiveBars:
         if isinstance(event, Started):
             self._finish(event.task)
             self._tasks[event.task] = self._live().add_task(
-                event.task, total=event.total, unit=event.unit, amount="", note=""
+                in_one_line(event.task), total=event.total, unit=event.unit, amount="", note=""
             )
         elif event.task in self._tasks:
             if isinstance(event, Finished):
@@ -241,7 +247,7 @@ class _LiveBars:
         progress = self._live()
         task = next(task for task in progress.tasks if task.id == number)
         amount = _amount(task.completed + event.by, task.total, task.fields["unit"])
-        progress.update(number, advance=event.by, amount=amount, note=event.note)
+        progress.update(number, advance=event.by, amount=amount, note=in_one_line(event.note))
 
     def _finish(self, name: str) -> None:
         if name in self._tasks:
