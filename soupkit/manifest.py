@@ -14,7 +14,7 @@ from typing import Any
 
 from soupkit import __version__
 from soupkit.commands import COMMANDS
-from soupkit.errors import CheckpointError
+from soupkit.errors import CheckpointError, brief
 from soupkit.identity import given_by
 from soupkit.processor import instruction_set
 from soupkit.whole import whole_file
@@ -61,7 +61,7 @@ class Manifest:
         """Write it into `directory`, whole or not at all."""
         text = json.dumps(self.to_json(), indent=1, ensure_ascii=False) + "\n"
         with whole_file(directory / MANIFEST_NAME) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+            temporary.write_bytes(text.encode(errors="backslashreplace"))  # a name that is no UTF-8, as JSON writes it
 
     @classmethod
     def read(cls, directory: Path) -> Manifest:
@@ -122,16 +122,53 @@ def _parts(values: dict[str, Any]) -> Iterator[tuple[str, bool]]:
     for number, entry in enumerate(values["inputs"]):
         is_input = isinstance(entry, dict) and isinstance(entry.get("reference"), str)
         yield f"inputs.{number}", is_input and all(isinstance(entry.get(k, v()), v) for k, v in _INPUT_KINDS.items())
+        yield f"inputs.{number}.permutation", all(isinstance(v, str) for v in entry.get("permutation", {}).values())
     files, members = values["outputs"].get("files", {}), values["notes"].get("members", [])
     yield "outputs.files", isinstance(files, dict) and all(isinstance(entry, dict) for entry in files.values())
     yield "outputs.files", all(is_inside(name) for name in files)
     yield "notes.members", isinstance(members, list) and all(is_plain_name(name) for name in members)
     yield "outputs.content", isinstance(values["outputs"].get("content", ""), str)
-    yield "mixture", isinstance(values.get("mixture"), dict | None)
     given = values.get("given", {})
     yield "given", isinstance(given, dict) and all(isinstance(each, str) for each in given.values())
+    yield "mixture", values.get("mixture") is None or _is_mixture(values["mixture"], len(values["inputs"]))
+    yield "metrics", all(isinstance(split, dict) for split in values["metrics"].values())
+    for split, scores in values["metrics"].items():
+        yield f"metrics.{brief(split)}", all(map(_is_score, scores.values()))
+    yield "trace", all(isinstance(step, dict) for step in values["trace"])
     yield "versions", isinstance(values.get("versions", {}), dict)
     yield "created", isinstance(values.get("created", ""), str) and isinstance(values.get("soupkit", ""), str)
+
+
+def _is_score(score: Any) -> bool:
+    """A number or what stands for one that is not finite, a record with a `value`, or a map of these for a member."""
+    if not isinstance(score, dict):
+        return _is_number(score) or score is None or isinstance(score, str | list)
+    if "value" not in score:
+        return all(map(_is_score, score.values()))
+    optional = (score.get("standard_error"), score.get("num_examples"))
+    return _is_number(score["value"]) and all(value is None or _is_number(value) for value in optional)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and not abs(value) >= 2**1000
+
+
+def _is_mixture(mixture: Any, num_inputs: int) -> bool:
+    """A matrix of numbers with a row per input, a divisor, and columns of it by tensor."""
+    if not isinstance(mixture, dict) or not isinstance(rows := mixture.get("coefficients"), list):
+        return False
+    names, blocks = mixture.get("ingredients"), mixture.get("blocks")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        return False
+    if not len(rows) == len(names) == num_inputs or not rows or not all(isinstance(row, list) and row for row in rows):
+        return False
+    width = len(rows[0])
+    if not all(len(row) == width and all(map(_is_number, row)) for row in rows):
+        return False
+    if not _is_number(mixture.get("divisor")) or mixture["divisor"] == 0:
+        return False
+    columns = list(blocks.values()) if isinstance(blocks, dict) else []
+    return (blocks is None or isinstance(blocks, dict)) and all(type(n) is int and 0 <= n < width for n in columns)
 
 
 def is_plain_name(name: Any) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +24,7 @@ from soupkit.checkpoint.layout import choose_weights, is_companion
 from soupkit.checkpoint.ranges import window_bytes
 from soupkit.checkpoint.remote import HubFiles
 from soupkit.checkpoint.repository import HubFile, Repository
-from soupkit.errors import ReferenceError
+from soupkit.errors import ReferenceError, brief
 from soupkit.manifest import MANIFEST_NAME, Manifest
 
 _NAME = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"
@@ -32,7 +33,7 @@ _URL = re.compile(
     rf"hf://(models/)?(?P<name>{_NAME})(@(?P<revision>refs/(pr|convert)/[\w.-]+|[^:/\s]+))?([:/](?P<inside>[^:]+))?"
 )
 _BRACES = re.compile(r"\{([^{}]*)\}")
-_RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)(?:\.\.(-?\d+))?")
+_RANGE = re.compile(r"(-?[0-9]{1,18})\.\.(-?[0-9]{1,18})(?:\.\.(-?[0-9]{1,18}))?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 MOST_BRANCHES = 10_000
 FILE_SUFFIXES = (".safetensors", ".json", ".yaml", *PICKLES)
@@ -78,7 +79,16 @@ def expand_braces(ref: str) -> list[str]:
     """`a@step{1000..3000..1000}` → a@step1000, a@step2000, a@step3000; `{x,y}` → x, y. As in a shell, zeros pad."""
     parts = _BRACES.split(ref)
     choices = [_choices(part, ref) if number % 2 else [part] for number, part in enumerate(parts)]
+    if math.prod(map(len, choices)) > MOST_BRANCHES:
+        raise too_many(ref)
     return ["".join(combination) for combination in itertools.product(*choices)]
+
+
+def too_many(ref: str) -> ReferenceError:
+    """The error for braces that stand for more checkpoints than anyone means."""
+    return ReferenceError(
+        f"{brief(ref)}: names more than {MOST_BRANCHES} checkpoints", hint="use a larger step, or fewer ranges"
+    )
 
 
 def _choices(text: str, ref: str) -> list[str]:
@@ -88,7 +98,7 @@ def _choices(text: str, ref: str) -> list[str]:
     first, last = int(match[1]), int(match[2])
     step = abs(int(match[3] or 1)) or 1
     if abs(last - first) // step >= MOST_BRANCHES:
-        raise ReferenceError(f"{ref}: {{{text}}} names more than {MOST_BRANCHES} checkpoints", hint="use a larger step")
+        raise too_many(ref)
     numbers = range(first, last + 1, step) if first <= last else range(first, last - 1, -step)
     padded = any(re.match(r"-?0\d", end) for end in match.groups()[:2])
     width = max(len(match[1]), len(match[2])) if padded else 0

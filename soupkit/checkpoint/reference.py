@@ -30,24 +30,36 @@ def open_references(refs: Sequence[str], *, stream: bool = False) -> list[Checkp
     return opened
 
 
-_RANGE = re.compile(r"\{(\d+)\.\.(\d+)(?:\.\.(\d+))?\}")
+_RANGE = re.compile(r"\{([0-9]{1,18})\.\.([0-9]{1,18})(?:\.\.([0-9]{1,18}))?\}")
 
 
 def spelled_out(ref: str) -> list[str]:
     """Every reference that one with ranges stands for: `org/name@step{1000..3000..1000}` for three revisions.
 
     As in a shell: both ends belong to it, the third number is the step, and numbers keep the width of a padded start.
-    Raises ReferenceError for a range that is empty.
+    Raises ReferenceError for a range that is empty, and for more than hub.MOST_BRANCHES references together.
     """
+    return _spelled_out(ref, hub.MOST_BRANCHES, ref)
+
+
+def _spelled_out(ref: str, room: int, whole: str) -> list[str]:
+    """As spelled_out, of at most `room` references; `whole` is what was typed."""
     found = _RANGE.search(ref)
     if found is None or local_path(ref).exists():
         return [ref]
     first, last, step = int(found[1]), int(found[2]), int(found[3] or 1)
+    if step > 0 and (last - first) // step >= room:
+        raise hub.too_many(whole)
     if step < 1 or last < first:
         raise ReferenceError(f"{ref}: {found[0]} is an empty range", hint="write {first..last} or {first..last..step}")
     width = len(found[1]) if found[1].startswith("0") else 0
     spelled = [f"{ref[: found.start()]}{n:0{width}d}{ref[found.end() :]}" for n in range(first, last + 1, step)]
-    return [inner for each in spelled for inner in spelled_out(each)]
+    inner: list[str] = []
+    for each in spelled:
+        inner += _spelled_out(each, room - len(inner), whole)
+        if len(inner) > room:
+            raise hub.too_many(whole)
+    return inner
 
 
 def open_checkpoint(ref: str) -> Checkpoint:

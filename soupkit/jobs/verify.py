@@ -12,8 +12,8 @@ from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.checkpoint.dtypes import Array
 from soupkit.checkpoint.hashing import content_hash, file_sha256, file_xxh3
 from soupkit.commands import COMMANDS
-from soupkit.errors import CheckpointError
-from soupkit.events import Report, Table, Told
+from soupkit.errors import CheckpointError, brief
+from soupkit.events import Report, Table, Told, Warned
 from soupkit.jobs.methods import merge_method, with_inputs
 from soupkit.jobs.recorded import content_of_input, open_as_recorded, place_of, write_turns
 from soupkit.jobs.soup import Record, prepare, show_plan, write_soup
@@ -33,6 +33,11 @@ def verify(recipe: Verify, world: World, report: Report) -> dict[str, Any]:
     checks = [check for directory in directories for check in _check_output(directory, world)]
     if recipe.inputs:
         checks += _check_inputs(recipe.directory, manifest, world)
+    unknown = [name for directory in directories for name in _unrecorded(directory)]
+    if unknown and not recipe.strict:
+        shown = ", ".join(unknown[:5]) + (", …" if len(unknown) > 5 else "")
+        report(Warned(f"{len(unknown)} files are not in {MANIFEST_NAME}, for example {shown} (--strict: an error)"))
+    checks += [(name, False, f"is not in {MANIFEST_NAME}") for name in unknown if recipe.strict]
     report(Table(f"verify {recipe.directory}", ("what", "as recorded"), tuple((what, ok) for what, ok, _ in checks)))
     changed = [f"{what}: {why}" for what, ok, why in checks if not ok]
     if changed:
@@ -40,7 +45,15 @@ def verify(recipe: Verify, world: World, report: Report) -> dict[str, Any]:
             f"{recipe.directory}: is not what {MANIFEST_NAME} records: " + "; ".join(changed),
             hint="restore it, or build it again: soupkit reproduce DIR --out NEW",
         )
-    return {"directory": str(recipe.directory), "checks": [{"what": what, "ok": ok} for what, ok, _ in checks]}
+    recorded = [{"what": what, "ok": ok} for what, ok, _ in checks]
+    return {"directory": str(recipe.directory), "checks": recorded, "unrecorded": unknown}
+
+
+def _unrecorded(directory: Path) -> list[str]:
+    """What lies in an output, at any depth, and is not recorded: code that a configuration may name, for example."""
+    known = {*Manifest.read(directory).outputs.get("files", {}), MANIFEST_NAME, "README.md"}
+    paths = (path.relative_to(directory) for path in directory.rglob("*") if not path.is_dir() or path.is_symlink())
+    return sorted(str(directory / path) for path in paths if str(path) not in known)
 
 
 def _check_output(directory: Path, world: World) -> list[tuple[str, bool, str]]:
@@ -67,7 +80,7 @@ def _check_inputs(directory: Path, manifest: Manifest, world: World) -> list[tup
     checks = []
     for entry in manifest.inputs:
         content = content_of_input(directory, entry, world)
-        recorded = entry["content"]
+        recorded = entry.get("content")
         checks.append((f"input {entry['reference']}", content == recorded, f"content {content}, recorded {recorded}"))
     return checks
 
@@ -174,8 +187,13 @@ def _why_other_bits(manifest: Manifest) -> str:
 
 def _recorded_recipe(manifest: Manifest, recipe: Reproduce) -> Any:
     """The recipe of the manifest with this run's output."""
-    kind = COMMANDS[manifest.command].recipe_type()
-    known = {field.name for field in dataclasses.fields(kind)}
+    kind = COMMANDS[manifest.command].recipe_type() if manifest.command in COMMANDS else None
+    known = {field.name for field in dataclasses.fields(kind)} if kind else set()
+    if kind is None or not {"out", "overwrite", "non_finite"} <= known:
+        raise CheckpointError(
+            f"{recipe.directory / MANIFEST_NAME}: records the command {brief(manifest.command)}, which makes no soup",
+            hint="was the manifest edited?",
+        )
     values = {key: value for key, value in manifest.recipe.items() if key in known}
     if "mismatch" in known:
         values.setdefault("mismatch", "warn")  # before there was this option nothing was refused

@@ -43,6 +43,7 @@ class Verify:
 
     directory: Path = argument(help="an output of soupkit")
     inputs: bool = option(False, help="hash the ingredients as well")
+    strict: bool = option(False, help="a file that the manifest does not know is an error, not a warning")
     threads: int = option(0, help="worker threads; 0 takes every core")
 
 

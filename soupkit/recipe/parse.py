@@ -12,7 +12,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from soupkit.errors import RecipeError
+from soupkit.errors import RecipeError, brief
 
 R = TypeVar("R")
 
@@ -100,7 +100,7 @@ def _field_value(name: str, value: Any, hint: Any, *, place: str) -> Any:
     try:
         return convert(value, hint)
     except (ValueError, OverflowError):
-        shown = "null" if value is None else repr(value)
+        shown = "null" if value is None else brief(value)
         raise RecipeError(
             f"{place}{name} is {shown}, expected {type_name(hint)}", hint=_value_hint(name, value, hint)
         ) from None

@@ -30,6 +30,8 @@ from soupkit.recipe.parse import parse_recipe, suggestion
 from soupkit.recipe.results import missing, shape_of
 
 MOST_VALUES = 100_000
+MOST_CHARACTERS = 1_000_000
+"""Of all strings of a recipe file together, once its variables stand in them."""
 FILE_KEYS = ("description", "variables", "steps")
 STEP_NAME = re.compile(r"[A-Za-z0-9_-]+")
 VARIABLE = re.compile(r"\$\{([^}]*)\}")
@@ -83,7 +85,12 @@ def load_yaml(text: str, *, where: str) -> Any:
     """Parse YAML: only true and false are booleans, 1e-3 is a number, no key may stand twice. Raises RecipeError."""
     try:
         value = yaml.load(text, Loader=_Loader)
-    except (yaml.YAMLError, RecursionError) as error:
+    except (
+        yaml.YAMLError,
+        RecursionError,
+        ValueError,
+        OverflowError,
+    ) as error:  # ValueError: an integer of 4,301 digits
         raise RecipeError(f"{where}: is not valid YAML: {error}") from error
     _check_finite(value, where=where)
     return value
@@ -154,7 +161,21 @@ def _resolve(variables: Mapping[str, Any], *, where: str) -> dict[str, Any]:
     resolved: dict[str, Any] = {}
     for name, value in variables.items():
         resolved[name] = _substitute(value, resolved, where=f"{where}: variable {name}")
+        _check_size(resolved[name], where=f"{where}: variable {name}")
     return resolved
+
+
+def _check_size(value: Any, *, where: str) -> None:
+    """Lists in lists, or texts in texts, that variables repeat grow tenfold with each line of a file."""
+    todo, num_values, num_characters = [value], 0, 0
+    while todo:
+        item = todo.pop()
+        inner = list(item.values()) if isinstance(item, dict) else item if isinstance(item, list) else []
+        num_values += 1
+        num_characters += len(item) if isinstance(item, str) else 0
+        if num_values + len(inner) > MOST_VALUES or num_characters > MOST_CHARACTERS:
+            raise _too_large(where)
+        todo.extend(inner)
 
 
 def _substitute(value: Any, variables: Mapping[str, Any], *, where: str) -> Any:
@@ -169,11 +190,24 @@ def _substitute(value: Any, variables: Mapping[str, Any], *, where: str) -> Any:
         if name not in variables:
             raise RecipeError(f"{where}: there is no variable {name!r}", hint=suggestion(name, variables))
     whole = VARIABLE.fullmatch(value)
-    return variables[whole[1]] if whole else VARIABLE.sub(lambda match: str(variables[match[1]]), value)
+    if whole:
+        return variables[whole[1]]
+    texts = {name: str(variables[name]) for name in VARIABLE.findall(value)}
+    if sum(len(texts[name]) for name in VARIABLE.findall(value)) > MOST_CHARACTERS:
+        raise _too_large(where)
+    return VARIABLE.sub(lambda match: texts[match[1]], value)
+
+
+def _too_large(where: str) -> RecipeError:
+    return RecipeError(
+        f"{where}: is too large once its variables are replaced, at most {MOST_CHARACTERS} characters are read",
+        hint="does a variable repeat another, which repeats another?",
+    )
 
 
 def _parse_step(name: str, values: Mapping[str, Any], variables: Mapping[str, Any], *, where: str) -> Step:
     options = _substitute(dict(values), variables, where=where)
+    _check_size(options, where=where)
     command, expect = options.pop("command", None), options.pop("expect", None)
     if command is None:
         raise RecipeError(f"{where}: names no command", hint="command: merge uniform, for example")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +12,21 @@ from soupkit.manifest import Manifest
 from soupkit.report.tables import split_label
 
 MAX_ROWS = 100
+_REPOSITORY = re.compile(r"[\w./-]+")
+_MARKS = re.compile(r"[\\`*\[\]<>#!|~&$]|(?<!\w)_|_(?!\w)|^[-+=]|(?<=:)//|(?<=www)\.")
+_UNSEEN = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\U000e0000-\U000e007f]"
+)
+LONGEST = 200
 
 
 def model_card(manifest: Manifest, out: Path, first: Checkpoint) -> str:
     """Markdown with Hub metadata: what the soup is, of what, how good, and the command that makes it again."""
     parts = [
         _metadata(manifest, first),
-        f"# {out.name}",
-        f"Made with `soupkit {manifest.command}` (soupkit {manifest.soupkit}) from {len(manifest.inputs)} checkpoints.",
+        f"# {plain(out.name)}",
+        f"Made with {code(f'soupkit {manifest.command}')} (soupkit {plain(manifest.soupkit)}) "
+        f"from {len(manifest.inputs)} checkpoints.",
         _given_way(manifest),
         _ingredients(manifest),
         _metrics(manifest.metrics, manifest.notes),
@@ -38,7 +47,7 @@ def _given_way(manifest: Manifest) -> str:
 def _metadata(manifest: Manifest, first: Checkpoint) -> str:
     """The YAML head that the Hub reads; ingredients from the Hub become its links to base models."""
     repositories = {entry["reference"].partition("@")[0]: None for entry in manifest.inputs if "commit" in entry}
-    names = "".join(f"\n- {name}" for name in repositories)
+    names = "".join(f"\n- {name if _REPOSITORY.fullmatch(name) else json.dumps(name)}" for name in repositories)
     bases = f"\nbase_model:{names}\nbase_model_relation: merge" if names else ""
     return f"---\nlibrary_name: {_library(first)}\ntags:\n- model-soup\n- merge\n- soupkit{bases}\n---"
 
@@ -60,7 +69,7 @@ def _ingredients(manifest: Manifest) -> str:
         low, high = min(row), max(row)
         coefficient = f"{low:.4g}" if low == high else f"{low:.3g} … {high:.3g} over blocks"
         name = entry["reference"] if "commit" in entry else Path(entry["reference"]).name
-        lines.append(f"| {name} | {coefficient} | `{entry['content']}` |")
+        lines.append(f"| {plain(name)} | {coefficient} | {code(str(entry.get('content', '')))} |")
     if len(rows) > MAX_ROWS:
         lines.append(f"\n{len(rows) - MAX_ROWS} more in soupkit.json.")
     return "\n".join(lines)
@@ -73,9 +82,30 @@ def _metrics(metrics: dict[str, Any], notes: dict[str, Any]) -> str:
     for split, scores in metrics.items():
         shown_split = split_label(split, notes)
         for metric, score in scores.items():
+            if not isinstance(score, dict) or "value" not in score:
+                continue  # a member's metrics: the table is of this output's own
             error = score.get("standard_error")
             shown = "" if error is None else f"{error:.4f}"
-            lines.append(
-                f"| {shown_split} | {metric} | {score['value']:.4f} | {shown} | {score.get('num_examples') or ''} |"
-            )
+            count = score.get("num_examples") or ""
+            lines.append(f"| {plain(shown_split)} | {plain(metric)} | {score['value']:.4f} | {shown} | {count} |")
     return "\n".join(lines)
+
+
+def plain(text: str) -> str:
+    """A name as Markdown shows it: nothing in it is markup, a link, HTML, the end of a cell or of a line."""
+    return _UNSEEN.sub(_written_out, _MARKS.sub(_as_entity, text[:LONGEST]))
+
+
+def code(text: str) -> str:
+    """The same between backticks, where only a backtick, a bar and the end of the line mean something."""
+    inner = text[:LONGEST].replace("`", "'").replace("|", "\\|")
+    return f"`{_UNSEEN.sub(_written_out, inner)}`"
+
+
+def _as_entity(match: re.Match[str]) -> str:
+    """A number, which Markdown shows as the character and takes for nothing else, or a backslash."""
+    return "".join(f"\\{mark}" if mark in "_*-+=~!#" else f"&#{ord(mark)};" for mark in match[0])
+
+
+def _written_out(match: re.Match[str]) -> str:
+    return f"\\u{ord(match[0]):04x}"
