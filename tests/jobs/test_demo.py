@@ -13,6 +13,7 @@ import pytest
 from soupkit.events import Event, Table
 from soupkit.jobs import demo
 from soupkit.manifest import Manifest
+from soupkit.metrics import metric_of
 from soupkit.recipe.run import Demo
 from soupkit.recipe.steps import Steps, parse_steps
 from soupkit.world import World
@@ -86,7 +87,7 @@ def test_the_recipe_keeps_selection_and_report_apart() -> None:
     assert {(recipe.num_train, recipe.num_held_out, recipe.split_seed) for recipe in digits} == {(100, 700, 3)}
     assert 1797 - 100 - 700 >= 700
     assert steps["sweep"].num_runs == 12
-    assert steps["greedy"].metric == "top1"
+    assert metric_of(steps["greedy"]) == "top1"
 
 
 def test_the_data_really_have_these_sizes() -> None:

@@ -160,7 +160,7 @@ def test_dry_run_writes_nothing_and_shows_the_plan(
         ("ties", ["--set", "mlps: {density: 0.5}"], 2, "matches no tensor"),
         ("ties", ["--set", "layers: {density: [0.5, 2]}"], 2, r"layers\.\d\.mlp\.weight: density is \d"),
         ("ties", ["--set", "layers: {densty: 1}"], 2, "did you mean 'density'"),
-        ("tall-mask", ["--task", "2"], 2, "task is 2"),
+        ("tall-mask", ["--set", "layers: {task: 2}"], 2, "task is 2"),
         ("dare-ties", ["--seed", "-1"], 2, "seed is -1"),
         ("dare-linear", ["--weight", "1,2,3"], 2, "weight has 3 numbers"),
         ("della-ties", ["--density", "0.05", "--epsilon", "0.3"], 2, "leaves the range"),
