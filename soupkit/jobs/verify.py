@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -50,10 +51,19 @@ def verify(recipe: Verify, world: World, report: Report) -> dict[str, Any]:
 
 
 def _unrecorded(directory: Path) -> list[str]:
-    """What lies in an output, at any depth, and is not recorded: code that a configuration may name, for example."""
+    """What lies in an output, at any depth, and is not recorded: code that a configuration may name, for example.
+
+    Outputs inside it (an average, snapshots) have records of their own.
+    """
     known = {*Manifest.read(directory).outputs.get("files", {}), MANIFEST_NAME, "README.md"}
-    paths = (path.relative_to(directory) for path in directory.rglob("*") if not path.is_dir() or path.is_symlink())
-    return sorted(str(directory / path) for path in paths if str(path) not in known)
+    found: list[str] = []
+    for folder, folders, files in os.walk(directory):
+        own = [name for name in folders if not (Path(folder) / name / MANIFEST_NAME).is_file()]
+        links = [name for name in own if (Path(folder) / name).is_symlink()]
+        folders[:] = sorted(set(own) - set(links))
+        paths = (Path(folder) / name for name in (*files, *links))
+        found += [str(path) for path in paths if path.relative_to(directory).as_posix() not in known]
+    return sorted(found)
 
 
 def _check_output(directory: Path, world: World) -> list[tuple[str, bool, str]]:

@@ -1,6 +1,7 @@
 """Ranges, sizes, recipes and manifests that are hostile: a message, before anything large is made."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,12 @@ def test_verify_tells_of_files_that_nobody_recorded(soup: Path, capsys: pytest.C
     (soup / "evil.py").write_text("")
     assert run_command_line(["verify", str(soup)]) == 0
     assert "evil.py" in capsys.readouterr().err
+    assert run_command_line(["verify", str(soup), "--strict"]) == 1
+    (soup / "evil.py").rename(soup.parent / "evil.py")
+    shutil.copytree(soup, soup / "inside")  # an output of its own, as an average beside trained weights
+    assert run_command_line(["verify", str(soup), "--strict"]) == 0
+    (soup / "code").mkdir()
+    (soup.parent / "evil.py").rename(soup / "code/evil.py")
     assert run_command_line(["verify", str(soup), "--strict"]) == 1
 
 

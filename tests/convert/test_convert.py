@@ -266,17 +266,8 @@ def test_several_files_become_members_that_can_be_merged(tmp_path: Path) -> None
     assert code == 0
     for seed in range(3):
         assert_same(tmp_path / f"out/model_{seed}", weights(seed))
-    merged = [
-        "merge",
-        "uniform",
-        str(tmp_path / "out"),
-        "--integers",
-        "max",
-        "--out",
-        str(tmp_path / "soup"),
-        "--quiet",
-    ]
-    assert run_command_line(merged) == 0
+    merged = ["merge", "uniform", tmp_path / "out", "--integers", "max", "--out", tmp_path / "soup", "--quiet"]
+    assert run_command_line([*map(str, merged)]) == 0
     found = load_file(tmp_path / "soup/model.safetensors")
     mean = torch.stack([weights(seed)["layer.weight"].double() for seed in range(3)]).mean(0).float()
     assert torch.equal(found["layer.weight"], mean)
