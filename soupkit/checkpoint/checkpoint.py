@@ -208,7 +208,14 @@ def slots_of(source: Mapping[str, Array]) -> Mapping[str, Slot]:
     slots: Mapping[str, Slot] | None = getattr(source, "slots", None)
     if slots is not None:
         return slots
-    return {name: Slot(safetensors_name(np.asarray(source[name]).dtype), np.shape(source[name])) for name in source}
+    return {name: _slot_of(name, np.asarray(source[name])) for name in source}
+
+
+def _slot_of(name: str, values: Array) -> Slot:
+    try:
+        return Slot(safetensors_name(values.dtype), values.shape)
+    except CheckpointError as error:
+        raise CheckpointError(f"tensor {name!r}: {error}", hint=error.hint) from None
 
 
 def name_of(source: Mapping[str, Array], position: int) -> str:

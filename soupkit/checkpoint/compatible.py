@@ -127,7 +127,18 @@ def _check_keys(first: Mapping[str, Slot], other: Mapping[str, Slot], first_name
     parts += [f"has {len(extra)} that {first_name} lacks (for example {extra[0]!r})"] if extra else []
     shared = len(first.keys() & other.keys())
     hint = "they are different architectures" if shared < len(first) / 2 else "leave it out, or save both the same way"
+    for longer, shorter, name in ((other, first, other_name), (first, other, first_name)):
+        if prefix := _common_prefix(longer, shorter):
+            hint = f"the names of {name} are the same behind {prefix!r}, which some wrapper put there: save it without"
     raise CompatibilityError(f"{other_name}: {' and '.join(parts)}; {shared} of {len(first)} agree", hint=hint)
+
+
+def _common_prefix(longer: Mapping[str, Slot], shorter: Mapping[str, Slot]) -> str | None:
+    """What stands before every name of the one that the other has without it; None where there is no such thing."""
+    name = min(longer, default="")
+    places = [k + 1 for k, letter in enumerate(name) if letter == "."]
+    whole = (name[:k] for k in places if name[k:] in shorter)
+    return next((text for text in whole if {text + each for each in shorter} == set(longer)), None)
 
 
 def _check_tensors(first: Mapping[str, Slot], other: Mapping[str, Slot], first_name: str, other_name: str) -> None:

@@ -76,7 +76,7 @@ def finetune(recipe: Finetune, world: World, report: Report) -> dict[str, Any]:
         with output as directory, _to_tensorboard(recipe, report) as watched_report:
             inputs = describe_base(start.base, recipe, world)
             trajectory = trajectory_of(directory, start, recipe, averages, inputs)
-            losses = fit(
+            fitted = fit(
                 start.model,
                 training_data(start),
                 recipe,
@@ -86,7 +86,7 @@ def finetune(recipe: Finetune, world: World, report: Report) -> dict[str, Any]:
                 after_epoch=trajectory.after_epoch,
             )
             manifest = _write_run(directory, start, trajectory, recipe, world, watched_report)
-            manifest.notes.update(loss=losses, seconds=round(time.perf_counter() - began, 3))
+            manifest.notes.update(fitted.notes, seconds=round(time.perf_counter() - began, 3))
             manifest.write(directory)
     report(Wrote(recipe.out, num_bytes))
     return manifest.to_json()

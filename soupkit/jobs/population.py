@@ -204,6 +204,7 @@ def _write_member(
                 "loss": [losses[member.number] for losses in population.history.losses],
                 "seconds": round(seconds, 3),
             }
+            | ({"num_skipped": member.updater.num_skipped} if member.updater.num_skipped else {})
             | averages,
         )
         manifest.write(directory)

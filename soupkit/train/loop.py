@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +38,19 @@ class TrainingData:
     characters: bool
 
 
+@dataclass(frozen=True)
+class Fitted:
+    """What became of a training: the mean loss of every epoch, and the updates that the scaler of float16 skipped."""
+
+    losses: list[float]
+    num_skipped: int = 0
+
+    @property
+    def notes(self) -> dict[str, Any]:
+        """What a manifest notes of it."""
+        return {"loss": self.losses} | ({"num_skipped": self.num_skipped} if self.num_skipped else {})
+
+
 def fit(
     model: nn.Module,
     data: TrainingData,
@@ -46,8 +60,8 @@ def fit(
     report: Report,
     averages: Iterable[Averaging] = (),
     after_epoch: Callable[[int], None] = lambda _: None,
-) -> list[float]:
-    """Train `model` in place on `device` and return the mean training loss of every epoch.
+) -> Fitted:
+    """Train `model` in place on `device`; returns the mean training loss of every epoch, and how much was skipped.
 
     Soft-target cross-entropy; the learning rate moves with every update. On the CPU the same recipe and number of
     threads give the same bits. Leaves the model in eval mode, and global generators as they were.
@@ -92,7 +106,7 @@ def fit(
     if probe:
         probe.switch(probing=False)
     _lay_out(model, torch.contiguous_format).eval()
-    return losses
+    return Fitted(losses, update.num_skipped)
 
 
 def amp_dtype(recipe: Finetune, device: torch.device) -> torch.dtype | None:

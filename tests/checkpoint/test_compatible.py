@@ -11,7 +11,7 @@ import pytest
 
 from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.checkpoint.compatible import check_compatible
-from soupkit.errors import CompatibilityError
+from soupkit.errors import CheckpointError, CompatibilityError
 
 Save = Callable[..., Path]
 BASE = {"w": np.zeros((2, 3), np.float32), "b": np.zeros(3, np.float32), "n": np.array(1), "v": np.zeros(2)}
@@ -35,6 +35,23 @@ def test_a_misfit_is_named(case: str, save: Save) -> None:
         check_compatible([good, bad])
     assert bad.reference in error.value.message
     assert error.value.hint
+
+
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "model.base."])
+@pytest.mark.parametrize("turned", [False, True])
+def test_names_behind_a_prefix_are_known(prefix: str, turned: bool) -> None:
+    pair = [BASE, {f"{prefix}{name}": values for name, values in BASE.items()}]
+    with pytest.raises(CompatibilityError, match="0 of 4 agree") as error:
+        check_compatible(pair[::-1] if turned else pair)
+    name = f"ingredient {0 if turned else 1}"
+    assert f"the names of {name} are the same behind {prefix!r}" in (error.value.hint or "")
+
+
+def test_what_no_file_can_hold_is_named() -> None:
+    for odd in (np.ones(2, np.complex64), np.array(["a"]), np.ones(2, np.longdouble)):
+        with pytest.raises(CheckpointError, match=f"tensor 'x': dtype {odd.dtype} has no place") as error:
+            check_compatible([{"x": odd}, {"x": odd}])
+        assert "convert to one of" in (error.value.hint or "")
 
 
 def test_the_same_checkpoint_twice_is_refused(save: Save, tmp_path: Path) -> None:

@@ -61,3 +61,11 @@ def test_statistics_of_the_image_tower_are_re_estimated(
     if method == "uniform":
         again = run(capsys, "reproduce", tmp_path / "soup", "--out", tmp_path / "again")
         assert again["outputs"]["content"] == soup["outputs"]["content"]
+
+
+def test_a_curve_keeps_one_text_tower(models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("curve", "fit", models / "c0", models / "c1", *DATA, "--batch-size", 8, "--out", tmp_path / "curve")
+    assert run_command_line([*map(str, words)]) == 1
+    said = " ".join(capsys.readouterr().err.split())
+    assert "of the text tower differs: a curve keeps one head" in said
+    assert not (tmp_path / "curve").exists()

@@ -25,7 +25,7 @@ CPU = torch.device("cpu")
 
 def trained(data: TrainingData, recipe: Finetune, seed: int = 0) -> tuple[SmallModel, list[float]]:
     model = small_model(seed)
-    return model, fit(model, data, recipe, device=CPU, report=silent)
+    return model, fit(model, data, recipe, device=CPU, report=silent).losses
 
 
 def accuracy(model: torch.nn.Module, data: TrainingData) -> float:
@@ -98,7 +98,7 @@ def test_one_update_equals_plain_torch(training_data: TrainingData) -> None:
     logits = by_hand.train()((pixels.float() / 255 - 0.5) / 0.5)
     loss = torch.nn.functional.cross_entropy(logits, targets, label_smoothing=0.1)
     loss.backward()
-    losses = fit(model, training_data, recipe, device=CPU, report=silent)
+    losses = fit(model, training_data, recipe, device=CPU, report=silent).losses
     assert losses == [pytest.approx(loss.item(), rel=1e-6)]
     for name, parameter in by_hand.named_parameters():
         decay = 0.01 if name in ("head.weight", "conv.weight") else 0.0

@@ -8,10 +8,14 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from train.small import finetune_recipe, small_model
 
 from soupkit.errors import DivergedError
+from soupkit.events import Event, Measured, Warned
+from soupkit.merge.running import Swa
 from soupkit.recipe.train import Finetune
-from soupkit.train.loop import HOPELESS, Updater
+from soupkit.train.averaging import Averaging
+from soupkit.train.loop import HOPELESS, TrainingData, Updater, fit
 
 
 def updater(optimizer: str = "sgd", **options: Any) -> Updater:
@@ -73,3 +77,58 @@ def test_without_a_scaler_every_update_is_one() -> None:
     update(*USUAL)
     assert update.stepped
     assert update.num_done == 1
+
+
+class Skipping:
+    """A scaler that finds some gradients infinite: it leaves the optimizer alone and lowers its scale."""
+
+    skipped: tuple[int, ...] = ()
+
+    def __init__(self, _device: str, *, enabled: bool) -> None:
+        assert enabled
+        self.number, self.now = 0, 2.0**16
+
+    def scale(self, loss: torch.Tensor) -> torch.Tensor:
+        return loss
+
+    def get_scale(self) -> float:
+        return self.now
+
+    def step(self, optimizer: torch.optim.Optimizer) -> None:
+        self.number += 1
+        if self.number in self.skipped:
+            self.now /= 2
+        else:
+            optimizer.step()
+
+    def update(self) -> None:
+        """The scale has moved already."""
+
+
+def fitted(data: TrainingData, monkeypatch: pytest.MonkeyPatch, *skipped: int) -> tuple[Averaging, float, list[str]]:
+    """14 updates of a tiny model; its average, its last learning rate, the warnings, and what a manifest would note."""
+    monkeypatch.setattr(Skipping, "skipped", skipped)
+    monkeypatch.setattr(torch.amp, "GradScaler", Skipping)
+    events: list[Event] = []
+    model = small_model()
+    average = Averaging(model, Swa())
+    found = fit(
+        model, data, finetune_recipe(amp="float16"), device=torch.device("cpu"), report=events.append,
+        averages=[average],
+    )  # fmt: skip
+    rates = [event.value for event in events if isinstance(event, Measured) and event.name == "train/lr"]
+    assert found.notes == {"loss": found.losses} | ({"num_skipped": len(skipped)} if skipped else {})
+    return average, rates[-1], [event.message for event in events if isinstance(event, Warned)]
+
+
+@pytest.mark.parametrize("skipped", [(3,), (1, 2), (14,), (5, 8, 13)])
+def test_a_whole_training_leaves_them_out(
+    training_data: TrainingData, monkeypatch: pytest.MonkeyPatch, skipped: tuple[int, ...]
+) -> None:
+    whole, lowest, nothing = fitted(training_data, monkeypatch)
+    average, rate, warnings = fitted(training_data, monkeypatch, *skipped)
+    assert nothing == []
+    assert warnings == [f"{len(skipped)} of 14 updates were skipped: their gradients were not finite in float16"]
+    assert whole.num_steps == 14
+    assert average.num_steps == 14 - len(skipped)
+    assert rate > lowest  # the schedule has not come to its end
