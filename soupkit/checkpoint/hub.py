@@ -77,11 +77,16 @@ def looks_like_hub(ref: str) -> bool:
 
 def expand_braces(ref: str) -> list[str]:
     """`a@step{1000..3000..1000}` → a@step1000, a@step2000, a@step3000; `{x,y}` → x, y. As in a shell, zeros pad."""
+    return ["".join(combination) for combination in itertools.product(*check_braces(ref))]
+
+
+def check_braces(ref: str, *, times: int = 1) -> list[list[str]]:
+    """The choices for every part of a reference. Raises ReferenceError when they are too many, each `times` over."""
     parts = _BRACES.split(ref)
     choices = [_choices(part, ref) if number % 2 else [part] for number, part in enumerate(parts)]
-    if math.prod(map(len, choices)) > MOST_BRANCHES:
+    if times * math.prod(map(len, choices)) > MOST_BRANCHES:
         raise too_many(ref)
-    return ["".join(combination) for combination in itertools.product(*choices)]
+    return choices
 
 
 def too_many(ref: str) -> ReferenceError:

@@ -39,7 +39,10 @@ def spelled_out(ref: str) -> list[str]:
     As in a shell: both ends belong to it, the third number is the step, and numbers keep the width of a padded start.
     Raises ReferenceError for a range that is empty, and for more than hub.MOST_BRANCHES references together.
     """
-    return _spelled_out(ref, hub.MOST_BRANCHES, ref)
+    found = _spelled_out(ref, hub.MOST_BRANCHES, ref)
+    if len(found) > 1:
+        hub.check_braces(found[0], times=len(found))  # what is left of them is the Hub's, and multiplies
+    return found
 
 
 def _spelled_out(ref: str, room: int, whole: str) -> list[str]:
