@@ -107,11 +107,11 @@ class _Files:
         elif Path.cwd().is_relative_to(path.resolve()):
             self.take_code(path)
         else:
-            self.found[path.resolve()] = tree_identity(path)
+            self.found[self._led_to(path)] = tree_identity(path)
 
     def take_code(self, folder: Path) -> None:
         """The Python files directly in a folder that modules are imported from; its packages come at the end."""
-        real = folder.resolve()
+        real = self._led_to(folder)
         if real in self._roots or real.name == "bin" or not real.is_dir():
             return
         self._roots[real] = None
@@ -119,7 +119,7 @@ class _Files:
             self._take_text(path)
 
     def _take_file(self, path: Path) -> None:
-        real = path.resolve()
+        real = self._led_to(path)
         if real in self.found:
             return
         if path.parent.name == "bin":
@@ -137,9 +137,17 @@ class _Files:
     def _take_text(self, path: Path) -> str | None:
         """Take a file, and its words where it is text; a large program without a suffix counts by size and time."""
         text = _text_of(path)
-        self.found[path.resolve()] = file_identity(path) if text is not None or path.suffix else _times(path)
+        real = self._led_to(path)
+        self.found[real] = file_identity(path) if text is not None or path.suffix else _times(path)
         self.speak(text or "")
         return text
+
+    def _led_to(self, path: Path) -> Path:
+        """Where a path leads. That counts too: a link may come to lead to another file that was taken all along."""
+        real, named = path.resolve(), path.absolute()
+        if real != named:
+            self.found[named] = ["leads to", str(real)]
+        return real
 
     def _packages(self) -> list[Path]:
         folders = (path for root in self._roots for path in _folders_in(root))
@@ -149,7 +157,7 @@ class _Files:
         for number, path in enumerate(walk(folder, enter=_may_hold_code)):
             if number > MOST_FILES:
                 break
-            if path.suffix == ".py" and path.resolve() not in self.found:
+            if path.suffix == ".py" and self._led_to(path) not in self.found:
                 self._take_text(path)
 
 

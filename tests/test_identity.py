@@ -167,3 +167,34 @@ def test_a_scorer_is_where_and_with_what_it_runs(project: Path, monkeypatch: pyt
 
 def test_words_that_name_nothing_are_no_error(project: Path) -> None:
     assert command_identity("judge 'open") != command_identity(f"judge {'x' * 5000} ~nobody/x a\0b {{checkpoint}}")
+
+
+@pytest.mark.parametrize(
+    ("command", "link", "first", "second"),
+    [
+        ("python now.py {checkpoint}", "now.py", "score.py", "other.py"),
+        ("./now {checkpoint}", "now", "score.py", "other.py"),
+        ("python user.py {checkpoint}", "metric.py", "metric_v1.py", "metric_v2.py"),
+        ("python both.py {checkpoint}", "lib_now", "lib_v1", "lib_v2"),
+        ("sh run.sh {checkpoint}", "task.yaml", "task_v1.yaml", "task_v2.yaml"),
+        ("python score.py {checkpoint} data", "data", "data_v1", "data_v2"),
+    ],
+)
+def test_where_a_link_leads_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, link: str, first: str, second: str
+) -> None:
+    """Both targets may have been taken all along, as code that could be imported."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("score.py", "other.py", "metric_v1.py", "metric_v2.py", "lib_v1/m.py", "lib_v2/m.py"):
+        write(tmp_path / name, f"# {name}")
+    write(tmp_path / "user.py", "import metric")
+    write(tmp_path / "both.py", "import lib_now, lib_v1, lib_v2")
+    write(tmp_path / "run.sh", "cat task.yaml task_v1.yaml task_v2.yaml")
+    for name in ("task_v1.yaml", "task_v2.yaml", "data_v1/x", "data_v2/x"):
+        write(tmp_path / name, name)
+    (tmp_path / link).symlink_to(first)
+    before = command_identity(command)
+    assert command_identity(command) == before
+    (tmp_path / link).unlink()
+    (tmp_path / link).symlink_to(second)
+    assert command_identity(command) != before
