@@ -39,6 +39,8 @@ MILD = re.compile(
 _SKIPPED = ("quantization_config", "task_specific_params", "auto_map", "generation_config", "id2label", "label2id")
 _DEFAULTS = {"quick_gelu": False, "no_causal_mask": False}
 """What open_clip takes where its configuration says nothing."""
+_UNSAID = {"rope_scaling": {"rope_type": "default"}}
+"""What transformers takes where nothing is said; it does not write what is so."""
 _NEARLY = ("gelu", "gelu_new", "gelu_fast", "gelu_python", "gelu_accurate", "gelu_pytorch_tanh", "gelu_tanh")
 _GENERIC = re.compile(r"label_\d+", re.IGNORECASE)
 
@@ -73,7 +75,7 @@ def _differing(configs: Sequence[Config]) -> Iterator[tuple[str, list[Any]]]:
     flat = [dict(_flat(config)) for config in configs]
     clip = all("model_cfg" in config for config in configs)
     for key in dict.fromkeys(key for each in flat for key in each):
-        default = _DEFAULTS.get(key.rpartition(".")[2]) if clip else None
+        default = (_DEFAULTS if clip else _UNSAID).get(key.rpartition(".")[2])
         values = [each.get(key, default) for each in flat]
         said = [value for value in values if value is not None]
         if any(_plain(value) != _plain(said[0]) for value in said):

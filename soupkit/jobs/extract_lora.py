@@ -85,6 +85,8 @@ def _extract(
             change = model[name].astype(np.float64) - base[name].astype(np.float64)
             if change.any():
                 _take(recipe, name, change, model[name], name in matrices, dtype, found)
+        elif not np.array_equal(model[name], base[name]):
+            found.dropped.append(name)  # an adapter holds no integers
         report(Advanced("factoring", 1, name))
     report(Finished("factoring"))
     return found

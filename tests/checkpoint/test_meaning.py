@@ -51,6 +51,8 @@ MILD: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "rope": ({"rope_theta": 1e4}, {"rope_theta": 5e5}),
     "rope of version 5": ({"rope_parameters": {"rope_theta": 1e4}}, {"rope_theta": 5e5}),
     "rope scaling": ({"rope_scaling": None}, {"rope_scaling": {"type": "yarn", "factor": 4.0}}),
+    "rope scaling of one": ({"num_attention_heads": 4}, {"rope_scaling": {"type": "linear", "factor": 2.0}}),
+    "rope scaling of one, nested": ({"text_config": {}}, {"text_config": {"rope_parameters": {"rope_type": "yarn"}}}),
     "length": ({"max_position_embeddings": 64}, {"max_position_embeddings": 128}),
     "window": ({"sliding_window": 64}, {"sliding_window": 128}),
     "cap": ({"final_logit_softcapping": 30.0}, {"final_logit_softcapping": 50.0}),
@@ -77,6 +79,8 @@ NOTHING: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"rope_theta": 1e4, "rope_scaling": {"type": "linear", "factor": 2.0}},
         {"rope_parameters": {"rope_theta": 1e4, "rope_type": "linear", "factor": 2.0}},
     ),
+    "no scaling of one": ({"rope_scaling": None}, {}),
+    "only a base of one": ({}, {"rope_parameters": {"rope_theta": 1e4}}),
     "generic labels": ({"id2label": {"0": "LABEL_0", "1": "LABEL_1"}}, {"id2label": {"0": "dog", "1": "cat"}}),
     "training of CLIP": (
         {"model_cfg": CLIP}, {"model_cfg": CLIP | {"vision_cfg": CLIP["vision_cfg"] | {"patch_dropout": 0.5}}}  # type: ignore[operator]

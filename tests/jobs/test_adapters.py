@@ -363,6 +363,16 @@ def test_large_matrices_are_decomposed_by_sampling() -> None:
     np.testing.assert_array_equal(found.a, low_rank(matrix, 8).a)
 
 
+def test_integers_that_changed_are_named(save: Save, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tuned, base = (
+        save(name, {"l.weight": np.full((4, 4), k, np.float32), "ids": np.full((2, 2), k)})
+        for k, name in ((1, "a"), (0, "b"))
+    )
+    assert call("extract-lora", tuned, "--base", base, "--rank", 1, "--out", tmp_path / "out") == 0
+    assert Manifest.read(tmp_path / "out").notes["dropped"] == ["ids"]
+    assert "1 changed tensors are left out, for example ids" in " ".join(capsys.readouterr().err.split())
+
+
 def test_extracting_what_an_adapter_did_gives_it_back(base: Path, tmp_path: Path) -> None:
     write_adapter(tmp_path / "lora", {"layers.0.q": 3, "layers.1.q": 2})
     tuned, extracted, again = tmp_path / "tuned", tmp_path / "extracted", tmp_path / "again"
