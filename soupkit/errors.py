@@ -2,6 +2,7 @@
 
     SoupkitError                 what went wrong, where, what was expected; `hint` says what to do next
     ├── RecipeError              an option or a recipe file is wrong (exit code 2 on the command line)
+    │   └── UnfoundedError       an `expect:` of a recipe speaks of what is not there (exit code 1)
     ├── ReferenceError           a reference names nothing that can be read
     ├── CheckpointError          a checkpoint is damaged or not what it claims to be
     ├── CompatibilityError       checkpoints that cannot be merged with each other
@@ -47,6 +48,12 @@ class RecipeError(SoupkitError):
     """An option or a recipe file is wrong."""
 
     exit_code = 2
+
+
+class UnfoundedError(RecipeError):
+    """An `expect:` condition speaks of a number that no result holds: it can be neither met nor unmet."""
+
+    exit_code = 1
 
 
 class ReferenceError(SoupkitError):

@@ -11,7 +11,7 @@ from typing import Any
 
 from soupkit.checkpoint.reference import open_references
 from soupkit.commands import COMMANDS
-from soupkit.errors import ExpectationError, RecipeError, SoupkitError
+from soupkit.errors import ExpectationError, SoupkitError, UnfoundedError
 from soupkit.events import Report, Table, Told
 from soupkit.identity import given_by
 from soupkit.jobs.recorded import companions_of_input, content_of_input
@@ -239,7 +239,7 @@ def _absolute(path: Path) -> Path:
 
 
 def _check_expectations(steps: Sequence[Step], results: dict[str, Any], report: Report) -> None:
-    """Raises ExpectationError for what is not met, RecipeError for what cannot be evaluated."""
+    """Raises ExpectationError for what is not met, UnfoundedError for what cannot be evaluated."""
     failures, nonsense = [], []
     for step in steps:
         for condition in step.expect:
@@ -251,7 +251,7 @@ def _check_expectations(steps: Sequence[Step], results: dict[str, Any], report: 
             else:
                 failures.append(f"step {step.name}: expected {condition.text}, but {seen}")
     if nonsense:
-        raise RecipeError(
+        raise UnfoundedError(
             "\n".join([*nonsense, *failures]), hint="name a number of the step's result (--json shows it)"
         )
     if failures:

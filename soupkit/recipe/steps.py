@@ -24,7 +24,7 @@ from typing import Any
 import yaml
 
 from soupkit.commands import COMMANDS
-from soupkit.errors import RecipeError
+from soupkit.errors import RecipeError, UnfoundedError
 from soupkit.recipe.expect import Condition, parse_condition
 from soupkit.recipe.parse import parse_recipe, suggestion
 from soupkit.recipe.results import missing, shape_of
@@ -240,10 +240,10 @@ def _check_condition(step: Step, condition: Condition, steps: Mapping[str, Step]
     for path in condition.paths():
         name = path.step or step.name
         if name not in steps:
-            raise RecipeError(f"{place}: there is no step {name!r}", hint=suggestion(name, steps))
+            raise UnfoundedError(f"{place}: there is no step {name!r}", hint=suggestion(name, steps))
         why = missing(shape_of(steps[name].command, steps[name].recipe), path.keys)
         if why:
-            raise RecipeError(
+            raise UnfoundedError(
                 f"{place}: the result of {steps[name].command} cannot hold {path.text!r}: {why}",
                 hint="of several checkpoints, name one: REFERENCE.held_out.top1"
                 if steps[name].command == "evaluate"

@@ -1,9 +1,13 @@
 """Expectations on results."""
 
+import json
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from soupkit.cli.app import run_command_line
 from soupkit.errors import RecipeError
 from soupkit.recipe.expect import parse_condition
 
@@ -96,3 +100,29 @@ def test_what_can_be_neither_met_nor_unmet() -> None:
     unfounded = parse_condition("test.top1 > best:test.top5", where="f")
     assert unmet.unfounded(RESULTS, own="soup") is None
     assert unfounded.unfounded(RESULTS, own="soup") == "there is no 'top5' (found: top1)"
+
+
+@pytest.mark.parametrize(
+    ("condition", "code", "written"),
+    [
+        ("outputs.bytes.none > 0", 1, True),
+        ("inputs.5.content > 0", 1, True),
+        ("notes.nothing >= 0", 1, True),
+        ("held_out.top1 > 0.5", 1, False),
+        ("metrics.test.nll < 9", 1, False),
+        ("nowhere:recipe.top > 0", 1, False),
+        ("recipe.overwrite > 0.5 0.5", 2, False),
+        ("recipe.threads > 5", 3, True),
+        ("recipe.threads < 5", 0, True),
+    ],
+)
+def test_exit_codes_tell_unmet_from_impossible(
+    condition: str, code: int, written: bool, save: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for k in range(2):
+        save(f"m.{k}", {"w": np.full(3, k, np.float32)})
+    step = {"command": "merge uniform", "refs": ["m.0", "m.1"], "threads": 1, "out": "o", "expect": [condition]}
+    Path("r.yaml").write_text(json.dumps({"steps": {"s": step}}))
+    assert run_command_line(["run", "r.yaml", "--quiet"]) == code
+    assert Path("o").exists() == written
