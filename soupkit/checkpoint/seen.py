@@ -16,7 +16,7 @@ from soupkit.manifest import Manifest
 TRAINING = ("finetune", "train-population", "fge", "curve fit")
 """Commands whose note `data` is what the weights were fitted to."""
 MOST = 64
-"""Entries that one record carries; what is beyond is counted."""
+"""Entries that one record carries; what is beyond is left out."""
 _ABOVE = 2
 _NOTES = {"selected_on": "selected", "learned_on": "learned"}
 
@@ -44,6 +44,21 @@ def carried(checkpoints: Iterable[Any]) -> list[list[Entry]]:
         brought.append(list(new.values())[: max(0, MOST - len(known))])
         known |= new.keys()
     return brought
+
+
+def ranked_on(checkpoints: Iterable[Any], by: str) -> dict[str, Any]:
+    """The note of a command that chose by what manifests record (`held_out.top1`): which examples that was on.
+
+    Empty where a manifest does not say, or where every checkpoint was scored on examples of its own.
+    """
+    split = by.partition(".")[0]
+    manifests = [Manifest.read_if_any(checkpoint.directory) for checkpoint in checkpoints]
+    data = [manifest.notes.get("data") if manifest else None for manifest in manifests]
+    entries: list[Entry] = [{"how": "selected", "split": split, "data": each} for each in data]
+    if not all(map(_is_entry, entries)) or len(without_doubles(entries)) != 1:
+        return {}
+    described = entries[0]["data"]
+    return {"selected_on": {"split": split, "num_examples": described["sizes"][split], "data": described}}
 
 
 def without_doubles(entries: Iterable[Entry]) -> list[Entry]:

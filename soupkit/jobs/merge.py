@@ -8,6 +8,7 @@ from typing import Any
 
 from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.checkpoint.reference import open_references
+from soupkit.checkpoint.seen import ranked_on
 from soupkit.errors import RecipeError
 from soupkit.events import Report, Told
 from soupkit.jobs.aligned_merge import align_ingredients, check_aligned_merge, replaced_tensors
@@ -27,7 +28,9 @@ def merge_uniform(recipe: MergeUniform, world: World, report: Report) -> dict[st
     """Average all ingredients, or the best N of them."""
     check_aligned_merge(recipe)
     checkpoints = open_references(recipe.refs, stream=recipe.stream)
+    record = NOTHING_TO_ADD
     if recipe.top is not None:
+        record = Record(notes=ranked_on(checkpoints, recipe.by))
         checkpoints = best_of(checkpoints, recipe, report)
     ingredients = prepare(checkpoints, recipe, report)
     mixture = uniform(ingredients.names)
@@ -35,7 +38,7 @@ def merge_uniform(recipe: MergeUniform, world: World, report: Report) -> dict[st
         mixture = keep_batch_norm(mixture, 0, ingredients.agreement.slots)
     if recipe.dry_run:
         return show_plan(ingredients, recipe, world, report)
-    return _write(ingredients, mixture, recipe, world, report, command="merge uniform")
+    return _write(ingredients, mixture, recipe, world, report, command="merge uniform", record=record)
 
 
 def merge_weighted(

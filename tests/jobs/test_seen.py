@@ -157,3 +157,33 @@ def test_a_merge_carries_it_and_a_damaged_record_is_no_reason_to_stop(
         assert code == 0, capsys.readouterr().err
         written = json.loads((out / "soupkit.json").read_text())
         assert [entry["how"] for entry in seen_by(out)] == ["trained"], written["inputs"]
+
+
+@pytest.mark.parametrize(("seeds", "known"), [((0, 0), True), ((0, 1), False), ((0, None), False)])
+def test_the_best_by_what_manifests_record_are_selected_on_those_examples(
+    save: Any, tmp_path: Path, seeds: tuple[int | None, ...], known: bool
+) -> None:
+    for k, seed in enumerate(seeds):
+        data = {} if seed is None else {"data": open_data(recipe(num_train=400, split_seed=seed)).description}
+        metrics = {"held_out": {"top1": {"value": 0.5 + k / 10}}}
+        made_of = {"command": "finetune", "recipe": {}, "notes": data, "metrics": metrics}
+        Manifest(**made_of).write(save(f"m{k}", {"w": np.ones(3, np.float32) * k}))
+    out = tmp_path / "out"
+    words = [
+        "merge",
+        "uniform",
+        str(tmp_path / "m*"),
+        "--top",
+        "1",
+        "--by",
+        "held_out.top1",
+        "--out",
+        str(out),
+        "--quiet",
+    ]
+    assert run_command_line(words) == 0
+    assert ("selected" in [entry["how"] for entry in seen_by(out)]) == known
+    if known:
+        now = recipe(split_seed=2)
+        number = common(open_data(recipe(num_train=400)), open_data(now), "held_out", "test")
+        assert f"selected on {number} of the 797 test" in " ".join(warned([Made(out)], now))
