@@ -88,8 +88,11 @@ def test_two_processes_learn_what_one_learns(outputs: dict[str, Path], step: str
     if step == "learned":
         folds = [manifest["notes"]["cross_fitting"]["fold_scores"] for manifest in (one, two)]
         np.testing.assert_allclose(*folds, rtol=1e-5)
-    nll = [manifest["metrics"]["test"]["nll"]["value"] for manifest in (one, two)]
-    assert nll[0] == pytest.approx(nll[1], rel=1e-3)
+    for found in ([manifest["metrics"], manifest["notes"]["uniform"]] for manifest in (one, two)):
+        assert all(set(scores) == {"held_out", "test"} for scores in found)  # the uniform row is there with two, too
+    for where in (lambda manifest: manifest["metrics"], lambda manifest: manifest["notes"]["uniform"]):
+        nll = [where(manifest)["test"]["nll"]["value"] for manifest in (one, two)]
+        assert nll[0] == pytest.approx(nll[1], rel=1e-3)
 
 
 def test_ranks_hold_only_their_share_of_the_directions(outputs: dict[str, Path]) -> None:
