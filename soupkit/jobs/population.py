@@ -86,6 +86,8 @@ def train_population(recipe: TrainPopulation, world: World, report: Report) -> d
             elif world.is_main:
                 report(Told(f"{recipe.out} is finished already"))
                 show_results(done, report)
+            if world.is_main:  # here, for a kill may come between the manifest and this
+                shutil.rmtree(run.state, ignore_errors=True)
     return done.to_json()
 
 
@@ -225,10 +227,9 @@ def _write_averages(
 
 
 def _finish(plan: Plan, run: RunFolder, world: World, report: Report) -> Manifest:
-    """Soups, scores, plots and the manifest, by rank 0; after that the saved state is not needed any more."""
+    """Soups, scores, plots and the manifest, by rank 0."""
     if world.is_main:
         finish_population(plan.recipe, run, plan.start.splits, plan.members, world.alone(), report)
-        shutil.rmtree(run.state, ignore_errors=True)
     world.barrier()
     return Manifest.read(run.out)
 

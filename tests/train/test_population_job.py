@@ -99,6 +99,7 @@ def test_finished_work_is_not_done_again(run: tuple[Path, dict[str, Any], list[E
     events: list[Event] = []
     assert train_population(recipe(out, workers=0, save_every=3), ALONE, events.append) == result
     assert "finished already" in told(events)
+    assert not (out / ".unfinished").exists()
     assert [type(event) for event in events if isinstance(event, Table | Advanced)] == [Table]
     assert (out / "member-000" / "model.safetensors").stat().st_mtime_ns == before
     _forget_option(out, "ema_every")
