@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import platform
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -78,7 +79,8 @@ class Manifest:
     @classmethod
     def read_if_any(cls, directory: Path) -> Manifest | None:
         """Read the manifest of a directory, None when it has none."""
-        return cls.read(directory) if (directory / MANIFEST_NAME).is_file() else None
+        there = os.path.isfile(directory / MANIFEST_NAME)  # noqa: PTH113  (False for a name too long)
+        return cls.read(directory) if there else None
 
 
 _KINDS = {

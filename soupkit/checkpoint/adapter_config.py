@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from soupkit.errors import CheckpointError
+from soupkit.errors import CheckpointError, brief
 
+REWRITE = "write it as PEFT does (save_pretrained), or merge the adapter into its base there"
 MERGE = "merge it into its base model first (peft: merge_and_unload) and save that"
 PLAIN = ("true", "false", "gaussian", "eva", "orthogonal", "mica", "none")
 """Beginnings whose first change of the weights is zero, so that the base is what it was."""
@@ -65,7 +67,39 @@ def read_adapter_config(path: Path) -> dict[str, Any]:
         if value and key not in UNDERSTOOD:
             reason = REASONS.get(key, "may change what its factors mean")
             raise CheckpointError(f"{path}: {key} {reason}; soupkit merges LoRA without it", hint=MERGE)
+    _check_scale(path, config)
     return dict(config)
+
+
+def _check_scale(path: Path, config: Mapping[str, Any]) -> None:
+    """The factors are scaled by alpha / rank, so these must be numbers, and patterns of them patterns."""
+    for key, pattern, holds, expected in (
+        ("r", "rank_pattern", _is_rank, "a whole number from 1 on"),
+        ("lora_alpha", "alpha_pattern", _is_finite, "a number"),
+    ):
+        patterns = config.get(pattern) or {}
+        if not isinstance(patterns, dict) or not all(map(_is_pattern, patterns)):
+            raise CheckpointError(f"{path}: {pattern} is {brief(patterns)}, expected {{pattern: number}}", hint=REWRITE)
+        given = {key: config[key]} if key in config else {}
+        for place, value in [*given.items(), *((f"{pattern} {brief(name)}", each) for name, each in patterns.items())]:
+            if not holds(value):
+                raise CheckpointError(f"{path}: {place} is {brief(value)}, expected {expected}", hint=REWRITE)
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**1000  # not inf, not NaN
+
+
+def _is_rank(value: Any) -> bool:
+    return _is_finite(value) and value >= 1 and value == int(value)
+
+
+def _is_pattern(text: str) -> bool:
+    try:
+        re.compile(text)
+    except (re.error, RecursionError, OverflowError):
+        return False
+    return True
 
 
 def _check_beginning(path: Path, config: Mapping[str, Any]) -> None:
@@ -88,5 +122,5 @@ def base_of(config: Mapping[str, Any]) -> str:
     """The reference of the base that an adapter names; empty when it names none."""
     name = str(config.get("base_model_name_or_path") or "")
     revision = config.get("revision")
-    local = not name or Path(name).expanduser().exists()
+    local = not name or os.path.exists(os.path.expanduser(name))  # noqa: PTH110, PTH111  (False for what cannot be a path)
     return name if local or revision in (None, "", "main") or "@" in name else f"{name}@{revision}"

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
+from soupkit.checkpoint.memo import largest_entry
 from soupkit.errors import CheckpointError
 
 MAX_PICKLE_BYTES = 100_000_000
@@ -270,8 +271,11 @@ class _Storages(pickle.Unpickler):
 
 def _check_storages(archive: Archive, contents: _Contents) -> bool:
     """Every storage must have a record of its size. False where the pickle cannot be followed: torch then checks."""
-    storages = _Storages(io.BytesIO(b"".join(contents(archive.records["data.pkl"]))), archive.path)
+    content = b"".join(contents(archive.records["data.pkl"]))
+    storages = _Storages(io.BytesIO(content), archive.path)
     try:
+        if largest_entry(content) >= len(content):
+            _damaged(archive.path, "its data.pkl numbers more values than it has bytes")
         storages.load()
     except CheckpointError:
         raise

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -72,7 +73,7 @@ def looks_like_hub(ref: str) -> bool:
     found = parse_hub(plain)
     if found is None or found.name.endswith(FILE_SUFFIXES):
         return False
-    return not Path(plain.partition("/")[0]).exists()
+    return not os.path.exists(plain.partition("/")[0])  # noqa: PTH110  (False for a name too long)
 
 
 def expand_braces(ref: str) -> list[str]:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from soupkit.checkpoint.layer_rules import BY_LAYER, MEMBERS
 from soupkit.errors import CompatibilityError
+from soupkit.recipe.parse import whole_number
 
 Mismatch = Literal["error", "warn"]
 Config = Mapping[str, Any]
@@ -95,8 +96,10 @@ def _flat(config: Config, path: str = "") -> Iterator[tuple[str, Any]]:
             yield path + key, value
     if isinstance(parameters, dict) and all(isinstance(value, dict) for value in parameters.values()):
         yield f"{path}rope_scaling", parameters
+    elif (given := parameters or scaling) and not isinstance(given, dict):
+        yield f"{path}rope_scaling", given
     elif isinstance(parameters, dict) or "rope_scaling" in config:
-        rope = dict(parameters or scaling or {})
+        rope = dict(given or {})
         if "rope_theta" in rope:
             yield f"{path}rope_theta", rope.pop("rope_theta")
         rope["rope_type"] = rope.get("rope_type") or rope.pop("type", None) or "default"
@@ -136,15 +139,17 @@ def _short(value: Any) -> str:
 
 def _classes(config: Config) -> dict[int, str]:
     """{number: name} of a classifier's outputs; none where only generic names are given."""
-    names = config.get("label_names") or (config.get("pretrained_cfg") or {}).get("label_names")
+    pretrained = config.get("pretrained_cfg")
+    names = config.get("label_names") or (pretrained.get("label_names") if isinstance(pretrained, dict) else None)
     table = config.get("id2label")
     if isinstance(names, list):
         table = dict(enumerate(names))
     elif not isinstance(table, dict) and isinstance(config.get("label2id"), dict):
-        table = {number: name for name, number in config["label2id"].items()}
+        table = {str(number): name for name, number in config["label2id"].items()}
     if not isinstance(table, dict):
         return {}
-    found = {int(number): str(name).lower() for number, name in table.items() if str(number).isdigit()}
+    numbers = ((whole_number(str(number)), name) for number, name in table.items())
+    found = {number: str(name).lower() for number, name in numbers if number is not None}
     return {} if all(_GENERIC.fullmatch(name) for name in found.values()) else found
 
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 from soupkit.checkpoint.depth import NO_TOWERS, Config, depth_entries, has_depth, has_two_sides
 from soupkit.checkpoint.depth import Path as Keys
@@ -28,6 +28,10 @@ LETTERS = "hybrid_override_pattern"
 """A word with one letter per layer (Nemotron-H)."""
 NOTHING: tuple[Any, ...] = (None, False, 0, 1, -1, "", [], {})
 """Values of rules that leave all layers alike."""
+
+
+FAULTS = (TypeError, ValueError, LookupError, ArithmeticError, AttributeError)
+"""What reading a rule raises where a value is of another kind than the rule's."""
 
 
 @dataclass(frozen=True)
@@ -104,9 +108,13 @@ class _Section:
         values = {rule.key: self._read(rule) for rule in rules}
         for rule in rules:
             wanted = [values[rule.key][part][layer] for part, layer in self._layers]  # type: ignore[index]
-            if rule.read(new, num) != wanted:
-                new.update(rule.write(new, wanted))
-            if rule.read(new, num) != wanted:
+            try:
+                if rule.read(new, num) != wanted:
+                    new.update(rule.write(new, wanted))
+                holds = rule.read(new, num) == wanted
+            except FAULTS:
+                holds = False
+            if not holds:
                 self._refuse(rule.key, before.get(rule.key))
         self._check_others(rules, before)
         return [
@@ -144,7 +152,11 @@ class _Section:
 
     def _read(self, rule: Rule) -> list[list[Any]] | None:
         """The values of a rule in every origin; None where no origin says any."""
-        read = [rule.read(config, origin.num_layers) for config, origin in zip(self.configs, self.origins, strict=True)]
+        pairs = zip(self.configs, self.origins, strict=True)
+        try:
+            read = [rule.read(config, origin.num_layers) for config, origin in pairs]
+        except FAULTS:
+            self._refuse(rule.key, next((config[rule.key] for config in self.configs if rule.key in config), None))
         if all(values is None for values in read):
             return None
         if any(values is None for values in read):
@@ -155,7 +167,12 @@ class _Section:
         """Refuse what may speak of layers and is not understood, unless nothing changes for it."""
         known = {key for rule in rules for key in (rule.key, *rule.uses)}
         kind = before.get("model_type")
-        if kind in BY_POSITION and not self._in_place and not {"layer_types", "layers_block_type"} & set(before):
+        if (
+            isinstance(kind, str)
+            and kind in BY_POSITION
+            and not self._in_place
+            and not {"layer_types", "layers_block_type"} & set(before)
+        ):
             self._refuse("model_type", kind)
         for key, value in before.items():
             if key in known or has_depth({key: value}) or (value in NOTHING and value is not True):
@@ -170,7 +187,7 @@ class _Section:
             if unclear:
                 self._refuse(key, value)
 
-    def _refuse(self, key: str, value: Any) -> None:
+    def _refuse(self, key: str, value: Any) -> NoReturn:
         raise CompatibilityError(
             f"config.json: {key} ({_short(value)}) may say something of each layer under {self.stack!r} that soupkit "
             "does not know how to take along into a stack",

@@ -11,6 +11,7 @@ from soupkit.checkpoint.checkpoint import read_chunk, slots_of
 from soupkit.checkpoint.dtypes import Array
 from soupkit.checkpoint.restacked import Origin, stacked_config
 from soupkit.errors import CompatibilityError, RecipeError
+from soupkit.recipe.parse import whole_number
 from soupkit.recipe.settings import BEFORE
 
 
@@ -91,7 +92,7 @@ def layer_in(name: str, stack: str) -> int | None:
     if not name.startswith(f"{stack}."):
         return None
     number = name[len(stack) + 1 :].split(".")[0]
-    return int(number) if number.isdigit() else None
+    return whole_number(number)
 
 
 def main_stack(source: Mapping[str, Array]) -> str:
@@ -99,7 +100,7 @@ def main_stack(source: Mapping[str, Array]) -> str:
     layers: dict[str, set[int]] = {}
     for name in source:
         parts = name.split(".")
-        place = next((place for place, part in enumerate(parts) if part.isdigit()), 0)
+        place = next((place for place, part in enumerate(parts) if whole_number(part) is not None), 0)
         if place:
             layers.setdefault(".".join(parts[:place]), set()).add(int(parts[place]))
     ranked = Counter({stack: len(numbers) for stack, numbers in layers.items()}).most_common(2)

@@ -46,7 +46,7 @@ def token_rows(path: Path) -> dict[str, int]:
         return {str(token): int(row) for token, row in rows.items()} | {
             str(each["content"]): int(each["id"]) for each in more
         }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         raise CheckpointError(f"{path}: the vocabulary cannot be read: {error!r}") from error
 
 

@@ -17,7 +17,7 @@ from soupkit.recipe.report import Report as ReportRecipe
 from soupkit.report.html_page import GENERATOR, page
 from soupkit.report.sections_curves import KINDS
 from soupkit.report.sections_record import member_names
-from soupkit.report.sections_subject import Subject, mapping
+from soupkit.report.sections_subject import Subject, mapping, sequence
 from soupkit.whole import whole_file
 from soupkit.world import World
 
@@ -94,7 +94,7 @@ def _output(directory: Path, *, name: str, with_parts: bool = True) -> Subject:
     manifest = Manifest.read_if_any(directory)
     record = manifest.to_json() if manifest else {}
     own = Subject(name=name, record=record)
-    members = {*member_names(own), *map(str, own.notes.get("bends") or ())}
+    members = {*member_names(own), *map(str, sequence(own.notes.get("bends")))}
     parts = list(_parts(directory, directory, without=members)) if with_parts else []
     return Subject(
         name=name,

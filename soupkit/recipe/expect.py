@@ -12,7 +12,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from soupkit.errors import RecipeError
+from soupkit.errors import RecipeError, brief
+from soupkit.recipe.parse import whole_number
 
 OPERATORS: dict[str, Callable[[float, float], bool]] = {
     ">=": operator.ge,
@@ -51,7 +52,10 @@ class Path:
             node = node["value"]
         if isinstance(node, bool) or not isinstance(node, int | float):
             raise LookupError(f"{self} is {_shown(node)}, not a number")
-        return float(node)
+        try:
+            return float(node)
+        except OverflowError:
+            raise LookupError(f"{self} is {brief(node)}, too large for a number") from None
 
     def __str__(self) -> str:
         return f"{self.step}:{self.text}" if self.step else self.text
@@ -148,8 +152,8 @@ def _found(node: Any, keys: tuple[str, ...]) -> Any:
         key = ".".join(keys[:num])
         if isinstance(node, Mapping) and key in node:
             inner = node[key]
-        elif isinstance(node, list) and key.isdigit() and int(key) < len(node):
-            inner = node[int(key)]
+        elif isinstance(node, list) and (place := whole_number(key)) is not None and place < len(node):
+            inner = node[place]
         else:
             continue
         found = _found(inner, keys[num:])

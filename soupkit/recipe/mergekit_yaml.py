@@ -8,20 +8,11 @@ from typing import Any
 import yaml
 
 from soupkit.errors import RecipeError
+from soupkit.recipe.steps import FAULTS
 
 MOST_CHARACTERS = 1 << 18
 MOST_VALUES = 10_000
 MOST_DEPTH = 100
-_FAULTS = (
-    yaml.YAMLError,
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    ArithmeticError,
-    RecursionError,
-)
-"""What PyYAML raises: its own errors, and those of Python for scalars such as `!!int ''` or the 99th of a month."""
 _OTHER_FILES = {
     "experts": (
         "a mixture of experts (mergekit-moe)",
@@ -44,7 +35,7 @@ def load_mergekit(text: str, *, where: str) -> dict[str, Any]:
         raise RecipeError(f"{where}: is not a mergekit configuration: it has {len(text):,} characters")
     try:
         documents = list(yaml.load_all(text, Loader=_Loader))
-    except _FAULTS as error:
+    except FAULTS as error:
         raise RecipeError(f"{where}: is not valid YAML: {error or type(error).__name__}") from error
     if len(documents) > 1:
         raise RecipeError(

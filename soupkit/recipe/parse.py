@@ -17,6 +17,11 @@ from soupkit.errors import RecipeError, brief
 R = TypeVar("R")
 
 
+def whole_number(text: str) -> int | None:
+    """The number that up to 18 digits 0-9 write; None for any other text: `²` is a digit, and no number, to Python."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= 18 else None
+
+
 def parse_recipe(kind: type[R], values: Mapping[str, Any], *, where: str = "") -> R:
     """Make a recipe of type `kind` from YAML values or strings; `where` opens the message of every error.
 

@@ -15,8 +15,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
-from soupkit.errors import RecipeError
-from soupkit.recipe.parse import suggestion
+from soupkit.errors import RecipeError, brief
+from soupkit.recipe.parse import suggestion, whole_number
 from soupkit.recipe.steps import load_yaml
 
 Value = float | tuple[float, ...]
@@ -85,7 +85,7 @@ def _parse(text: str, known: Sequence[str], references: Sequence[str]) -> Iterab
 
 
 def _split_place(text: str) -> tuple[re.Pattern[str], Place, bool]:
-    match = re.fullmatch(r"(.*?) *@ *(?:(before|after)|(\d+)(?:-(\d+))?)(\?)?", text)
+    match = re.fullmatch(r"(.*?) *@ *(?:(before|after)|([0-9]{1,18})(?:-([0-9]{1,18}))?)(\?)?", text)
     if not match:
         return name_pattern(text), None, False
     word, first, last = match[2], match[3], match[4]
@@ -100,12 +100,13 @@ def _quoted(text: str) -> str:
 
 
 def _position(ingredient: Any, references: Sequence[str], *, where: str) -> int:
-    if str(ingredient).isdigit() and int(ingredient) < len(references):
-        return int(ingredient)
+    position = whole_number(str(ingredient))
+    if position is not None and position < len(references):
+        return position
     found = [place for place, reference in enumerate(references) if reference.rstrip("/").endswith(str(ingredient))]
     if len(found) != 1:
         raise RecipeError(
-            f"{where}: {ingredient!r} names {len(found)} of the {len(references)} ingredients",
+            f"{where}: {brief(ingredient)} names {len(found)} of the {len(references)} ingredients",
             hint=f"give a position from 0 to {len(references) - 1}, or the end of one reference",
         )
     return found[0]
@@ -122,9 +123,12 @@ def _number(value: Any, *, where: str) -> float:
         return float(value)
     if not isinstance(value, int | float):
         raise RecipeError(
-            f"{where}: {value!r} is not a number", hint="write a number, or a list of numbers for a gradient"
+            f"{where}: {brief(value)} is not a number", hint="write a number, or a list of numbers for a gradient"
         )
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        raise RecipeError(f"{where}: {brief(value)} is too large") from None
 
 
 def check_matches(settings: Iterable[Setting], names: Iterable[str]) -> None:
@@ -169,8 +173,8 @@ def layer_of(name: str) -> tuple[str, int | None]:
     """The stack and the layer number of a tensor: the first part of its name that is a number, and what precedes it."""
     parts = name.split(".")
     for place, part in enumerate(parts):
-        if part.isdigit():
-            return ".".join(parts[:place]), int(part)
+        if (number := whole_number(part)) is not None:
+            return ".".join(parts[:place]), number
     return "", None
 
 

@@ -8,6 +8,7 @@ from typing import Literal
 
 from soupkit.errors import RecipeError
 from soupkit.recipe.fields import option
+from soupkit.recipe.parse import whole_number
 
 Metric = Literal["top1", "top5", "nll", "ece"]
 MISMATCH = (
@@ -19,7 +20,7 @@ BLOCKS = "which tensors share a coefficient: global (all), tensor (none), layer,
 
 def check_blocks(blocks: str) -> None:
     """Raise RecipeError for a word or number that means no division into blocks."""
-    if blocks not in ("global", "tensor", "layer") and not (blocks.isdigit() and int(blocks) > 0):
+    if blocks not in ("global", "tensor", "layer") and not whole_number(blocks):
         raise RecipeError(
             f"blocks is {blocks!r}, expected global, tensor, layer or a number of parameters",
             hint="--blocks tensor gives every tensor its own coefficients",

@@ -24,11 +24,22 @@ from typing import Any
 import yaml
 
 from soupkit.commands import COMMANDS
-from soupkit.errors import RecipeError, UnfoundedError
+from soupkit.errors import RecipeError, UnfoundedError, brief
 from soupkit.recipe.expect import Condition, parse_condition
 from soupkit.recipe.parse import parse_recipe, suggestion
 from soupkit.recipe.results import missing, shape_of
 
+FAULTS = (
+    yaml.YAMLError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    RecursionError,
+)
+"""What PyYAML raises: its own errors, and those of Python for scalars such as `!!int ''` or the 99th of a month."""
+MOST_DEPTH = 100
 MOST_VALUES = 100_000
 MOST_CHARACTERS = 1_000_000
 """Of all strings of a recipe file together, once its variables stand in them."""
@@ -85,13 +96,8 @@ def load_yaml(text: str, *, where: str) -> Any:
     """Parse YAML: only true and false are booleans, 1e-3 is a number, no key may stand twice. Raises RecipeError."""
     try:
         value = yaml.load(text, Loader=_Loader)
-    except (
-        yaml.YAMLError,
-        RecursionError,
-        ValueError,
-        OverflowError,
-    ) as error:  # ValueError: an integer of 4,301 digits
-        raise RecipeError(f"{where}: is not valid YAML: {error}") from error
+    except FAULTS as error:
+        raise RecipeError(f"{where}: is not valid YAML: {error or type(error).__name__}") from error
     _check_finite(value, where=where)
     return value
 
@@ -211,9 +217,9 @@ def _parse_step(name: str, values: Mapping[str, Any], variables: Mapping[str, An
     command, expect = options.pop("command", None), options.pop("expect", None)
     if command is None:
         raise RecipeError(f"{where}: names no command", hint="command: merge uniform, for example")
-    if command not in COMMANDS or command == "run":
+    if not isinstance(command, str) or command not in COMMANDS or command == "run":
         runnable = [known for known in COMMANDS if known != "run"]
-        raise RecipeError(f"{where}: unknown command {command!r}", hint=suggestion(str(command), runnable))
+        raise RecipeError(f"{where}: unknown command {brief(command)}", hint=suggestion(str(command), runnable))
     conditions = [] if expect is None else expect if isinstance(expect, list) else [expect]
     recipe = parse_recipe(COMMANDS[command].recipe_type(), options, where=where)
     return Step(name, command, recipe, tuple(parse_condition(text, where=where) for text in conditions))
@@ -253,6 +259,12 @@ def _check_condition(step: Step, condition: Condition, steps: Mapping[str, Step]
 
 class _Loader(yaml.SafeLoader):
     """YAML 1.2's idea of scalars: `off`, `no`, 010 and 2024-01-01 are strings, and 1e-3 is a number."""
+
+    def fetch_flow_collection_start(self, kind: Any) -> None:
+        """Refuse a thousand brackets in a row, on each of which PyYAML looks at all those before it."""
+        if self.flow_level >= MOST_DEPTH:
+            raise yaml.scanner.ScannerError(None, None, f"more than {MOST_DEPTH} nested brackets", self.get_mark())
+        super().fetch_flow_collection_start(kind)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         mapping = super().construct_mapping(node, deep=deep)
