@@ -208,7 +208,7 @@ def test_linear_probing_ends() -> None:
     trained.train(silent, after_update=after)
     half = trained.num_updates // 2
     assert moved[half - 1] == {"head.weight", "head.bias"}
-    assert moved[-1] == set(start[0])
+    assert moved[-1] >= set(start[0]) - {"conv.bias"}  # batch norm takes its gradient away, up to rounding
     with pytest.raises(RecipeError, match="names its head"):
         population(recipe)
 
