@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-_PARTIAL = re.compile(r"\..*\.soupkit-part-([0-9]+)(\.[^.]*)?", re.DOTALL)
+_PARTIAL = re.compile(r"\.(.*)\.soupkit-part-([0-9]+)(\.[^.]*)?", re.DOTALL)
 
 
 @contextmanager
@@ -36,16 +36,15 @@ def remove_partial(folder: Path, *, of: Path | None = None) -> None:
     with suppress(OSError):
         for name in os.listdir(folder):  # noqa: PTH208  (names only: a cache folder may hold many)
             match = _PARTIAL.fullmatch(name)
-            ours = match and (of is None or name == f".{of.stem}.soupkit-part-{match[1]}{of.suffix}")
-            if match and ours and not _is_alive(int(match[1])):
+            if match and (of is None or final_name(name) == of.name) and not _is_alive(int(match[2])):
                 with suppress(OSError):
                     (folder / name).unlink()
 
 
 def final_name(name: str) -> str:
     """The name that a half-written file was to have; any other name as it is."""
-    match = re.fullmatch(r"\.(.*)\.soupkit-part-[0-9]+(\.[^.]*)?", name, re.DOTALL)
-    return f"{match[1]}{match[2] or ''}" if match else name
+    match = _PARTIAL.fullmatch(name)
+    return f"{match[1]}{match[3] or ''}" if match else name
 
 
 def _is_alive(process: int) -> bool:

@@ -20,7 +20,6 @@ from soupkit.jobs.soup import Ingredients, stream_options, write_soup
 from soupkit.merge.memory import Memory
 from soupkit.merge.mixture import Mixture, keep_batch_norm, subset_mean
 from soupkit.merge.stream import stream
-from soupkit.metrics import Direction, direction_of, metric_of
 from soupkit.remembered import Remembered
 from soupkit.soup.greedy import Bar
 from soupkit.task.batch_norm import refresh
@@ -243,11 +242,6 @@ def _contents(checkpoints: Sequence[Checkpoint], world: World, report: Report) -
         report(Advanced("hashing ingredients"))
     report(Finished("hashing ingredients"))
     return contents
-
-
-def direction(recipe: Any) -> Direction:
-    """Which way is better, by the recipe or by the metric."""
-    return direction_of(metric_of(recipe), recipe.direction)
 
 
 def mix_with_batch_norm(recipe: Any, names: Sequence[str]) -> Any:

@@ -155,11 +155,6 @@ def balanced_order(images: LabelledImages, seed: int) -> np.ndarray:
     return np.argsort(position, kind="stable")
 
 
-def num_trained_with(trained: Splits, splits: Splits, role: Role) -> int:
-    """How many examples of `splits`' role are in the training split of another division of the same data."""
-    return int(overlap(trained, "train", splits, role).sum())
-
-
 def overlap(then: Splits, split: Role, now: Splits, role: Role) -> np.ndarray:
     """Which examples of `now`'s role are in a split of another division, bool[N], whatever the data are called.
 

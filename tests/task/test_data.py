@@ -15,7 +15,7 @@ from sklearn.datasets import load_digits
 
 from soupkit.errors import TaskError
 from soupkit.recipe.shared import DataOptions
-from soupkit.task.data import Splits, balanced_order, num_trained_with, open_data
+from soupkit.task.data import Splits, balanced_order, open_data, overlap
 from soupkit.task.pools import ArrayImages
 
 
@@ -64,10 +64,10 @@ def test_training_examples_do_not_become_test_examples_in_another_command() -> N
         assert not indices(fitted)[0] & indices(other)[2]
         assert not indices(fitted)[1] & indices(other)[2]
         assert indices(other)[2] <= indices(fitted)[2]
-        assert num_trained_with(fitted, other, "test") == 0
+        assert overlap(fitted, "train", other, "test").sum() == 0
         assert not (indices(other)[0] | indices(other)[1]) & indices(digits())[2]
     other_seed = digits(split_seed=1)
-    assert num_trained_with(fitted, other_seed, "test") == len(indices(fitted)[0] & indices(other_seed)[2]) > 0
+    assert overlap(fitted, "train", other_seed, "test").sum() == len(indices(fitted)[0] & indices(other_seed)[2]) > 0
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_glyphs_have_three_streams_of_their_own() -> None:
     assert splits.characters
     shown = {np.asarray(part[i][0]).tobytes() for part in (splits.train, splits.held_out) for i in range(20)}
     assert len(shown) == 40
-    assert num_trained_with(splits, splits, "test") == 0
+    assert overlap(splits, "train", splits, "test").sum() == 0
 
 
 def folder(root: Path, layout: dict[str, int]) -> Path:
