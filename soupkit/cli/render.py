@@ -13,9 +13,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
-from soupkit.cli.terminal import LONGEST, in_one_line, paragraph, visible, write
+from soupkit.cli.terminal import LONGEST, paragraph, write
 from soupkit.errors import SoupkitError
 from soupkit.events import Advanced, Event, Finished, Measured, Scored, Started, Table, Told, Warned, Wrote
+from soupkit.visible import in_one_line, visible
 
 if TYPE_CHECKING:
     from rich.progress import Progress

@@ -4,7 +4,6 @@ closed, full or gone ends the printing, not the work."""
 from __future__ import annotations
 
 import os
-import re
 import sys
 import traceback
 import warnings
@@ -12,27 +11,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import TextIO
 
-_UNSEEN = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f"  # C0 but tab and newline, DEL, C1
-    "\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"  # direction, no width, other line ends
-    "\U000e0000-\U000e007f]"
-)
+from soupkit.visible import visible
+
 LONGEST = 4000
 """Characters of a message; what is longer is a file's doing."""
 _lost: list[OSError] = []
-
-
-def visible(text: str) -> str:
-    """`text` with every character that steers a terminal, turns its direction or is not seen written out.
-
-    As JSON writes them, so that JSON stays JSON. Newlines and tabs stay.
-    """
-    return _UNSEEN.sub(_written_out, text)
-
-
-def in_one_line(text: str) -> str:
-    """As `visible`, with newlines and tabs written out too: for a name, a cell or a label."""
-    return visible(text).replace("\n", "\\n").replace("\t", "\\t")
 
 
 def paragraph(text: str) -> str:
@@ -86,10 +69,3 @@ def open_streams() -> None:
 
 def _show_error(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     write(sys.stderr, "".join(traceback.format_exception(kind, error, trace)).rstrip())
-
-
-def _written_out(match: re.Match[str]) -> str:
-    code = ord(match[0])
-    if code < 0x10000:
-        return f"\\u{code:04x}"
-    return f"\\u{0xD800 + (code - 0x10000 >> 10):04x}\\u{0xDC00 + (code & 0x3FF):04x}"

@@ -10,13 +10,11 @@ from typing import Any
 from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.manifest import Manifest
 from soupkit.report.tables import split_label
+from soupkit.visible import in_one_line
 
 MAX_ROWS = 100
 _REPOSITORY = re.compile(r"[\w./-]+")
 _MARKS = re.compile(r"[\\`*\[\]<>#!|~&$]|(?<!\w)_|_(?!\w)|^[-+=]|(?<=:)//|(?<=www)\.")
-_UNSEEN = re.compile(
-    "[\x00-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\U000e0000-\U000e007f]"
-)
 LONGEST = 200
 
 
@@ -93,19 +91,15 @@ def _metrics(metrics: dict[str, Any], notes: dict[str, Any]) -> str:
 
 def plain(text: str) -> str:
     """A name as Markdown shows it: nothing in it is markup, a link, HTML, the end of a cell or of a line."""
-    return _UNSEEN.sub(_written_out, _MARKS.sub(_as_entity, text[:LONGEST]))
+    return in_one_line(_MARKS.sub(_as_entity, text[:LONGEST]))
 
 
 def code(text: str) -> str:
     """The same between backticks, where only a backtick, a bar and the end of the line mean something."""
     inner = text[:LONGEST].replace("`", "'").replace("|", "\\|")
-    return f"`{_UNSEEN.sub(_written_out, inner)}`"
+    return f"`{in_one_line(inner)}`"
 
 
 def _as_entity(match: re.Match[str]) -> str:
     """A number, which Markdown shows as the character and takes for nothing else, or a backslash."""
     return "".join(f"\\{mark}" if mark in "_*-+=~!#" else f"&#{ord(mark)};" for mark in match[0])
-
-
-def _written_out(match: re.Match[str]) -> str:
-    return f"\\u{ord(match[0]):04x}"

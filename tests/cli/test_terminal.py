@@ -15,9 +15,10 @@ import pytest
 
 from soupkit.cli import render
 from soupkit.cli.app import run_command_line
-from soupkit.cli.terminal import in_one_line, paragraph, visible
+from soupkit.cli.terminal import paragraph
 from soupkit.errors import SoupkitError
 from soupkit.events import Advanced, Finished, Scored, Started, Table, Told, Warned, Wrote
+from soupkit.visible import in_one_line, visible
 
 HOSTILE = {
     "title of the window": "\x1b]0;PWNED\x07",

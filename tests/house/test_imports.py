@@ -11,7 +11,7 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "soupkit"
 FILES = sorted(PACKAGE.rglob("*.py"))
 FLOOR = {
-    *("errors", "events", "world", "manifest", "whole", "processor", "metrics", "commands", "recipe"),
+    *("errors", "events", "world", "manifest", "whole", "visible", "processor", "metrics", "commands", "recipe"),
     *("identity", "command_identity", "remembered"),
 }
 LEVELS = [

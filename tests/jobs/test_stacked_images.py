@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from jobs.restacking import restacked
 
 import soupkit.task.torchvision_ops  # noqa: F401  (before timm and open_clip)
 from soupkit.checkpoint.checkpoint import Checkpoint
@@ -17,16 +18,6 @@ from soupkit.cli.app import run_command_line
 timm, open_clip = pytest.importorskip("timm"), pytest.importorskip("open_clip")
 ORDER = [0, 1, 2, 1, 2, 3]
 IMAGES = torch.linspace(-1, 1, 2 * 3 * 32 * 32).reshape(2, 3, 32, 32)
-
-
-def restacked(weights: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
-    found = {name: value for name, value in weights.items() if not name.startswith(f"{prefix}.")}
-    for number, layer in enumerate(ORDER):
-        own = f"{prefix}.{layer}."
-        found |= {
-            f"{prefix}.{number}.{name[len(own) :]}": value for name, value in weights.items() if name.startswith(own)
-        }
-    return found
 
 
 def saved(folder: Path, model: torch.nn.Module, config: dict[str, Any], name: str) -> Path:
@@ -62,7 +53,7 @@ def test_timm(said: bool, tmp_path: Path) -> None:
     }
     out = stack(saved(tmp_path / "source", model, config, "config.json"))
     by_hand = timm.create_model("vit_tiny_patch16_224", **args, depth=len(ORDER)).eval()
-    by_hand.load_state_dict(restacked(model.state_dict(), "blocks"))
+    by_hand.load_state_dict(restacked(model.state_dict(), "blocks", ORDER))
     loaded = timm.create_model(f"local-dir:{out}", pretrained=True).eval()
     with torch.no_grad():
         torch.testing.assert_close(loaded(IMAGES), by_hand(IMAGES))
@@ -86,7 +77,7 @@ def test_open_clip(tower: str, tmp_path: Path) -> None:
     found = Checkpoint(out)
     loaded.load_state_dict({name: torch.from_numpy(found[name]) for name in found})
     by_hand = open_clip.CLIP(embed_dim=8, **deeper)
-    by_hand.load_state_dict(restacked(source.state_dict(), tower))
+    by_hand.load_state_dict(restacked(source.state_dict(), tower, ORDER))
     tokens = torch.arange(16).reshape(2, 8)
     with torch.no_grad():
         for one, other in zip(loaded.eval()(IMAGES, tokens), by_hand.eval()(IMAGES, tokens)):

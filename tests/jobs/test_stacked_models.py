@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from jobs.restacking import restacked
 
 import soupkit.task.torchvision_ops  # noqa: F401  (before transformers)
 from soupkit.cli.app import run_command_line
@@ -110,17 +111,6 @@ def load(kind: Any, out: Path) -> Any:
     return model.eval()
 
 
-def restacked(weights: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
-    """The tensors that a model of the stacked layers has, by hand."""
-    found = {name: value for name, value in weights.items() if not name.startswith(f"{prefix}.")}
-    for number, layer in enumerate(ORDER):
-        own = f"{prefix}.{layer}."
-        found |= {
-            f"{prefix}.{number}.{name[len(own) :]}": value for name, value in weights.items() if name.startswith(own)
-        }
-    return found
-
-
 @pytest.mark.parametrize("name", TEXTS)
 def test_language_models(name: str, build: Callable[..., Path]) -> None:
     kind, options, changed = TEXTS[name]
@@ -130,7 +120,7 @@ def test_language_models(name: str, build: Callable[..., Path]) -> None:
     path = build(source)
     loaded = load(transformers.AutoModelForCausalLM, stack(path))
     by_hand = model(config(**(SMALL | options | {"num_hidden_layers": len(ORDER)} | changed))).eval()
-    by_hand.load_state_dict(restacked(source.state_dict(), "model.layers"))
+    by_hand.load_state_dict(restacked(source.state_dict(), "model.layers", ORDER))
     tokens = torch.arange(3, 15)[None]
     with torch.no_grad():
         torch.testing.assert_close(loaded(tokens).logits, by_hand(tokens).logits)
@@ -207,7 +197,7 @@ def test_towers(name: str, build: Callable[..., Path]) -> None:
     out = stack(path, "--stack", stored or inside)
     loaded = load(type(source), out)
     by_hand = make(len(ORDER)).eval()
-    by_hand.load_state_dict(restacked(source.state_dict(), inside))
+    by_hand.load_state_dict(restacked(source.state_dict(), inside, ORDER))
     with torch.no_grad():
         one, other = loaded(**inputs), by_hand(**inputs)
     for key, value in other.items():
