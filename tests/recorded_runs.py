@@ -87,7 +87,7 @@ JUDGED = {
     "align by activations": f"{LINE} --by activations --num-batches 1",
     "barrier": LINE,
     "curve fit": f"{LINE} --epochs 2 --lr 0.01",
-    "curve evaluate": "{o}/../curve_fit DATA --num-points 3 --out {o}",
+    "curve evaluate": "{i}/../out/curve_fit DATA --num-points 3 --out {o}",
     "chain": f"{LINE} --num-points 3".replace("--threads 1 ", ""),
     "plane": f"{MODELS} DATA --num-points 3 --out {{o}}",
     "evaluate": f"{MODELS} DATA --baseline {{i}}/soup --out {{o}}",
