@@ -1,8 +1,9 @@
 """Worker processes that live as long as the work does, and no longer.
 
-Each worker is spawned (forking a process that has run torch is unsafe), imports torch once and then takes one piece of
-work after another. It computes with one thread. When the parent dies, by whatever means, a watchdog ends it; Ctrl-C
-reaches the parent alone, which ends its workers.
+Forking a process that has run torch is unsafe, so a fork server, which only imports what the work needs, makes the
+workers: torch and timm are imported once and not by each of them (spawned where there is no fork). A worker takes one
+piece of work after another and computes with one thread. When the parent dies, by whatever means, a watchdog ends it;
+Ctrl-C reaches the parent alone, which ends its workers.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from dataclasses import dataclass
 from functools import partial
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnProcess
+from multiprocessing.context import ForkServerContext, SpawnContext
+from multiprocessing.process import BaseProcess
 from typing import Any, Protocol
 
 from soupkit.errors import SoupkitError, TaskError, WorkerDiedError
@@ -28,6 +30,8 @@ from soupkit.events import Event, Report
 Work = Callable[..., Any]
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 GRACE_SECONDS = 10
+HEAVY = "soupkit.task.models"
+"""What every work of ours imports, with torch and timm: the fork server has it before the first worker."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,7 @@ class Failure:
 class Worker:
     """One process, the parent's end of its pipe, and the name of what it works on."""
 
-    process: SpawnProcess
+    process: BaseProcess
     connection: Connection
     busy_with: str = ""
 
@@ -163,13 +167,22 @@ def _workers(num_processes: int, work: Work) -> Iterator[list[Worker]]:
 
 
 def _started(work: Work) -> Worker:
-    context = multiprocessing.get_context("spawn")
+    context = _context(work)
     ours, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(theirs, work), name="soupkit-worker")
+    environment = {**os.environ, **ONE_THREAD}
+    process = context.Process(target=_serve, args=(theirs, work, environment), name="soupkit-worker")
     with _environment(ONE_THREAD), _without_interrupts():
         process.start()
     theirs.close()  # now the worker holds the only other end, and its death is an end of file
     return Worker(process, ours)
+
+
+def _context(work: Work) -> ForkServerContext | SpawnContext:
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([HEAVY, work.__module__])
+    return context
 
 
 def _give(worker: Worker, waiting: deque[tuple[str, tuple[Any, ...]]]) -> None:
@@ -198,8 +211,13 @@ def _died(worker: Worker) -> WorkerDiedError:
     )
 
 
-def _serve(connection: Connection, work: Work) -> None:
-    """The worker's life: take arguments, report events, return a result or a failure, until the parent is gone."""
+def _serve(connection: Connection, work: Work, environment: Mapping[str, str]) -> None:
+    """The worker's life: take arguments, report events, return a result or a failure, until the parent is gone.
+
+    The fork server keeps the environment of its own start; a worker has its parent's of now.
+    """
+    os.environ.clear()
+    os.environ.update(environment)
     threading.Thread(target=_die_with_parent, daemon=True).start()
     report: Report = connection.send
     while True:
