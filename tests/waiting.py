@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,14 +11,14 @@ HANG = 500.0
 """Seconds after which something hangs; whatever is only slow, on a machine with other work, is done long before."""
 
 
-def wait_for(condition: Callable[[], Any], *, process: subprocess.Popen[Any] | None = None) -> Any:
-    """What `condition` returns once that is true; an AssertionError when `process` ended without it."""
+def wait_for(condition: Callable[[], Any], *, ended: Callable[[], int | None] = lambda: None) -> Any:
+    """What `condition` returns once that is true; an AssertionError when there is an exit code, and still it is not."""
     end = time.monotonic() + HANG
     while time.monotonic() < end:
-        ended = process is not None and process.poll() is not None
+        code = ended()
         if found := condition():
             return found
-        assert not ended, f"the process ended with {process.returncode if process else None} and nothing happened"
+        assert code is None, f"the process ended with {code} and nothing happened"
         time.sleep(0.01)
     raise AssertionError("waited in vain")
 

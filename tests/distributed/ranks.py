@@ -3,25 +3,12 @@
 from __future__ import annotations
 
 import os
-import pickle
 import socket
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from waiting import HANG
-
-TESTS = Path(__file__).parents[1]
-CODE = """
-import pickle, sys
-sys.path.insert(0, {tests!r})
-from importlib import import_module
-function = getattr(import_module({module!r}), {name!r})
-result = function(*pickle.loads(bytes.fromhex({arguments!r})))
-open({out!r}, "wb").write(pickle.dumps(result))
-"""
+from forked import Child, fork
 
 
 def environment(rank: int, size: int, port: int) -> dict[str, str]:
@@ -42,41 +29,26 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def run_ranks(commands: list[list[str]], *, timeout: float = HANG) -> list[subprocess.CompletedProcess[str]]:
-    """Start one process per rank and wait for all; a rank that fails ends the others, as torchrun does."""
-    port = free_port()
-    processes = [
-        subprocess.Popen(
-            command,
-            env=environment(rank, len(commands), port),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank, command in enumerate(commands)
-    ]
-    done = []
+def run_ranks(function: Callable[..., Any], *arguments: Any, size: int, folder: Path) -> list[Child]:
+    """Call `function(*arguments)` in one process per rank and wait for all; none is left behind."""
+    port, ranks = free_port(), []
     try:
-        for process in processes:
-            out, err = process.communicate(timeout=timeout)
-            done.append(subprocess.CompletedProcess(process.args, process.returncode, out, err))
+        for rank in range(size):
+            child = fork(
+                function, *arguments, folder=folder / f"rank-{rank}", environment=environment(rank, size, port)
+            )
+            ranks.append(child)
+        for child in ranks:
+            child.wait()
     finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-    return done
+        for child in ranks:
+            child.end()
+    return ranks
 
 
 def in_ranks(function: Callable[..., Any], *arguments: Any, size: int, folder: Path) -> list[Any]:
     """What `function(*arguments)`, of an importable module of the tests, returns in each of `size` ranks."""
-    packed = pickle.dumps(arguments).hex()
-    commands = []
-    for rank in range(size):
-        out = str(folder / f"rank-{rank}.pickle")
-        code = CODE.format(
-            tests=str(TESTS), module=function.__module__, name=function.__name__, arguments=packed, out=out
-        )
-        commands.append([sys.executable, "-c", code])
-    for rank, done in enumerate(run_ranks(commands)):
-        assert done.returncode == 0, f"rank {rank}: {done.stderr}"
-    return [pickle.loads((folder / f"rank-{rank}.pickle").read_bytes()) for rank in range(size)]
+    children = run_ranks(function, *arguments, size=size, folder=folder)
+    for rank, child in enumerate(children):
+        assert child.wait() == 0, f"rank {rank}: {child.stderr}"
+    return [child.returned() for child in children]

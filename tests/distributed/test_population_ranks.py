@@ -57,7 +57,7 @@ def assert_equal_populations(found: list[Any], wanted: Any) -> None:
 def test_ranks_equal_one_process(
     size: int, names: tuple[str, ...], alone: dict[str, Any], folder: Path, tmp_path: Path
 ) -> None:
-    found = in_ranks(train, names, folder, size=size, folder=tmp_path)
+    found = in_ranks(train, names, folder, size=size, folder=tmp_path / "processes")
     for name in names:
         assert_equal_populations([rank[name] for rank in found], alone[name])
     owners = [set(rank[names[0]][0]) for rank in found]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from distributed.ranks import run_ranks
+from forked import command_line
 
 from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.checkpoint.tensors import write_tensors
@@ -19,11 +19,11 @@ RECIPE = """
 description: every command that knows ranks
 variables: {out: here, models: there}
 steps:
-  mehl: {command: merge mehl, refs: ["${models}/m*"], epochs: 1, lr: 0.2, out: "${out}/mehl", DATA}
+  mehl: {command: merge mehl, refs: ["${models}/m*"], epochs: 1, lr: 0.2, out: "${out}/mehl", plots: false, DATA}
   twa: {command: merge twa, refs: ["${models}/m*"], epochs: 1, lr: 1, fit: held_out, resident: int8,
-        out: "${out}/twa", DATA}
+        out: "${out}/twa", plots: false, DATA}
   learned: {command: merge learned, refs: ["${models}/m*"], epochs: 2, lr: 0.3, folds: 2, bn: average, metric: nll,
-            out: "${out}/learned", DATA}
+            out: "${out}/learned", plots: false, DATA}
   greedy: {command: merge greedy, refs: ["${models}/m*"], out: "${out}/greedy", DATA}
   scores: {command: evaluate, refs: ["${models}/m*"], ensemble: logits, out: "${out}/scores", DATA}
 """
@@ -63,9 +63,9 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     recipe.write_text(RECIPE.replace("DATA", DATA))
     words = ["run", str(recipe), "--set", f"models={folder}", "--set"]
     assert run_command_line([*words, f"out={folder / 'one'}", "--quiet"]) == 0
-    command = [sys.executable, "-m", "soupkit", *words, f"out={folder / 'two'}", "--json", "--quiet"]
-    first, second = run_ranks([command, command])
-    assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
+    two = [*words, f"out={folder / 'two'}", "--json", "--quiet"]
+    first, second = run_ranks(command_line, two, size=2, folder=folder / "ranks")
+    assert (first.wait(), second.wait()) == (0, 0), first.stderr + second.stderr
     assert set(json.loads(first.stdout)["steps"]) == {"mehl", "twa", "learned", "greedy", "scores"}
     assert second.stdout == second.stderr == ""  # only rank 0 speaks
     return {"one": folder / "one", "two": folder / "two"}

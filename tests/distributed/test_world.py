@@ -47,7 +47,7 @@ def test_ranks_that_cannot_meet_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_two_processes_reduce_tell_and_gather(tmp_path: Path) -> None:
-    first, second = in_ranks(collectives, size=2, folder=tmp_path)
+    first, second = in_ranks(collectives, size=2, folder=tmp_path / "processes")
     same = {"total": [2.0, 10.0], "told": {"from": 0}, "all": [0, 1], "again": [100, 101]}
     assert first == {**same, "main": True, "share": [0, 1, 2]}
     assert second == {**same, "main": False, "share": [3, 4, 5, 6]}

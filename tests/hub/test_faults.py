@@ -353,7 +353,7 @@ def test_a_killed_pull_continues(hub: Hub, toy: Path, tmp_path: Path) -> None:
     environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1"}
     command = [sys.executable, "-m", "soupkit", "pull", "org/toy", "org/other", "--out", str(tmp_path / "out")]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    wait_for(lambda: slow.seen >= 2, process=process)
+    wait_for(lambda: slow.seen >= 2, ended=process.poll)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (tmp_path / "out").exists()

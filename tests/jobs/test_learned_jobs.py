@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import shlex
-import signal
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from forked import fork
+from jobs.killed_search import killed_after_two_epochs
 from jobs.noisy import noisy_models
 
 from soupkit.checkpoint.checkpoint import Checkpoint
@@ -241,23 +241,6 @@ def test_evolve_searches_with_an_external_scorer(save: Any, tmp_path: Path, caps
     assert again["mixture"]["coefficients"] == soup["mixture"]["coefficients"]
 
 
-KILLED_AFTER_TWO_WRITES = """
-import os, signal
-from soupkit.cli.app import run_command_line
-from soupkit.soup.journal import Journal
-
-keep = Journal.keep
-
-def kept(self, stage, state):
-    keep(self, stage, state)
-    if state["epoch"] == 2:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-Journal.keep = kept
-run_command_line({arguments!r})
-"""
-
-
 def test_a_killed_search_goes_on_to_the_same_coefficients(
     models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -266,8 +249,7 @@ def test_a_killed_search_goes_on_to_the_same_coefficients(
     whole = merge(capsys, "mehl", models, tmp_path / "whole", *options)
     out, journal = tmp_path / "soup", tmp_path / ".soup.soupkit-journal"
     words = ["merge", "mehl", models / "m*", *DATA, "--out", out, *options, "--quiet"]
-    code = KILLED_AFTER_TWO_WRITES.format(arguments=[str(word) for word in words])
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -signal.SIGKILL
+    assert fork(killed_after_two_epochs, [str(word) for word in words], folder=tmp_path / "process").wait() == -9
     assert not out.exists()
     assert _finished_epochs(journal) == 2
     soup = merge(capsys, "mehl", models, out, *options)

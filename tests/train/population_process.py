@@ -1,11 +1,10 @@
-"""A population in a process of its own, which kills itself in its N-th fsync: python population_process.py OUT N."""
+"""A population in a process of its own, which kills itself in its N-th fsync."""
 
 from __future__ import annotations
 
 import itertools
 import os
 import signal
-import sys
 from pathlib import Path
 
 from train.population_small import ALONE, population_recipe
@@ -22,16 +21,16 @@ def recipe(out: Path) -> TrainPopulation:
     )  # fmt: skip
 
 
-if __name__ == "__main__":
+def train_until(out: Path, last: int) -> None:
+    """Train, and die of SIGKILL in the fsync of that number; 0 is none."""
     from soupkit.jobs.population import train_population
 
-    out, last = sys.argv[1:]
     calls, fsync = itertools.count(1), os.fsync
 
     def fatal(descriptor: int) -> None:
-        if next(calls) == int(last):
+        if next(calls) == last:
             os.kill(os.getpid(), signal.SIGKILL)
         fsync(descriptor)
 
     os.fsync = fatal
-    train_population(recipe(Path(out)), ALONE, silent)
+    train_population(recipe(out), ALONE, silent)

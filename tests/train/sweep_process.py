@@ -1,4 +1,4 @@
-"""A sweep in a process of its own, to be killed: python sweep_process.py BASE OUT."""
+"""A sweep in a process of its own, to be killed; as a program: python sweep_process.py BASE OUT."""
 
 from __future__ import annotations
 
@@ -10,8 +10,15 @@ from train.small import sweep_recipe
 from soupkit.events import silent
 from soupkit.world import World
 
-if __name__ == "__main__":
+LONG = {"num_runs": 5, "epochs": "3"}
+
+
+def sweep(base: Path, out: Path) -> None:
+    """Five runs by two workers."""
     from soupkit.jobs.sweep import finetune_sweep
 
-    base, out = sys.argv[1:]
-    finetune_sweep(sweep_recipe(Path(base), Path(out), jobs=2, num_runs=5, epochs="6"), World("cpu"), silent)
+    finetune_sweep(sweep_recipe(base, out, jobs=2, **LONG), World("cpu"), silent)
+
+
+if __name__ == "__main__":
+    sweep(Path(sys.argv[1]), Path(sys.argv[2]))

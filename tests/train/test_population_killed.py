@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import random
 import signal
-import subprocess
-import sys
+import tempfile
 from pathlib import Path
 
-from train.population_process import recipe
+from forked import fork
+from train.population_process import recipe, train_until
 from train.population_small import ALONE
 
 from soupkit.checkpoint.checkpoint import Checkpoint
@@ -35,9 +35,7 @@ def last_update(out: Path) -> int:
 
 def run(out: Path, *, fatal: int) -> int:
     """Train on, and kill -9 in the fsync of that number: while a state is written, or just before it is named."""
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    script = Path(__file__).with_name("population_process.py")
-    return subprocess.run([sys.executable, str(script), str(out), str(fatal)], env=environment, check=False).returncode
+    return fork(train_until, out, fatal, folder=Path(tempfile.mkdtemp(dir=out.parent)) / "process").wait()
 
 
 def test_killed_and_resumed_the_bits_are_the_same(tmp_path: Path) -> None:

@@ -10,7 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from forked import fork
 from train.small import contents, litter, sweep_recipe, touched
+from train.sweep_process import LONG, sweep
 from waiting import HANG, alive, wait_for
 
 from soupkit.events import Event, Told, silent
@@ -26,9 +28,6 @@ def under_way(out: Path) -> list[int]:
     return [int(path.name.rpartition("soupkit-")[2].split("-")[0]) for path in out.glob(".run-*.soupkit-*")]
 
 
-LONG = {"num_runs": 5, "epochs": "6"}
-
-
 @pytest.fixture(scope="module")
 def long_reference(sweep_base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The content of every run of a sweep that nothing interrupts."""
@@ -37,9 +36,14 @@ def long_reference(sweep_base: Path, tmp_path_factory: pytest.TempPathFactory) -
     return contents(out)
 
 
+def half_done(out: Path) -> bool:
+    """Whether one run is finished and another under way."""
+    return bool(list(out.glob("run-*/soupkit.json")) and under_way(out))
+
+
 @pytest.fixture
-def under_attack(sweep_base: Path, tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], Path]]:
-    """A sweep with two workers in a process of its own, with one run finished and another under way."""
+def in_terminal(sweep_base: Path, tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], Path]]:
+    """A sweep with two workers, half done, as a shell starts it: what it starts shares its process group."""
     out = tmp_path / "sweep"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
@@ -47,7 +51,7 @@ def under_attack(sweep_base: Path, tmp_path: Path) -> Iterator[tuple[subprocess.
         env=environment, start_new_session=True, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
-        wait_for(lambda: list(out.glob("run-*/soupkit.json")) and under_way(out), process=process)
+        wait_for(lambda: half_done(out), ended=process.poll)
         yield process, out
     finally:
         if process.poll() is None:
@@ -55,14 +59,13 @@ def under_attack(sweep_base: Path, tmp_path: Path) -> Iterator[tuple[subprocess.
         process.communicate()
 
 
-def test_a_killed_sweep_continues(
-    under_attack: tuple[subprocess.Popen[str], Path], long_reference: dict[str, str], sweep_base: Path
-) -> None:
+def test_a_killed_sweep_continues(tmp_path: Path, long_reference: dict[str, str], sweep_base: Path) -> None:
     """kill -9 of the parent alone: its workers end by themselves, and the same command does what is left."""
-    process, out = under_attack
+    out = tmp_path / "sweep"
+    child = fork(sweep, sweep_base, out, folder=tmp_path / "process")
+    wait_for(lambda: half_done(out), ended=lambda: child.process.exitcode)
     workers = under_way(out)
-    process.kill()
-    process.wait()
+    child.end()
     wait_for(lambda: not any(alive(pid) for pid in workers))
     before = touched(out)
     assert 0 < len(list(out.glob("run-*"))) < 5
@@ -76,10 +79,10 @@ def test_a_killed_sweep_continues(
 
 
 def test_ctrl_c_ends_workers_and_leaves_no_half_run(
-    under_attack: tuple[subprocess.Popen[str], Path], long_reference: dict[str, str]
+    in_terminal: tuple[subprocess.Popen[str], Path], long_reference: dict[str, str]
 ) -> None:
     """SIGINT to the whole group, as a terminal sends it."""
-    process, out = under_attack
+    process, out = in_terminal
     workers = under_way(out)
     os.killpg(process.pid, signal.SIGINT)
     _, said = process.communicate(timeout=HANG)
