@@ -177,6 +177,7 @@ def _check_names(target: Path, existing: Path) -> None:
 
 def _check_replaceable(out: Path, overwrite: bool) -> None:
     if not overwrite:
+        _remove_older_journal(out)
         raise OutputError(f"{out}: exists already", hint="choose another --out, or replace it with --overwrite")
     if not (out / MANIFEST_NAME).is_file():
         raise OutputError(
@@ -208,6 +209,17 @@ def _remove_unlocked(path: Path) -> None:
 def journal_path(out: Path) -> Path:
     """Where a search keeps what it has found so far, beside its output: see `soupkit.soup.journal`."""
     return out.parent / f".{out.name}.soupkit-journal"
+
+
+def _remove_older_journal(out: Path) -> None:
+    """A search that was killed between its output and the end of its journal left one that nobody goes on from.
+
+    One that is younger than the output belongs to a search that would replace it, and stays.
+    """
+    with contextlib.suppress(OSError):
+        journal, manifest = journal_path(out), out / MANIFEST_NAME
+        if journal.stat().st_mtime_ns < manifest.stat().st_mtime_ns:
+            journal.unlink()
 
 
 def _prefix(out: Path) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from soupkit.checkpoint.output import OutputDirectory, check_output, temporary_sibling
+from soupkit.checkpoint.output import OutputDirectory, check_output, journal_path, temporary_sibling
 from soupkit.checkpoint.tensors import parse_bytes, write_tensors
 from soupkit.errors import OutputError, RecipeError
 
@@ -101,6 +101,20 @@ def test_litter_of_the_dead_is_removed_and_of_the_living_kept(tmp_path: Path) ->
         with OutputDirectory(tmp_path / "out") as directory:
             (directory / "a").touch()
         assert living.exists()
+
+
+@pytest.mark.parametrize(("age", "kept"), [(-1, False), (1, True)])
+def test_the_journal_of_a_search_that_ended_is_removed(age: int, kept: bool, tmp_path: Path) -> None:
+    """A kill between the output and the end of its journal; a younger one belongs to a search with --overwrite."""
+    out = tmp_path / "soup"
+    with OutputDirectory(out) as directory:
+        (directory / "soupkit.json").write_text("{}")
+    published, journal = (out / "soupkit.json").stat().st_mtime_ns, journal_path(out)
+    journal.write_bytes(b"state")
+    os.utime(journal, ns=(published + age, published + age))
+    with pytest.raises(OutputError, match="exists already"):
+        check_output(out)
+    assert journal.exists() is kept
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
