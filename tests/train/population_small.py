@@ -25,7 +25,12 @@ NO_SEAMS = Seams()
 
 
 def population_recipe(**values: Any) -> TrainPopulation:
-    defaults: dict[str, Any] = {"out": Path("out"), "model": "timm:test_resnet", "data": "digits", "num_train": 64}
+    defaults: dict[str, Any] = {
+        "out": Path("out"),
+        "model": "timm:test_resnet,img_size=32",
+        "data": "digits",
+        "num_train": 64,
+    }
     defaults |= {"num_held_out": 100, "num_test": 100, "batch_size": 16, "epochs": 2, "lr": 0.05, "num_members": 3}
     return TrainPopulation(**(defaults | {"average_every": 3} | values))
 

@@ -37,7 +37,7 @@ def small_model(seed: int = 0) -> SmallModel:
 
 
 def finetune_recipe(**values: Any) -> Finetune:
-    defaults = {"out": Path("out"), "model": "timm:test_resnet", "data": "digits", "num_train": 200}
+    defaults = {"out": Path("out"), "model": "timm:test_resnet,img_size=32", "data": "digits", "num_train": 200}
     defaults |= {"num_held_out": 100, "num_test": 100, "batch_size": 32, "epochs": 2, "lr": 3e-3}
     return Finetune(**(defaults | values))
 
