@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch.export.graph_signature import InputKind
+from torch.fx import config as fx_config
 from torch.utils._pytree import tree_leaves
 
 from soupkit.align import rules_linear, rules_pointwise, rules_select, rules_shape  # noqa: F401  (they fill the table)
@@ -24,6 +25,8 @@ from soupkit.errors import AlignError
 
 INNER_GRAPHS = ("wrap_with_autocast", "wrap_with_set_grad_enabled")
 """Operations that do no more than to run a graph of their own."""
+TRACES = "do_not_emit_stack_traces"
+"""A setting of newer torch. The lines of source that nodes come from take a fifth of the time; nobody reads them."""
 
 
 def permutation_spec(
@@ -46,7 +49,10 @@ def export(model: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> torch.ex
     """The graph of a model. Raises AlignError with torch.export's own words."""
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # one fused operation would hide the heads
+    without_traces = getattr(fx_config, TRACES, None)
     try:
+        if without_traces is not None:
+            setattr(fx_config, TRACES, True)
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             return torch.export.export(model, inputs, strict=False)
@@ -58,6 +64,8 @@ def export(model: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> torch.ex
         ) from error
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+        if without_traces is not None:
+            setattr(fx_config, TRACES, without_traces)
 
 
 class Follower:
