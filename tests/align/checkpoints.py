@@ -9,11 +9,11 @@ from tempfile import mkdtemp
 
 import numpy as np
 import torch
+from align.traced import traced_once
 
 from soupkit.align.permutation import random_permutation
 from soupkit.align.permuted import Permuted
 from soupkit.align.spec import PermutationSpec
-from soupkit.align.trace import permutation_spec
 from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.checkpoint.tensors import write_tensors
 from soupkit.events import silent
@@ -55,7 +55,7 @@ def _trained(seed: int) -> Path:
 def spec_of(directory: Path) -> PermutationSpec:
     """The groups of a checkpoint's network."""
     model = build(describe(Checkpoint(directory), None))
-    return permutation_spec(model, (torch.zeros(2, 3, 32, 32),))
+    return traced_once(model.eval(), (torch.zeros(2, 3, 32, 32),))
 
 
 def permuted_copy(source: Path, directory: Path, *, noise: float = 0.0, seed: int = 1) -> Path:

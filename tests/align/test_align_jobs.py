@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from align.checkpoints import permuted_copy, spec_of, trained
+from align.traced import traced_once
 from safetensors.torch import save_file
 from task.small import CLIP_CONFIG
 
@@ -41,11 +42,18 @@ WORLD = World("cpu", 1)
 DATA: dict[str, Any] = {"data": "digits", "num_train": 128, "num_held_out": 60, "num_test": 60, "device": "cpu"}
 
 
-@pytest.fixture
-def pair(tmp_path: Path) -> tuple[Path, Path]:
-    """A network, and the same in another order."""
-    a = trained(tmp_path / "a")
-    return a, permuted_copy(a, tmp_path / "b")
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A network, and the same in another order; nothing writes into them."""
+    folder = tmp_path_factory.mktemp("pair")
+    a = trained(folder / "a")
+    return a, permuted_copy(a, folder / "b")
+
+
+@pytest.fixture(autouse=True)
+def graphs_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first job follows the graph; the same network is not traced again."""
+    monkeypatch.setattr(aligned_module, "permutation_spec", traced_once)
 
 
 def refs(*paths: Path) -> tuple[str, ...]:
@@ -177,7 +185,7 @@ def test_what_cannot_be_aligned(
     error: Any,
     words: str,
 ) -> None:
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.chdir(pair[0].parent)
     values = {"refs": ("a", "b"), "out": Path("out"), "threads": 1} | change
     with pytest.raises(error, match=words):
         align(Align(**values | {"out": Path(values["out"])}), WORLD, silent)
