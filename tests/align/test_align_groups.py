@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from task.small import CLIP_CONFIG
+from task.small import FEW_WORDS
 
 from soupkit.cli.app import run_command_line
 from soupkit.errors import AlignError, RecipeError, TaskError
@@ -116,7 +116,7 @@ def test_both_towers_of_a_clip_model() -> None:
     from soupkit.align.verify import verify
     from soupkit.jobs.align_groups import example_inputs
 
-    spec = ModelSpec("open_clip", "small", {}, CLIP_CONFIG)
+    spec = ModelSpec("open_clip", "small", {}, FEW_WORDS)
     model = build(spec)
     inputs = example_inputs(model, spec)
     checked = verify(model, permutation_spec(model, inputs), inputs, num_controls=40)

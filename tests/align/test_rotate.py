@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from align.traced import traced_once
 from safetensors.torch import save_file
-from task.small import CLIP_CONFIG, saved
+from task.small import FEW_WORDS, saved
 from torch import Tensor, nn
 
 from soupkit.align.rotate import Found, Matching, best_heads, best_rotations, match_turned, procrustes
 from soupkit.align.similarity import all_permuted
-from soupkit.align.trace import permutation_spec
 from soupkit.align.trial import randomise
 from soupkit.align.turn import Turn, balanced, complement_of_ones, fold, heads, random_turn, turned
 from soupkit.align.turn_proof import proved
 from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.errors import AlignError, CheckpointError, RecipeError
 from soupkit.events import silent
+from soupkit.jobs import aligned as aligned_module
 from soupkit.jobs.align import align
 from soupkit.jobs.align_groups import example_inputs
 from soupkit.jobs.barrier import barrier_job
@@ -30,13 +33,21 @@ from soupkit.recipe.inspect import Reproduce, Verify
 from soupkit.task.models import ModelSpec, build, load_weights, parse_model
 from soupkit.world import World
 
-VIT = "timm:test_vit,num_classes=10,img_size=32"
+VIT = "timm:test_vit,num_classes=10,img_size=32,depth=2"
 MODELS = {
     "class token": parse_model(VIT),
     "layer scale, norms of queries and keys": parse_model(f"{VIT},init_values=0.1,qk_norm=True"),
-    "two towers": ModelSpec("open_clip", "ViT-B-32", config=CLIP_CONFIG),
+    "two towers": ModelSpec("open_clip", "ViT-B-32", config=FEW_WORDS),
 }
 WORLD = World("cpu", 1)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def graphs_once() -> Iterator[None]:
+    """The first job follows the graph; the same network is not traced again."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(aligned_module, "permutation_spec", traced_once)
+        yield
 
 
 class Case:
@@ -49,7 +60,7 @@ class Case:
         randomise(self.model, 1)
         self.inputs = example_inputs(self.model, described)
         self.towers = proved(self.model, self.inputs).towers
-        self.matching = Matching(permutation_spec(self.model, self.inputs), self.towers)
+        self.matching = Matching(traced_once(self.model, self.inputs), self.towers)
         folded = fold(self.model.state_dict(), self.towers)
         self.even = turned(folded, self.towers, balanced(folded, self.towers))
 
@@ -167,9 +178,17 @@ def outputs(checkpoint: Checkpoint) -> Tensor:
     return found
 
 
-def test_the_job_writes_plain_checkpoints_that_can_be_made_again(tmp_path: Path, pair: tuple[Path, Path]) -> None:
-    out = tmp_path / "out"
-    align(Align(refs=tuple(map(str, pair)), rotate=True, out=out, threads=1), WORLD, silent)
+@pytest.fixture(scope="module")
+def out(pair: tuple[Path, Path]) -> Path:
+    """The pair, aligned; nothing writes into it."""
+    directory = pair[0].parent / "out"
+    align(Align(refs=tuple(map(str, pair)), rotate=True, out=directory, threads=1), WORLD, silent)
+    return directory
+
+
+def test_the_job_writes_plain_checkpoints_that_can_be_made_again(
+    tmp_path: Path, pair: tuple[Path, Path], out: Path
+) -> None:
     written = [Checkpoint(out / name) for name in "ab"]
     for name in written[0]:
         assert np.allclose(written[0][name], written[1][name], atol=2e-3), name
@@ -181,15 +200,14 @@ def test_the_job_writes_plain_checkpoints_that_can_be_made_again(tmp_path: Path,
     reproduce(Reproduce(directory=tmp_path / "again", out=tmp_path / "twice"), WORLD, silent)
 
 
-def test_a_record_in_pieces_is_refused(tmp_path: Path, pair: tuple[Path, Path]) -> None:
-    out = tmp_path / "out"
-    align(Align(refs=tuple(map(str, pair)), rotate=True, out=out, threads=1), WORLD, silent)
-    (out / "b" / "turn.npz").write_bytes(b"PK")
+def test_a_record_in_pieces_is_refused(tmp_path: Path, out: Path) -> None:
+    broken = shutil.copytree(out, tmp_path / "out")
+    (broken / "b" / "turn.npz").write_bytes(b"PK")
     with pytest.raises(CheckpointError, match="how it was turned cannot be read"):
-        reproduce(Reproduce(directory=out / "b", out=tmp_path / "again"), WORLD, silent)
+        reproduce(Reproduce(directory=broken / "b", out=tmp_path / "again"), WORLD, silent)
     assert not (tmp_path / "again").exists()
     with pytest.raises(CheckpointError, match=r"turn\.npz"):
-        verify(Verify(directory=out), WORLD, silent)
+        verify(Verify(directory=broken), WORLD, silent)
 
 
 def test_narrow_weights_are_turned_and_rounded(tmp_path: Path, pair: tuple[Path, Path]) -> None:
@@ -240,9 +258,8 @@ def test_heads_are_where_they_were_said_to_be() -> None:
     assert torch.allclose(found, expected, atol=1e-10)
 
 
-def test_the_manifest_says_what_was_turned(tmp_path: Path, pair: tuple[Path, Path]) -> None:
-    align(Align(refs=tuple(map(str, pair)), rotate=True, out=tmp_path / "out", threads=1), WORLD, silent)
-    notes = Manifest.read(tmp_path / "out").notes["alignment"]
+def test_the_manifest_says_what_was_turned(out: Path) -> None:
+    notes = Manifest.read(out).notes["alignment"]
     assert notes["towers"]["freedoms"] == {"transformer": ["stream", "qk", "vo"]}
     assert set(notes["verification"]["turned"]) == {"actual", "randomised"}
     assert max(notes["verification"]["turned"].values()) < 1e-10

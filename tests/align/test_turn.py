@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from task.small import CLIP_CONFIG
+from task.small import FEW_WORDS
 from torch import Tensor, nn
 
 from soupkit.align.towers import Tower, check_names, towers_again, towers_of, towers_to_json
@@ -15,16 +15,16 @@ from soupkit.errors import AlignError
 from soupkit.jobs.align_groups import example_inputs
 from soupkit.task.models import ModelSpec, build, parse_model
 
-VIT = "timm:test_vit,num_classes=5,img_size=32"
+VIT = "timm:test_vit,num_classes=5,img_size=32,depth=2"
 MODELS = {
     "class token": VIT,
     "layer scale, registers, average": f"{VIT},init_values=0.1,reg_tokens=2,global_pool=avg",
     "no biases": f"{VIT},qkv_bias=False,proj_bias=False,global_pool=avg",
     "norms of queries and keys": f"{VIT},qk_norm=True",
-    "pooled by attention": "timm:test_vit3,num_classes=5,img_size=32",
+    "pooled by attention": "timm:test_vit3,num_classes=5,img_size=32,depth=2",
     "two towers": "open_clip",
 }
-CLIP = ModelSpec("open_clip", "ViT-B-32", config=CLIP_CONFIG)
+CLIP = ModelSpec("open_clip", "ViT-B-32", config=FEW_WORDS)
 ALL = ["stream", "qk", "vo"]
 FREE = {name: {"transformer": ALL} for name in MODELS} | {
     "norms of queries and keys": {"transformer": ["stream", "vo"]},

@@ -22,6 +22,11 @@ CLIP_CONFIG = {
     "preprocess_cfg": {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]},
 }
 
+FEW_WORDS = CLIP_CONFIG | {
+    "model_cfg": CLIP_CONFIG["model_cfg"] | {"text_cfg": CLIP_CONFIG["model_cfg"]["text_cfg"] | {"vocab_size": 500}}
+}
+"""The same with a small vocabulary, where no text is read: words were nine tenths of its weights."""
+
 
 def described(directory: Path, name: str = "config.json") -> Any:
     """What `describe` needs of a checkpoint: its configuration and where it lies."""
