@@ -200,6 +200,7 @@ def tokens() -> dict[str, Callable[[], nn.Module]]:
         )
         for layout in ("3hd", "h3d", "hd3", "h(3d)", "split")
         for norm, rope, fused in ((False, False, True), (True, False, False), (False, True, True))
+        if layout in ("3hd", "split") or not (norm or rope)  # which come after queries and keys are apart
     }
     return pieces | {
         "attention grouped": lambda: Attention("split", kv_heads=1),

@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from align.traced import traced_once
 from task.small import FEW_WORDS
 
 from soupkit.cli.app import run_command_line
 from soupkit.errors import AlignError, RecipeError, TaskError
 from soupkit.events import Event, Table, Told
+from soupkit.jobs import align_groups as align_groups_module
 from soupkit.jobs.align_groups import align_groups
 from soupkit.recipe.align_groups import AlignGroups
 from soupkit.task.models import ModelSpec, arrays, build, parse_model, write_config
@@ -25,6 +27,12 @@ MODEL = "timm:test_resnet,img_size=32"
 def run(name: str, **options: Any) -> tuple[dict[str, Any], list[Event]]:
     events: list[Event] = []
     return align_groups(AlignGroups(name=name, **options), World("cpu", 1), events.append), events
+
+
+@pytest.fixture
+def graphs_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests of what is done with groups: the same network is not traced again."""
+    monkeypatch.setattr(align_groups_module, "permutation_spec", traced_once)
 
 
 def tables(events: list[Event]) -> dict[str, Table]:
@@ -47,6 +55,7 @@ def test_groups_and_pinned_axes_are_shown_with_their_reasons() -> None:
     assert result["share"] > 0.99
 
 
+@pytest.mark.usefixtures("graphs_once")
 def test_every_axis_is_listed_as_free_or_pinned() -> None:
     _, events = run(MODEL, tensors=True, verify=False)
     rows = {(row[0], row[1]): row for row in tables(events)["axes"].rows}
@@ -73,6 +82,7 @@ def test_a_checkpoint_is_read_with_its_own_weights(save: Callable[..., Path]) ->
         run(str(bare), model="timm:test_vit")
 
 
+@pytest.mark.usefixtures("graphs_once")
 def test_export_and_import(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command_line(["align", "groups", MODEL, "--json", "--no-verify"]) == 0
     path = tmp_path / "groups.json"
@@ -84,6 +94,7 @@ def test_export_and_import(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         run("timm:test_vit", groups=path)
 
 
+@pytest.mark.usefixtures("graphs_once")
 def test_imported_groups_that_are_wrong_are_found(tmp_path: Path) -> None:
     exported = run(MODEL, verify=False)[0]["spec"]
     del exported["axes"]["layer1.0.bn1.weight"]
@@ -102,6 +113,7 @@ def test_files_that_hold_no_groups_are_refused(tmp_path: Path, text: str) -> Non
         run(MODEL, groups=path)
 
 
+@pytest.mark.usefixtures("graphs_once")
 def test_pins() -> None:
     result, events = run(MODEL, pin=("layer1*",), verify=False)
     names = {group["name"] for group in result["spec"]["groups"]}

@@ -59,13 +59,18 @@ def test_unrelated_models_come_nearer_and_the_reference_stays(name: str, kind: U
 
 def test_frank_wolfe_is_kept_only_where_it_is_better() -> None:
     won = 0
-    for seed in range(12):
+    for seed in range(5):
         spec = SPECS["mlp"]
         models = models_of(spec, 4, seed)
         plain, other = (align_all(spec, models, to=0, universe=kind) for kind in KINDS)
         assert other.sum_of_pairs >= plain.sum_of_pairs
         won += other.sum_of_pairs > plain.sum_of_pairs + 1e-6
-    assert won >= 3
+    assert won >= 2
+
+
+def rows(models: Sequence[Tensors]) -> torch.Tensor:
+    """One row for each model: all its numbers."""
+    return torch.stack([torch.cat([tensor.double().flatten() for tensor in model.values()]) for model in models])
 
 
 def test_against_brute_force() -> None:
@@ -76,8 +81,9 @@ def test_against_brute_force() -> None:
     reached = 0
     for seed in range(10):
         models = models_of(spec, 3, seed)
-        second, third = (moved(spec, [model] * len(everything), everything) for model in models[1:])
-        best = max(sum_of_pairs([models[0], b, c]) for b in second for c in third)
+        second, third = (rows(moved(spec, [model] * len(everything), everything)) for model in models[1:])
+        first = rows(models[:1])
+        best = float((first @ second.T + third @ first.T + third @ second.T).max())
         found = align_all(spec, models, to=0, universe="frank-wolfe").sum_of_pairs
         assert found <= best + 1e-4
         reached += found >= best - 1e-4
