@@ -3,6 +3,7 @@
 SOUPKIT_KILLS=200 pytest tests/faults/test_kill_merge.py
 """
 
+import contextlib
 import json
 import os
 import random
@@ -10,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,21 @@ from soupkit.manifest import Manifest
 Save = Callable[..., Path]
 NUM_KILLS = int(os.environ.get("SOUPKIT_KILLS", "8"))
 SHARDS = ("--max-shard-size", "1MB", "--quiet", "--threads", "1")
-# The interpreter's start is the same for every run: the clock begins when the merge does.
+# The interpreter's start and its imports are the same for every run: they happen once, and each merge is a fork.
 RUN = """
-import sys
-from soupkit.cli.app import main
+import json, os, sys
+from soupkit.cli.app import run_command_line
 import soupkit.jobs.merge
-print("go", flush=True)
-main(sys.argv[1:])
+for line in sys.stdin:
+    process = os.fork()
+    if not process:
+        code = 70
+        try:
+            code = run_command_line(json.loads(line))
+        finally:
+            os._exit(code)
+    print(process, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), flush=True)
 """
 
 
@@ -48,27 +57,45 @@ def sources(save: Save) -> list[Path]:
     return made
 
 
-def start(arguments: Sequence[str]) -> subprocess.Popen[str]:
-    """A merge in a process of its own, with its modules loaded."""
-    process = subprocess.Popen([sys.executable, "-c", RUN, *arguments], stdout=subprocess.PIPE, text=True)
-    assert process.stdout
-    assert process.stdout.readline() == "go\n"
-    return process
+class Merges:
+    """Merges in processes of their own, one at a time."""
+
+    def __init__(self, server: subprocess.Popen[str]) -> None:
+        assert server.stdin
+        assert server.stdout
+        self.commands, self.answers = server.stdin, server.stdout
+
+    def start(self, arguments: Sequence[str]) -> int:
+        """The process id of a merge that runs."""
+        print(json.dumps(arguments), file=self.commands, flush=True)
+        return int(self.answers.readline())
+
+    def end(self) -> int:
+        """The exit code of the merge that was started last."""
+        return int(self.answers.readline())
+
+    def duration(self, arguments: Sequence[str]) -> float:
+        """Seconds of one merge that nobody disturbs."""
+        begin = time.perf_counter()
+        self.start(arguments)
+        assert self.end() == 0
+        return time.perf_counter() - begin
+
+    def killed(self, arguments: Sequence[str], seconds: float) -> None:
+        """A merge that is killed after so many seconds, if it has not ended."""
+        process = self.start(arguments)
+        time.sleep(seconds)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
+        assert self.end() in (0, -signal.SIGKILL)
 
 
-def end(process: subprocess.Popen[str]) -> int:
-    code = process.wait()
-    assert process.stdout
-    process.stdout.close()
-    return code
-
-
-def duration(arguments: Sequence[str]) -> float:
-    """Seconds of one merge that nobody disturbs, its imports apart."""
-    process = start(arguments)
-    begin = time.perf_counter()
-    assert end(process) == 0
-    return time.perf_counter() - begin
+@pytest.fixture(scope="module")
+def merges() -> Iterator[Merges]:
+    with subprocess.Popen(
+        [sys.executable, "-c", RUN], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as made:
+        yield Merges(made)
 
 
 def assert_whole(out: Path, expected: dict[str, Any]) -> None:
@@ -85,19 +112,17 @@ def leftovers(out: Path) -> list[str]:
     return [path.name for path in out.parent.iterdir() if path.name.startswith(f".{out.name}")]
 
 
-def test_killed_merges(sources: list[Path], tmp_path: Path) -> None:
+def test_killed_merges(merges: Merges, sources: list[Path], tmp_path: Path) -> None:
     out = tmp_path / "out"
     arguments = ["merge", "uniform", *map(str, sources), "--out", str(out), *SHARDS]
     reference = ["merge", "uniform", *map(str, sources), "--out", str(tmp_path / "reference"), *SHARDS]
-    seconds = duration(reference)
+    merges.duration(reference)  # the first one is slower: its files are not in memory yet
+    seconds = merges.duration([*reference, "--overwrite"])
     expected = Manifest.read(tmp_path / "reference").outputs
     moments = random.Random(0)
     outcomes = {"nothing": 0, "whole": 0, "litter": 0}
     for _ in range(NUM_KILLS):
-        process = start(arguments)
-        time.sleep(moments.uniform(0, 1.1 * seconds))
-        process.send_signal(signal.SIGKILL)
-        end(process)
+        merges.killed(arguments, moments.uniform(0, 1.1 * seconds))
         outcomes["litter"] += bool(leftovers(out))
         if out.exists():
             assert_whole(out, expected)
@@ -114,28 +139,25 @@ def test_killed_merges(sources: list[Path], tmp_path: Path) -> None:
     assert outcomes["nothing"] > 0
 
 
-def test_killed_replacements(sources: list[Path], tmp_path: Path) -> None:
+def test_killed_replacements(merges: Merges, sources: list[Path], tmp_path: Path) -> None:
     """With --overwrite the output is there at every moment: the old one or the new one."""
     out = tmp_path / "out"
-    merges = [
+    commands = [
         ["merge", "uniform", *map(str, pair), "--out", str(out), "--overwrite", *SHARDS]
         for pair in (sources[:2], sources[1:])
     ]
     expected = []
-    for arguments in merges:
-        seconds = duration(arguments)
+    for arguments in commands:
+        seconds = merges.duration(arguments)
         expected.append(Manifest.read(out).outputs)
     current = 1
     moments = random.Random(1)
     for _ in range(NUM_KILLS // 2):
-        process = start(merges[1 - current])
-        time.sleep(moments.uniform(0, 1.1 * seconds))
-        process.send_signal(signal.SIGKILL)
-        end(process)
+        merges.killed(commands[1 - current], moments.uniform(0, 1.1 * seconds))
         found = Manifest.read(out).outputs
         assert found in expected
         assert_whole(out, found)
         current = expected.index(found)
-    assert run_command_line(merges[1 - current]) == 0
+    assert run_command_line(commands[1 - current]) == 0
     assert_whole(out, expected[1 - current])
     assert not leftovers(out)
