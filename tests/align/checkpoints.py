@@ -22,7 +22,7 @@ from soupkit.recipe.train import Finetune
 from soupkit.task.models import build, describe
 from soupkit.world import World
 
-MODEL = "timm:test_resnet,num_classes=10,img_size=32"
+MODEL = "timm:test_resnet,num_classes=10,img_size=16"
 
 
 def trained(directory: Path, *, seed: int = 0) -> Path:
@@ -55,7 +55,7 @@ def _trained(seed: int) -> Path:
 def spec_of(directory: Path) -> PermutationSpec:
     """The groups of a checkpoint's network."""
     model = build(describe(Checkpoint(directory), None))
-    return traced_once(model.eval(), (torch.zeros(2, 3, 32, 32),))
+    return traced_once(model.eval(), (torch.zeros(2, 3, 16, 16),))
 
 
 def permuted_copy(source: Path, directory: Path, *, noise: float = 0.0, seed: int = 1) -> Path:

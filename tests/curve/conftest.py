@@ -25,7 +25,7 @@ def few(**values: Any) -> dict[str, Any]:
 def ends(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     folder = tmp_path_factory.mktemp("ends")
     for seed in (0, 1):
-        model = "timm:test_resnet,img_size=32,num_classes=10"
+        model = "timm:test_resnet,img_size=16,num_classes=10"
         recipe = finetune_recipe(**few(out=folder / f"model-{seed}", model=model, epochs=2, lr=3e-3, seed=seed))
         finetune(recipe, ALONE, silent)
     return str(folder / "model-0"), str(folder / "model-1")
