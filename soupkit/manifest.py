@@ -9,14 +9,13 @@ import platform
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from soupkit import __version__
 from soupkit.commands import COMMANDS
 from soupkit.errors import CheckpointError, brief
-from soupkit.identity import given_by
+from soupkit.identity import given_by, version_of
 from soupkit.processor import instruction_set
 from soupkit.whole import whole_file
 
@@ -186,9 +185,5 @@ def is_inside(name: Any) -> bool:
 def installed_versions() -> dict[str, str]:
     """Versions of what shapes a result, and the instruction set; looked up without importing any of it."""
     versions = {"python": platform.python_version(), "processor": instruction_set()}
-    for package in _PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions
+    found = {package: version_of(package) for package in _PACKAGES}
+    return versions | {package: version for package, version in found.items() if version is not None}
