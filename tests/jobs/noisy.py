@@ -11,7 +11,7 @@ from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.checkpoint.tensors import write_tensors
 from soupkit.cli.app import run_command_line
 
-MODEL = ("finetune", "--model", "timm:test_resnet,num_classes=10,img_size=32", "--data", "digits")
+MODEL = ("finetune", "--model", "timm:test_resnet,num_classes=10,img_size=16", "--data", "digits")
 SIZES = ("--num-train", "300", "--num-held-out", "200", "--num-test", "100", "--batch-size", "30", "--lr", "3e-3")
 
 

@@ -18,7 +18,7 @@ from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.cli.app import run_command_line
 from soupkit.manifest import Manifest
 
-DATA = ("--data", "digits", "--num-train", "64", "--num-held-out", "200", "--num-test", "100", "--threads", "1")
+DATA = ("--data", "digits", "--num-train", "64", "--num-held-out", "120", "--num-test", "60", "--threads", "1")
 K = 4
 
 
@@ -64,9 +64,9 @@ def test_a_soup_is_learned_written_scored_and_made_again(
     method: str, models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = {
-        "learned": ("--lr", "0.3"),
-        "mehl": ("--lr", "0.1"),
-        "twa": ("--fit", "held_out", "--lr", "1", "--epochs", "4"),
+        "learned": ("--lr", "0.3", "--no-plots"),
+        "mehl": ("--lr", "0.1", "--batch-size", "64"),
+        "twa": ("--fit", "held_out", "--lr", "1", "--epochs", "4", "--no-plots"),
     }
     soup = merge(capsys, method, models, tmp_path / "soup", *options[method])
     assert loss(soup) < uniform_loss(soup)
@@ -77,7 +77,7 @@ def test_a_soup_is_learned_written_scored_and_made_again(
         np.testing.assert_allclose(found.sum(0), 1, atol=1e-9)
     assert len(soup["trace"]) == {"learned": 5, "mehl": 5, "twa": 4}[method]
     assert soup["trace"][-1]["loss"] < soup["trace"][0]["loss"]
-    batch_size = ("--batch-size", 256 if method == "learned" else 128)
+    batch_size = ("--batch-size", {"learned": 256, "mehl": 64, "twa": 128}[method])
     evaluated = run(capsys, "evaluate", tmp_path / "soup", *DATA[:-2], *batch_size)
     for split in ("held_out", "test"):
         for metric in ("top1", "nll"):
@@ -85,7 +85,8 @@ def test_a_soup_is_learned_written_scored_and_made_again(
             assert value == pytest.approx(soup["metrics"][split][metric]["value"], abs=1e-6)
     again = run(capsys, "reproduce", tmp_path / "soup", "--out", tmp_path / "again")
     assert again["outputs"]["content"] == soup["outputs"]["content"]
-    assert {"coefficients.png", "learning.png"} <= set(soup["outputs"]["files"])
+    drawn = {"coefficients.png", "learning.png"} & set(soup["outputs"]["files"])
+    assert len(drawn) == (2 if method == "mehl" else 0)
     run(capsys, "verify", tmp_path / "soup")
     assert not [entry for entry in tmp_path.iterdir() if entry.name.startswith(".")]
 
@@ -222,9 +223,9 @@ def test_twa_learns_from_augmented_training_data(
 
 
 SCORER = """
-import json, sys, pathlib
-from soupkit.checkpoint.checkpoint import Checkpoint
-print(json.dumps({"loss": float(abs(Checkpoint(pathlib.Path(sys.argv[1]))["w"] - 1).max())}))
+import struct, sys
+weights = struct.unpack("<3f", open(sys.argv[1] + "/model.safetensors", "rb").read()[-12:])
+print('{"loss": %r}' % max(abs(weight - 1) for weight in weights))
 """
 
 
@@ -232,7 +233,7 @@ def test_evolve_searches_with_an_external_scorer(save: Any, tmp_path: Path, caps
     """w = 0, 0, 2: the loss |w − 1| is least where the last has half of the weight."""
     paths = [save(f"s{k}", {"w": np.full(3, value, np.float32)}) for k, value in enumerate((0.0, 0.0, 2.0))]
     (tmp_path / "score.py").write_text(SCORER)
-    command = f"{shlex.quote(sys.executable)} {shlex.quote(str(tmp_path / 'score.py'))} {{checkpoint}}"
+    command = f"{shlex.quote(sys.executable)} -S {shlex.quote(str(tmp_path / 'score.py'))} {{checkpoint}}"
     options = ("--score-command", command, "--metric", "loss", "--direction", "min", "--evaluations", 14)
     soup = run(capsys, "merge", "evolve", *paths, *options, "--out", tmp_path / "soup")
     assert soup["notes"]["uniform"]["value"] == pytest.approx(1 / 3)
@@ -244,8 +245,8 @@ def test_evolve_searches_with_an_external_scorer(save: Any, tmp_path: Path, caps
 def test_a_killed_search_goes_on_to_the_same_coefficients(
     models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """kill -9 as soon as an epoch is in the journal; then the same command again."""
-    options = ("--epochs", 6, "--lr", "0.2", "--no-plots")
+    """kill -9 of a fork of this process, as soon as two epochs are in the journal; then the same command again."""
+    options = ("--epochs", 4, "--lr", "0.2", "--no-plots")
     whole = merge(capsys, "mehl", models, tmp_path / "whole", *options)
     out, journal = tmp_path / "soup", tmp_path / ".soup.soupkit-journal"
     words = ["merge", "mehl", models / "m*", *DATA, "--out", out, *options, "--quiet"]
