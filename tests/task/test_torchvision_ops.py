@@ -1,4 +1,4 @@
-"""The shim defines operators only where torchvision's extension cannot define them. Each case in its own process."""
+"""The shim defines operators only where torchvision's extension cannot. Each case in a fork of one process."""
 
 from __future__ import annotations
 
@@ -11,46 +11,43 @@ from pathlib import Path
 
 SHIM = Path(__file__).parents[2] / "soupkit" / "task" / "torchvision_ops.py"
 CHECK = f"""
-import sys, runpy, torch
-sys.path.insert(0, sys.argv[1])
-names = runpy.run_path({str(SHIM)!r})
-try:
-    torch.ops.torchvision.nms
-    torch.ops.torchvision.qnms
-    defined = True
-except AttributeError:
-    defined = False
-print(names["extension_path"]() is not None, names["extension_loads"](), defined)
+import os, sys, runpy, torch
+sys.stdout.flush()
+for folder in sys.argv[1:]:
+    if (child := os.fork()) == 0:
+        sys.path.insert(0, folder)
+        names = runpy.run_path({str(SHIM)!r})
+        try:
+            torch.ops.torchvision.nms
+            torch.ops.torchvision.qnms
+            defined = True
+        except AttributeError:
+            defined = False
+        print(names["extension_path"]() is not None, names["extension_loads"](), defined, flush=True)
+        os._exit(0)
+    os.waitpid(child, 0)
+kept = [runpy.run_path({str(SHIM)!r}) for _ in range(2)]
+import torchvision.ops
+print("fine")
 """
 
 
-def run(folder: Path) -> str:
-    done = subprocess.run([sys.executable, "-c", CHECK, str(folder)], capture_output=True, text=True, check=True)
-    return done.stdout.strip()
-
-
-def fake_torchvision(folder: Path, extension: Path | None, content: bytes = b"") -> Path:
+def fake_torchvision(folder: Path, extension: Path | None, content: bytes = b"") -> None:
     package = folder / "torchvision"
-    package.mkdir()
+    package.mkdir(parents=True)
     (package / "__init__.py").write_text("")
     target = package / f"_C{machinery.EXTENSION_SUFFIXES[-1]}"
     if extension is not None:
         shutil.copyfile(extension, target)
     else:
         target.write_bytes(content)
-    return folder
 
 
-def test_a_loadable_extension_is_left_to_define_its_own(tmp_path: Path) -> None:
-    assert run(fake_torchvision(tmp_path, Path(_ctypes.__file__))) == "True True False"
-
-
-def test_a_broken_extension_gets_the_schemas(tmp_path: Path) -> None:
-    assert run(fake_torchvision(tmp_path, None, b"not a shared object")) == "True False True"
-
-
-def test_the_torchvision_at_hand_can_be_imported_after_the_shim_even_twice() -> None:
-    shim = f"import runpy; names = [runpy.run_path({str(SHIM)!r}) for _ in range(2)]"
-    code = f"{shim}; import torchvision.ops, timm, open_clip; print('fine')"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.stdout.strip() == "fine", done.stderr
+def test_the_shim_defines_what_the_extension_cannot(tmp_path: Path) -> None:
+    """A loadable extension defines its own, a broken one gets the schemas; then the torchvision at hand, even twice."""
+    loadable, broken = tmp_path / "loadable", tmp_path / "broken"
+    fake_torchvision(loadable, Path(_ctypes.__file__))
+    fake_torchvision(broken, None, b"not a shared object")
+    command = [sys.executable, "-c", CHECK, str(loadable), str(broken)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.stdout.splitlines() == ["True True False", "True False True", "fine"], done.stderr
