@@ -27,10 +27,9 @@ from soupkit.task import models
 from soupkit.world import ALONE, cache_folder
 
 SCORER = """
-import pathlib, struct, sys
-folder = pathlib.Path(sys.argv[1])
+import struct, sys
 print(sys.argv[1], file=open("calls.log", "a"))
-weights = (folder / "model.safetensors").read_bytes()
+weights = open(sys.argv[1] + "/model.safetensors", "rb").read()
 value = struct.unpack("<f" if b'"F32"' in weights else "<e", weights[-4:] if b'"F32"' in weights else weights[-2:])[0]
 print({})
 """
@@ -85,7 +84,7 @@ def test_an_edited_scorer_and_another_folder_get_scores_of_their_own(three: Path
 
 
 def test_what_lies_beside_equal_weights_counts(three: Path) -> None:
-    scorer("value * __import__('json').loads((folder / 'config.json').read_text())['factor']")
+    scorer("value * eval(open(sys.argv[1] + '/config.json').read())['factor']")
     for number in (1, 2, 4):
         Path(f"m{number}/config.json").write_text('{"factor": 1}')
     assert picks() == (["m4"], 4.0)
@@ -186,7 +185,7 @@ DATA = {"data": "imgs", "num_held_out": 8, "num_test": 8, "device": "cpu"}
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three small image models, randomly initialised."""
     root = tmp_path_factory.mktemp("models")
-    spec = models.parse_model("timm:test_resnet,num_classes=2,img_size=32,in_chans=3")
+    spec = models.parse_model("timm:test_resnet,num_classes=2,img_size=16,in_chans=3")
     for number in range(3):
         torch.manual_seed(number)
         model = models.build(spec)
@@ -202,13 +201,15 @@ def render(seed: int) -> None:
     for name in "ab":
         Path("imgs", name).mkdir(parents=True, exist_ok=True)
         for number in range(12):
-            pixels = random.integers(0, 60 * (seed + 1), (32, 32, 3), dtype=np.uint8)
+            pixels = random.integers(0, 60 * (seed + 1), (16, 16, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(f"imgs/{name}/{number:02d}.png")
 
 
 @pytest.fixture
 def images(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, ...]:
     monkeypatch.chdir(tmp_path)
+    for plot in ("plane_plot", "path_plot"):  # nothing here looks at them
+        monkeypatch.setattr(f"soupkit.report.curves.{plot}", lambda path, *_values, **_options: path.write_bytes(b""))
     render(0)
     return tuple(str(built / f"m{number}") for number in range(3))
 
