@@ -11,6 +11,7 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 from typing import Any, NoReturn
 
 import typer
@@ -60,7 +61,8 @@ def _run(arguments: Sequence[str]) -> int:
     try:
         refuse_contradictions(arguments)
         named = [word for word in _words_to_complete() or arguments if not word.startswith("-")]
-        return build_app(named)(args=list(arguments), prog_name="soupkit", standalone_mode=False) or 0
+        command = _built(named)
+        return command.main(args=list(arguments), prog_name="soupkit", standalone_mode=False) or 0
     except CLICK_ERROR as error:
         return _report_usage(error)
     except RecipeError as error:
@@ -71,6 +73,20 @@ def _run(arguments: Sequence[str]) -> int:
         return 130
     except OSError as error:
         return _report_system(error)
+
+
+def _built(arguments: Sequence[str]) -> Any:
+    """What parses the arguments. A process that runs one command again and again builds it once."""
+    name = _named(arguments)
+    if name is None:
+        return typer.main.get_command(build_app(arguments))
+    return _built_once(name, COMMANDS[name], COMMANDS[name].recipe_type(), "NO_COLOR" in os.environ)
+
+
+@lru_cache(maxsize=32)
+def _built_once(name: str, _command: Command, _recipe_type: type, _plain: bool) -> Any:
+    """One command; the other arguments are what else it is built from."""
+    return typer.main.get_command(build_app(name.split()))
 
 
 def _words_to_complete() -> list[str]:
