@@ -80,7 +80,8 @@ def _built(arguments: Sequence[str]) -> Any:
     name = _named(arguments)
     if name is None:
         return typer.main.get_command(build_app(arguments))
-    return _built_once(name, COMMANDS[name], COMMANDS[name].recipe_type(), "NO_COLOR" in os.environ)
+    recipe_type: Any = COMMANDS[name].recipe_type()
+    return _built_once(name, COMMANDS[name], recipe_type, "NO_COLOR" in os.environ)
 
 
 @lru_cache(maxsize=32)

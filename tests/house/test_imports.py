@@ -3,7 +3,7 @@
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -99,18 +99,26 @@ def test_no_torch_at_module_level(path: Path) -> None:
         assert not TORCH & {name.partition(".")[0] for name in imported(tree)}
 
 
-def heavy_after(code: str) -> str:
-    """Which of torch and its friends are loaded after running some code in a fresh process."""
-    check = f"import sys\n{code}\nprint(sorted({TORCH!r} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
-    return done.stdout.strip()
+def heavy_after(codes: Iterable[str]) -> list[str]:
+    """Which of torch and its friends are loaded after running each code, in forks of one process that ran nothing."""
+    check = f"""
+import os, sys
+for code in sys.argv[1:]:
+    if (child := os.fork()) == 0:
+        exec(code)
+        print(sorted({TORCH!r} & set(sys.modules)), flush=True)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0, code
+"""
+    done = subprocess.run([sys.executable, "-c", check, *codes], capture_output=True, text=True, check=True)
+    return done.stdout.splitlines()
 
 
 def test_import_soupkit_imports_no_torch() -> None:
-    assert heavy_after("import soupkit") == "[]"
-    assert heavy_after("import soupkit.cli.app") == "[]"
+    assert heavy_after(["import soupkit", "import soupkit.cli.app"]) == ["[]", "[]"]
 
 
-@pytest.mark.parametrize("name", DATA_FREE_COMMANDS)
-def test_jobs_without_data_import_no_torch(name: str) -> None:
-    assert heavy_after(f"from soupkit.commands import COMMANDS\nCOMMANDS[{name!r}].load_job()") == "[]"
+def test_jobs_without_data_import_no_torch() -> None:
+    code = "from soupkit.commands import COMMANDS\nCOMMANDS[{!r}].load_job()"
+    found = heavy_after(code.format(name) for name in DATA_FREE_COMMANDS)
+    assert dict(zip(DATA_FREE_COMMANDS, found, strict=True)) == dict.fromkeys(DATA_FREE_COMMANDS, "[]")

@@ -17,9 +17,8 @@ from soupkit.manifest import Manifest
 
 SCORER = """
 import struct, sys
-from pathlib import Path
-Path(__file__).with_name("runs").open("a").write("x")
-value = struct.unpack("<f", (Path(sys.argv[1]) / "model.safetensors").read_bytes()[-4:])[0]
+open(__file__.replace("score.py", "runs"), "a").write("x")
+value = struct.unpack("<f", open(sys.argv[1] + "/model.safetensors", "rb").read()[-4:])[0]
 print(sys.argv[2].replace("VALUE", repr(value)))
 """
 
@@ -34,7 +33,9 @@ def models(save: Any) -> list[Path]:
 def scorer(tmp_path: Path):  # type: ignore[no-untyped-def]
     """scorer(text) → a score command that prints the text with the model's number for VALUE."""
     (tmp_path / "score.py").write_text(SCORER)
-    return lambda text: f"{shlex.join([sys.executable, str(tmp_path / 'score.py')])} {{checkpoint}} {shlex.quote(text)}"
+    return lambda text: (
+        f"{shlex.join([sys.executable, '-S', str(tmp_path / 'score.py')])} {{checkpoint}} {shlex.quote(text)}"
+    )
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: object, code: int = 0) -> tuple[Any, str]:
