@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,9 @@ import pytest
 from hub.server import Hub
 
 from soupkit.checkpoint.tensors import write_tensors
+
+NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+"""Of every client: nothing on loopback speaks TLS, and reading the system's certificates takes 50 ms a client."""
 
 
 @pytest.fixture
@@ -32,6 +36,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         }.items():
             monkeypatch.setattr(constants, name, value)
         monkeypatch.delenv("HF_TOKEN", raising=False)
+        monkeypatch.setattr("ssl.create_default_context", lambda *_arguments, **_options: NO_TLS)
         monkeypatch.setattr("soupkit.checkpoint.hub_errors._wait", lambda _error, _number: 0.0)
         monkeypatch.setattr("time.sleep", lambda _seconds: None)  # huggingface_hub's own tries
         yield server
