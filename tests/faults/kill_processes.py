@@ -10,6 +10,7 @@ import signal
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,9 @@ def adopt_orphans(adopt: bool = True) -> None:
 def in_child(work: Callable[[], int], output: Path) -> int:
     """The process id of a fork that does `work`, with a session, default signals and an output file of its own."""
     sys.stdout.flush()
-    process = os.fork()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # from Python 3.12 on, where a library has threads
+        process = os.fork()
     if process:
         return process
     code = 70

@@ -5,14 +5,13 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from faults.kill_processes import in_child, wait
 from hub.conftest import checkpoint, tensors
 from hub.server import TOKEN, Hub
 from waiting import wait_for
@@ -345,21 +344,20 @@ def test_incompatible_checkpoints_are_found_before_the_download(
 
 
 def test_a_killed_pull_continues(hub: Hub, toy: Path, tmp_path: Path) -> None:
-    """kill -9 in the second of two files: the first is not fetched again, and nothing partial is taken for whole."""
+    """kill -9 of a fork in the second of two files: the first is not fetched again, nothing partial taken for whole."""
     other = checkpoint(tmp_path / "other", 2, size=50_000)
     hub.add("org/other", other)
     digest = next(d for d, c in hub.stored.items() if c == (other / "model.safetensors").read_bytes())
     slow = hub.fail(rf"GET /blobs/{digest}", "slow", pause=0.2)
-    environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1"}
-    command = [sys.executable, "-m", "soupkit", "pull", "org/toy", "org/other", "--out", str(tmp_path / "out")]
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    wait_for(lambda: slow.seen >= 2, ended=process.poll)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    words = ["pull", "org/toy", "org/other", "--out", str(tmp_path / "out")]
+    process = in_child(lambda: run_command_line(words), tmp_path / "told")
+    wait_for(lambda: slow.seen >= 2)
+    os.kill(process, signal.SIGKILL)
+    assert wait(process) == -signal.SIGKILL, (tmp_path / "told").read_text()
     assert not (tmp_path / "out").exists()
     hub.faults.clear()
     whole = len([request for request in hub.asked(BLOB) if request.range is None])
-    subprocess.run(command, env=environment, check=True, capture_output=True)
+    assert run_command_line(words) == 0
     assert len([request for request in hub.asked(BLOB) if request.range is None]) == whole + 1
     assert Manifest.read(tmp_path / "out").notes["members"] == ["toy", "other"]
     for name, source in (("toy", toy), ("other", other)):
