@@ -20,7 +20,10 @@ Job = Callable[[Any, "World", "Report"], dict[str, Any]]
 
 @dataclass(frozen=True)
 class Command:
-    """One command: where its recipe type and its job live, and whether the job knows what to do with many ranks."""
+    """One command: where its recipe type and its job live, and whether the job knows what to do with many ranks.
+
+    recipe is below `soupkit.recipe`, job below `soupkit.jobs`, each as `module:name`.
+    """
 
     recipe: str
     job: str
@@ -28,12 +31,12 @@ class Command:
 
     def recipe_type(self) -> type[Any]:
         """Import the recipe dataclass (cheap: no numpy, no torch)."""
-        kind: type[Any] = _load(self.recipe)
+        kind: type[Any] = _load(f"soupkit.recipe.{self.recipe}")
         return kind
 
     def load_job(self) -> Job:
         """Import the job and what it needs."""
-        job: Job = _load(self.job)
+        job: Job = _load(f"soupkit.jobs.{self.job}")
         return job
 
     def run(self, recipe: Any, world: World, report: Report) -> dict[str, Any]:
@@ -52,76 +55,70 @@ def _load(path: str) -> Any:
     return getattr(import_module(module), name)
 
 
+METHOD = "merge.method:merge_method"
+
 COMMANDS: dict[str, Command] = {
-    "demo": Command("soupkit.recipe.run:Demo", "soupkit.jobs.demo:demo"),
-    "run": Command("soupkit.recipe.run:Run", "soupkit.jobs.run:run", ranks=True),
-    "merge uniform": Command("soupkit.recipe.merge:MergeUniform", "soupkit.jobs.merge:merge_uniform"),
-    "merge weighted": Command("soupkit.recipe.merge:MergeWeighted", "soupkit.jobs.merge:merge_weighted"),
-    "merge interpolate": Command("soupkit.recipe.merge:MergeInterpolate", "soupkit.jobs.interpolate:merge_interpolate"),
-    "merge swa": Command("soupkit.recipe.averages:MergeSwa", "soupkit.jobs.averages:merge_swa"),
-    "merge ema": Command("soupkit.recipe.averages:MergeEma", "soupkit.jobs.averages:merge_ema"),
-    "merge posthoc-ema": Command("soupkit.recipe.averages:MergePosthocEma", "soupkit.jobs.averages:merge_posthoc_ema"),
-    "merge greedy": Command("soupkit.recipe.merge:MergeGreedy", "soupkit.jobs.greedy:merge_greedy", ranks=True),
-    "merge learned": Command("soupkit.recipe.soup:MergeLearned", "soupkit.jobs.learned:merge_learned", ranks=True),
-    "merge mehl": Command("soupkit.recipe.soup:MergeMehl", "soupkit.jobs.mehl:merge_mehl", ranks=True),
-    "merge twa": Command("soupkit.recipe.soup:MergeTwa", "soupkit.jobs.twa:merge_twa", ranks=True),
-    "merge evolve": Command("soupkit.recipe.soup:MergeEvolve", "soupkit.jobs.evolve:merge_evolve", ranks=True),
-    "merge linear": Command("soupkit.recipe.methods:MergeLinear", "soupkit.jobs.methods:merge_method"),
-    "merge slerp": Command("soupkit.recipe.methods:MergeSlerp", "soupkit.jobs.methods:merge_method"),
-    "merge nuslerp": Command("soupkit.recipe.methods:MergeNuslerp", "soupkit.jobs.methods:merge_method"),
-    "merge multislerp": Command("soupkit.recipe.methods:MergeMultislerp", "soupkit.jobs.methods:merge_method"),
-    "merge karcher": Command("soupkit.recipe.methods:MergeKarcher", "soupkit.jobs.methods:merge_method"),
-    "merge task-arithmetic": Command(
-        "soupkit.recipe.task_vectors:MergeTaskArithmetic", "soupkit.jobs.methods:merge_method"
-    ),
-    "merge ties": Command("soupkit.recipe.task_vectors:MergeTies", "soupkit.jobs.methods:merge_method"),
-    "merge dare-linear": Command("soupkit.recipe.task_vectors:MergeDareLinear", "soupkit.jobs.methods:merge_method"),
-    "merge dare-ties": Command("soupkit.recipe.task_vectors:MergeDareTies", "soupkit.jobs.methods:merge_method"),
-    "merge della-linear": Command("soupkit.recipe.task_vectors:MergeDellaLinear", "soupkit.jobs.methods:merge_method"),
-    "merge della-ties": Command("soupkit.recipe.task_vectors:MergeDellaTies", "soupkit.jobs.methods:merge_method"),
-    "merge breadcrumbs": Command("soupkit.recipe.task_vectors:MergeBreadcrumbs", "soupkit.jobs.methods:merge_method"),
-    "merge breadcrumbs-ties": Command(
-        "soupkit.recipe.task_vectors:MergeBreadcrumbsTies", "soupkit.jobs.methods:merge_method"
-    ),
-    "merge model-stock": Command("soupkit.recipe.task_vectors:MergeModelStock", "soupkit.jobs.methods:merge_method"),
-    "merge sce": Command("soupkit.recipe.task_vectors:MergeSce", "soupkit.jobs.methods:merge_method"),
-    "merge consensus": Command("soupkit.recipe.task_vectors:MergeConsensus", "soupkit.jobs.methods:merge_method"),
-    "merge tall-mask": Command("soupkit.recipe.task_vectors:MergeTallMask", "soupkit.jobs.methods:merge_method"),
-    "merge nearswap": Command("soupkit.recipe.task_vectors:MergeNearswap", "soupkit.jobs.methods:merge_method"),
-    "merge fusion": Command("soupkit.recipe.methods:MergeFusion", "soupkit.jobs.methods:merge_method"),
-    "merge fisher": Command("soupkit.recipe.methods:MergeFisher", "soupkit.jobs.methods:merge_method"),
-    "merge regmean": Command("soupkit.recipe.methods:MergeRegmean", "soupkit.jobs.methods:merge_method"),
-    "merge passthrough": Command("soupkit.recipe.methods:MergePassthrough", "soupkit.jobs.methods:merge_method"),
-    "merge mergekit": Command("soupkit.recipe.methods:MergeMergekit", "soupkit.jobs.mergekit:merge_mergekit"),
-    "curve fit": Command("soupkit.recipe.curve:CurveFit", "soupkit.jobs.curve:curve_fit"),
-    "curve point": Command("soupkit.recipe.curve:CurvePoint", "soupkit.jobs.curve_point:curve_point"),
-    "curve evaluate": Command(
-        "soupkit.recipe.curve:CurveEvaluate", "soupkit.jobs.curve_evaluate:curve_evaluate", ranks=True
-    ),
-    "chain": Command("soupkit.recipe.curve:Chain", "soupkit.jobs.chain:chain", ranks=True),
-    "plane": Command("soupkit.recipe.curve:Plane", "soupkit.jobs.plane:plane", ranks=True),
-    "fge": Command("soupkit.recipe.curve:Fge", "soupkit.jobs.fge:fge"),
-    "ensemble": Command("soupkit.recipe.curve:Ensemble", "soupkit.jobs.ensemble:ensemble"),
-    "align": Command("soupkit.recipe.align:Align", "soupkit.jobs.align:align"),
-    "repair": Command("soupkit.recipe.align:Repair", "soupkit.jobs.repair:repair"),
-    "barrier": Command("soupkit.recipe.align:Barrier", "soupkit.jobs.barrier:barrier_job"),
-    "align groups": Command("soupkit.recipe.align_groups:AlignGroups", "soupkit.jobs.align_groups:align_groups"),
-    "extract-lora": Command("soupkit.recipe.lora:ExtractLora", "soupkit.jobs.extract_lora:extract_lora"),
-    "evaluate": Command("soupkit.recipe.evaluate:Evaluate", "soupkit.jobs.evaluate:evaluate", ranks=True),
-    "finetune": Command("soupkit.recipe.train:Finetune", "soupkit.jobs.finetune:finetune"),
-    "train-population": Command(
-        "soupkit.recipe.population:TrainPopulation", "soupkit.jobs.population:train_population", ranks=True
-    ),
-    "finetune-sweep": Command("soupkit.recipe.train:FinetuneSweep", "soupkit.jobs.sweep:finetune_sweep"),
-    "convert": Command("soupkit.recipe.hub:Convert", "soupkit.jobs.convert:convert"),
-    "pull": Command("soupkit.recipe.hub:Pull", "soupkit.jobs.hub:pull"),
-    "push": Command("soupkit.recipe.hub:Push", "soupkit.jobs.hub:push"),
-    "methods": Command("soupkit.recipe.env:Methods", "soupkit.jobs.methods_table:methods"),
-    "env": Command("soupkit.recipe.env:Env", "soupkit.jobs.env:env"),
-    "cache": Command("soupkit.recipe.cache:Cache", "soupkit.jobs.cache:cache"),
-    "inspect": Command("soupkit.recipe.inspect:Inspect", "soupkit.jobs.inspect:inspect"),
-    "diff": Command("soupkit.recipe.inspect:Diff", "soupkit.jobs.diff:diff"),
-    "report": Command("soupkit.recipe.report:Report", "soupkit.jobs.report:report"),
-    "verify": Command("soupkit.recipe.inspect:Verify", "soupkit.jobs.verify:verify"),
-    "reproduce": Command("soupkit.recipe.inspect:Reproduce", "soupkit.jobs.verify:reproduce"),
+    "demo": Command("run:Demo", "recipes.demo:demo"),
+    "run": Command("run:Run", "recipes.run:run", ranks=True),
+    "merge uniform": Command("merge:MergeUniform", "merge.uniform:merge_uniform"),
+    "merge weighted": Command("merge:MergeWeighted", "merge.uniform:merge_weighted"),
+    "merge interpolate": Command("merge:MergeInterpolate", "merge.interpolate:merge_interpolate"),
+    "merge swa": Command("averages:MergeSwa", "merge.averages:merge_swa"),
+    "merge ema": Command("averages:MergeEma", "merge.averages:merge_ema"),
+    "merge posthoc-ema": Command("averages:MergePosthocEma", "merge.averages:merge_posthoc_ema"),
+    "merge greedy": Command("merge:MergeGreedy", "soups.greedy:merge_greedy", ranks=True),
+    "merge learned": Command("soup:MergeLearned", "soups.learned:merge_learned", ranks=True),
+    "merge mehl": Command("soup:MergeMehl", "soups.mehl:merge_mehl", ranks=True),
+    "merge twa": Command("soup:MergeTwa", "soups.twa:merge_twa", ranks=True),
+    "merge evolve": Command("soup:MergeEvolve", "soups.evolve:merge_evolve", ranks=True),
+    "merge linear": Command("methods:MergeLinear", METHOD),
+    "merge slerp": Command("methods:MergeSlerp", METHOD),
+    "merge nuslerp": Command("methods:MergeNuslerp", METHOD),
+    "merge multislerp": Command("methods:MergeMultislerp", METHOD),
+    "merge karcher": Command("methods:MergeKarcher", METHOD),
+    "merge task-arithmetic": Command("task_vectors:MergeTaskArithmetic", METHOD),
+    "merge ties": Command("task_vectors:MergeTies", METHOD),
+    "merge dare-linear": Command("task_vectors:MergeDareLinear", METHOD),
+    "merge dare-ties": Command("task_vectors:MergeDareTies", METHOD),
+    "merge della-linear": Command("task_vectors:MergeDellaLinear", METHOD),
+    "merge della-ties": Command("task_vectors:MergeDellaTies", METHOD),
+    "merge breadcrumbs": Command("task_vectors:MergeBreadcrumbs", METHOD),
+    "merge breadcrumbs-ties": Command("task_vectors:MergeBreadcrumbsTies", METHOD),
+    "merge model-stock": Command("task_vectors:MergeModelStock", METHOD),
+    "merge sce": Command("task_vectors:MergeSce", METHOD),
+    "merge consensus": Command("task_vectors:MergeConsensus", METHOD),
+    "merge tall-mask": Command("task_vectors:MergeTallMask", METHOD),
+    "merge nearswap": Command("task_vectors:MergeNearswap", METHOD),
+    "merge fusion": Command("methods:MergeFusion", METHOD),
+    "merge fisher": Command("methods:MergeFisher", METHOD),
+    "merge regmean": Command("methods:MergeRegmean", METHOD),
+    "merge passthrough": Command("methods:MergePassthrough", METHOD),
+    "merge mergekit": Command("methods:MergeMergekit", "merge.mergekit:merge_mergekit"),
+    "curve fit": Command("curve:CurveFit", "curves.fit:curve_fit"),
+    "curve point": Command("curve:CurvePoint", "curves.point:curve_point"),
+    "curve evaluate": Command("curve:CurveEvaluate", "curves.evaluate:curve_evaluate", ranks=True),
+    "chain": Command("curve:Chain", "curves.chain:chain", ranks=True),
+    "plane": Command("curve:Plane", "curves.plane:plane", ranks=True),
+    "fge": Command("curve:Fge", "curves.fge:fge"),
+    "ensemble": Command("curve:Ensemble", "judge.ensemble:ensemble"),
+    "align": Command("align:Align", "align.align:align"),
+    "repair": Command("align:Repair", "align.repair:repair"),
+    "barrier": Command("align:Barrier", "align.barrier:barrier_job"),
+    "align groups": Command("align_groups:AlignGroups", "align.groups:align_groups"),
+    "extract-lora": Command("lora:ExtractLora", "files.extract_lora:extract_lora"),
+    "evaluate": Command("evaluate:Evaluate", "judge.evaluate:evaluate", ranks=True),
+    "finetune": Command("train:Finetune", "training.finetune:finetune"),
+    "train-population": Command("population:TrainPopulation", "training.population:train_population", ranks=True),
+    "finetune-sweep": Command("train:FinetuneSweep", "training.sweep:finetune_sweep"),
+    "convert": Command("hub:Convert", "files.convert:convert"),
+    "pull": Command("hub:Pull", "files.hub:pull"),
+    "push": Command("hub:Push", "files.hub:push"),
+    "methods": Command("env:Methods", "about.methods:methods"),
+    "env": Command("env:Env", "about.env:env"),
+    "cache": Command("cache:Cache", "files.cache:cache"),
+    "inspect": Command("inspect:Inspect", "files.inspect:inspect"),
+    "diff": Command("inspect:Diff", "files.diff:diff"),
+    "report": Command("report:Report", "files.report:report"),
+    "verify": Command("inspect:Verify", "files.verify:verify"),
+    "reproduce": Command("inspect:Reproduce", "files.verify:reproduce"),
 }

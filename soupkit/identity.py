@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -148,38 +148,3 @@ def _places(data: str, data_dir: Path | None) -> Iterator[Path]:
         yield Path(os.environ.get("HF_DATASETS_CACHE") or home / "datasets") / name.replace("/", "___")
     if library.lower() == "tfds" and data_dir is None:
         yield Path(os.path.expanduser("~/tensorflow_datasets")) / name.partition(":")[0]  # noqa: PTH111
-
-
-def given_by(recipe: Mapping[str, Any]) -> dict[str, str]:
-    """What the options of a command name beside checkpoints: {option: identity} of data, scorer, and files.
-
-    recipe: as a manifest records it. Checkpoints are a manifest's inputs and are recorded there by their weights.
-    """
-    from soupkit.command_identity import command_identity
-
-    found: dict[str, str] = {}
-    if data := recipe.get("data"):
-        data_dir = recipe.get("data_dir")
-        found["data"] = data_identity(str(data), None if data_dir is None else Path(str(data_dir)))
-    if command := recipe.get("score_command"):
-        found["score_command"] = command_identity(str(command))
-    for key, value in recipe.items():
-        if key not in ("data", "data_dir", "score_command", "out"):
-            files = [Path(text) for text in _texts(value) if _is_file(text)]
-            if files:
-                found[key] = digest([[str(path), file_identity(path, most=MOST_OF_A_FILE)] for path in files])
-    return found
-
-
-def _texts(value: Any) -> Iterator[str]:
-    for item in value if isinstance(value, list | tuple) else [value]:
-        if isinstance(item, str | Path):
-            yield str(item)
-
-
-def _is_file(text: str) -> bool:
-    """A file that is no weight file: those are inputs."""
-    try:
-        return "\n" not in text and not text.endswith(".safetensors") and Path(text).is_file()
-    except (OSError, ValueError):
-        return False

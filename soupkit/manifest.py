@@ -15,7 +15,8 @@ from typing import Any
 from soupkit import __version__
 from soupkit.commands import COMMANDS
 from soupkit.errors import CheckpointError, brief
-from soupkit.identity import given_by, version_of
+from soupkit.given import given_by
+from soupkit.identity import version_of
 from soupkit.processor import instruction_set
 from soupkit.whole import whole_file
 

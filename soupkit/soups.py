@@ -18,13 +18,13 @@ from soupkit.checkpoint.hashing import content_hash
 from soupkit.checkpoint.output import OutputDirectory
 from soupkit.checkpoint.tensors import write_tensors
 from soupkit.events import Report, silent
-from soupkit.jobs.described import describe_outputs
-from soupkit.jobs.soup import Record, prepare, write_soup
 from soupkit.manifest import Manifest
 from soupkit.merge.mixture import Mixture
 from soupkit.recipe.merge import MergeWeighted
 from soupkit.soup.greedy import Bar
 from soupkit.soup.greedy import greedy as search
+from soupkit.stages.outputs.described import describe_outputs
+from soupkit.stages.outputs.soup import Record, prepare, write_soup
 from soupkit.task.score import Score
 from soupkit.world import World
 

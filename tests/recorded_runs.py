@@ -102,7 +102,9 @@ JUDGED = {
     "finetune towers": "--base {i}/clip0 DATA --epochs 1 --threads 1 --out {o}",
 }
 RUNS = {**MADE_OF_WEIGHTS, **JUDGED}
-TIMES = re.compile(r"seconds|created|elapsed|per_second|memory|pid|bytes_read|versions|key|identity|fingerprint|digest")
+TIMES = re.compile(
+    r"seconds|created|elapsed|per_second|memory|pid|bytes_read|versions|key|identity|fingerprint|digest|given|xxh3"
+)
 
 
 def record(folder: Path, only: str) -> dict[str, Any]:
@@ -144,16 +146,14 @@ def _run(name: str, inputs: Path, folder: Path) -> dict[str, Any]:
     print(name, file=sys.stderr)
     files = sorted(path for path in out.rglob("*.safetensors") if not path.is_symlink()) if out.is_dir() else []
     digests = {str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-    return {"code": 0, "weights": digests, "printed": _lasting(json.loads(printed.getvalue()), str(folder))}
+    return {"code": 0, "weights": digests, "printed": _lasting(json.loads(printed.getvalue().replace(str(folder), "")))}
 
 
-def _lasting(value: Any, folder: str) -> Any:
-    """A printed value without what differs from run to run."""
+def _lasting(value: Any) -> Any:
+    """A printed value without what differs from run to run: times, and digests of texts with places in them."""
     if isinstance(value, dict):
-        return {key: _lasting(item, folder) for key, item in value.items() if not TIMES.search(str(key))}
-    if isinstance(value, list):
-        return [_lasting(item, folder) for item in value]
-    return value.replace(folder, "") if isinstance(value, str) else value
+        return {key: _lasting(item) for key, item in value.items() if not TIMES.search(str(key))}
+    return [_lasting(item) for item in value] if isinstance(value, list) else value
 
 
 def differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:

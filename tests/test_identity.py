@@ -11,7 +11,8 @@ import pytest
 
 from soupkit import identity
 from soupkit.command_identity import command_identity
-from soupkit.identity import data_identity, file_identity, given_by, tree_identity
+from soupkit.given import given_by
+from soupkit.identity import data_identity, file_identity, tree_identity
 
 Change = Callable[[Path], object]
 

@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from soupkit.align.match import Match
+from soupkit.align.matching.match import Match
+from soupkit.align.matching.similarity import objective_names, permuted
+from soupkit.align.matching.universe import align_all
 from soupkit.align.moments import Batches
 from soupkit.align.repair import Kind, measure_endpoints, repair
-from soupkit.align.similarity import objective_names, permuted
 from soupkit.align.spec import PermutationSpec
-from soupkit.align.universe import align_all
 
 Named = Mapping[str, Tensor]
 
@@ -22,7 +22,7 @@ def align_members(members: Sequence[Named], spec: PermutationSpec, *, seed: int 
     """Permute every member, in place, to match the first and then one another; returns what was found.
 
     Every tensor of the spec is permuted, batch-norm statistics with the rest. What an optimizer keeps of a weight is
-    not: a caller that goes on with it permutes that likewise. Memory and cost: see `soupkit.align.universe.align_all`.
+    not: a caller that goes on with it permutes that likewise. Memory and cost: see `matching.universe.align_all`.
     """
     names = objective_names(spec, members[0])
     models = [{name: member[name].detach().float().contiguous() for name in names} for member in members]

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from soupkit.align.expression import (
+from soupkit.align.graph.expression import (
     Atom,
     AxisExpr,
     Blocks,

@@ -19,7 +19,7 @@ from soupkit.errors import CheckpointError
 
 
 class Remote(Protocol):
-    """Where the files of a checkpoint come from when they are not on this disk yet: see `soupkit.checkpoint.hub`."""
+    """Where the files of a checkpoint come from when they are not on this disk yet: see `checkpoint.hub`."""
 
     layout: Layout
     commit: str

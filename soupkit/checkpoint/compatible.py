@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from soupkit.checkpoint.checkpoint import Checkpoint, name_of, slots_of, tied_names
+from soupkit.checkpoint.config.meaning import Mismatch, check_meaning
+from soupkit.checkpoint.config.same_companions import check_companions
 from soupkit.checkpoint.dtypes import FLOATING, Array, widest
 from soupkit.checkpoint.header import Slot
-from soupkit.checkpoint.meaning import Mismatch, check_meaning
 from soupkit.checkpoint.quantized import refuse_quantized
-from soupkit.checkpoint.same_companions import check_companions
 from soupkit.errors import CompatibilityError
 
 Ingredient = Mapping[str, Array]

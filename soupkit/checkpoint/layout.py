@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from soupkit.checkpoint.foreign import folder_hint, refuse_foreign
+from soupkit.checkpoint.config.modules import module_files
+from soupkit.checkpoint.formats.foreign import folder_hint, refuse_foreign
 from soupkit.checkpoint.header import Header, Identity, TensorSpec, identity_of, read_header
-from soupkit.checkpoint.modules import module_files
 from soupkit.errors import CheckpointError, ReferenceError
 
 ReadHeaders = Callable[[Sequence[Path]], list[Header]]

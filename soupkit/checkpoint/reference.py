@@ -7,9 +7,9 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from soupkit.checkpoint import hub
 from soupkit.checkpoint.checkpoint import Checkpoint
-from soupkit.checkpoint.foreign import glob_hint
+from soupkit.checkpoint.formats.foreign import glob_hint
+from soupkit.checkpoint.hub import hub
 from soupkit.checkpoint.order import naturally
 from soupkit.errors import ReferenceError
 from soupkit.manifest import Manifest

@@ -11,7 +11,7 @@ from typing import Literal
 
 from soupkit.checkpoint.dtypes import Array
 from soupkit.errors import RecipeError
-from soupkit.merge import (
+from soupkit.merge.families import (
     between,
     breadcrumbs,
     dare,

@@ -17,7 +17,7 @@ from soupkit.align.spec import PermutationSpec
 from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.checkpoint.tensors import write_tensors
 from soupkit.events import silent
-from soupkit.jobs.finetune import finetune
+from soupkit.jobs.training.finetune import finetune
 from soupkit.recipe.train import Finetune
 from soupkit.task.models import build, describe
 from soupkit.world import World

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from soupkit.align.expression import Atom, Blocks, Concat
+from soupkit.align.graph.expression import Atom, Blocks, Concat
 from soupkit.align.permutation import random_permutation
 from soupkit.align.spec import Group, Permutation, PermutationSpec
 

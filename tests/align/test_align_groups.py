@@ -15,8 +15,8 @@ from task.small import FEW_WORDS
 from soupkit.cli.app import run_command_line
 from soupkit.errors import AlignError, RecipeError, TaskError
 from soupkit.events import Event, Table, Told
-from soupkit.jobs import align_groups as align_groups_module
-from soupkit.jobs.align_groups import align_groups
+from soupkit.jobs.align import groups as align_groups_module
+from soupkit.jobs.align.groups import align_groups
 from soupkit.recipe.align_groups import AlignGroups
 from soupkit.task.models import ModelSpec, arrays, build, parse_model, write_config
 from soupkit.world import World
@@ -124,9 +124,9 @@ def test_pins() -> None:
 
 
 def test_both_towers_of_a_clip_model() -> None:
-    from soupkit.align.trace import permutation_spec
-    from soupkit.align.verify import verify
-    from soupkit.jobs.align_groups import example_inputs
+    from soupkit.align.graph.trace import permutation_spec
+    from soupkit.align.graph.verify import verify
+    from soupkit.stages.alignment.examples import example_inputs
 
     spec = ModelSpec("open_clip", "small", {}, FEW_WORDS)
     model = build(spec)

@@ -15,7 +15,7 @@ from align.traced import traced_once
 from safetensors.torch import save_file
 from task.small import CLIP_CONFIG
 
-from soupkit.align.expression import Atom
+from soupkit.align.graph.expression import Atom
 from soupkit.align.permutation import random_permutation
 from soupkit.align.permuted import Permuted
 from soupkit.align.spec import PermutationSpec
@@ -24,17 +24,17 @@ from soupkit.checkpoint.reference import open_references
 from soupkit.checkpoint.tensors import write_tensors
 from soupkit.errors import AlignError, CheckpointError, OutputError, RecipeError, SoupkitError
 from soupkit.events import Event, Table, Told, silent
-from soupkit.jobs import aligned as aligned_module
-from soupkit.jobs.align import align
-from soupkit.jobs.greedy import merge_greedy
-from soupkit.jobs.interpolate import merge_interpolate
-from soupkit.jobs.merge import merge_uniform, merge_weighted
-from soupkit.jobs.repair import repair
-from soupkit.jobs.verify import reproduce, verify
+from soupkit.jobs.align.align import align
+from soupkit.jobs.align.repair import repair
+from soupkit.jobs.files.verify import reproduce, verify
+from soupkit.jobs.merge.interpolate import merge_interpolate
+from soupkit.jobs.merge.uniform import merge_uniform, merge_weighted
+from soupkit.jobs.soups.greedy import merge_greedy
 from soupkit.manifest import Manifest
 from soupkit.recipe.align import Align, Repair
 from soupkit.recipe.inspect import Reproduce, Verify
 from soupkit.recipe.merge import MergeGreedy, MergeInterpolate, MergeUniform, MergeWeighted
+from soupkit.stages.alignment import aligned as aligned_module
 from soupkit.task.models import ModelSpec, build
 from soupkit.world import World
 

@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from soupkit.align.graph.trace import permutation_spec
+from soupkit.align.graph.trial import permuted_state
 from soupkit.align.members import align_members, repair_members
 from soupkit.align.moments import measure
 from soupkit.align.permutation import random_permutation
 from soupkit.align.repair import measure_endpoints, ratios, target_moments
 from soupkit.align.sites import find_sites
-from soupkit.align.trace import permutation_spec
-from soupkit.align.trial import permuted_state
 
 CPU = torch.device("cpu")
 

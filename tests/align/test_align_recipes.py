@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from soupkit.events import silent
-from soupkit.jobs.run import run
+from soupkit.jobs.recipes.run import run
 from soupkit.recipe.run import Run
 from soupkit.recipe.steps import load_steps
 from soupkit.task.models import build, parse_model

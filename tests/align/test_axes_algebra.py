@@ -9,11 +9,25 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from soupkit.align.axes import Node, Plus, Symbol, Times, Varying, at, pin, plus, resolve, size, symbols, times, varying
-from soupkit.align.groups import build_spec
+from soupkit.align.graph.axes import (
+    Node,
+    Plus,
+    Symbol,
+    Times,
+    Varying,
+    at,
+    pin,
+    plus,
+    resolve,
+    size,
+    symbols,
+    times,
+    varying,
+)
+from soupkit.align.graph.groups import build_spec
+from soupkit.align.graph.unify import cut, share, split, unify
 from soupkit.align.permutation import compose, inverse, random_permutation
 from soupkit.align.spec import PermutationSpec
-from soupkit.align.unify import cut, share, split, unify
 
 SIZES = (4, 6, 8, 12, 24)
 

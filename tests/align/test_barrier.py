@@ -14,7 +14,7 @@ from scipy.special import log_softmax
 from soupkit.align.barrier import barrier, between, losses_and_errors
 from soupkit.errors import RecipeError
 from soupkit.events import silent
-from soupkit.jobs.barrier import barrier_job
+from soupkit.jobs.align.barrier import barrier_job
 from soupkit.recipe.align import Barrier
 from soupkit.task.score import Predictions
 from soupkit.world import World

@@ -10,11 +10,11 @@ import pytest
 import torch
 from align.hand_made import SPECS, attention, gathered, hidden_copy, mlp, objective, recurrent, weights
 
-from soupkit.align.anchored import anchored_order, anchored_start
-from soupkit.align.assign import assign
-from soupkit.align.match import improve, in_random_order, loaded, match_weights, refine
+from soupkit.align.matching.anchored import anchored_order, anchored_start
+from soupkit.align.matching.assign import assign
+from soupkit.align.matching.match import improve, in_random_order, loaded, match_weights, refine
+from soupkit.align.matching.similarity import Pair
 from soupkit.align.permutation import check_permutation, compose, count_changed, identity, random_permutation
-from soupkit.align.similarity import Pair
 from soupkit.align.spec import Permutation, PermutationSpec
 from soupkit.errors import CheckpointError
 

@@ -14,22 +14,22 @@ from safetensors.torch import save_file
 from task.small import FEW_WORDS, saved
 from torch import Tensor, nn
 
-from soupkit.align.rotate import Found, Matching, best_heads, best_rotations, match_turned, procrustes
-from soupkit.align.similarity import all_permuted
-from soupkit.align.trial import randomise
-from soupkit.align.turn import Turn, balanced, complement_of_ones, fold, heads, random_turn, turned
-from soupkit.align.turn_proof import proved
+from soupkit.align.graph.trial import randomise
+from soupkit.align.matching.similarity import all_permuted
+from soupkit.align.turns.proof import proved
+from soupkit.align.turns.rotate import Found, Matching, best_heads, best_rotations, match_turned, procrustes
+from soupkit.align.turns.turn import Turn, balanced, complement_of_ones, fold, heads, random_turn, turned
 from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.errors import AlignError, CheckpointError, RecipeError
 from soupkit.events import silent
-from soupkit.jobs import aligned as aligned_module
-from soupkit.jobs.align import align
-from soupkit.jobs.align_groups import example_inputs
-from soupkit.jobs.barrier import barrier_job
-from soupkit.jobs.verify import reproduce, verify
+from soupkit.jobs.align.align import align
+from soupkit.jobs.align.barrier import barrier_job
+from soupkit.jobs.files.verify import reproduce, verify
 from soupkit.manifest import Manifest
 from soupkit.recipe.align import Align, Barrier
 from soupkit.recipe.inspect import Reproduce, Verify
+from soupkit.stages.alignment import aligned as aligned_module
+from soupkit.stages.alignment.examples import example_inputs
 from soupkit.task.models import ModelSpec, build, load_weights, parse_model
 from soupkit.world import World
 

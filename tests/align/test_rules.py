@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from align.networks import Lambda, change, prepared
 from torch import nn
 
-from soupkit.align.axes import Symbol, Varying, resolve
+from soupkit.align.graph.axes import Symbol, Varying, resolve
+from soupkit.align.graph.rules import Axes, close, mix
+from soupkit.align.graph.trace import permutation_spec
+from soupkit.align.graph.unify import split
 from soupkit.align.permutation import random_permutation
-from soupkit.align.rules import Axes, close, mix
 from soupkit.align.spec import PermutationSpec
-from soupkit.align.trace import permutation_spec
-from soupkit.align.unify import split
 from soupkit.errors import AlignError
 
 VECTORS = (torch.randn(2, 5, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0)),)

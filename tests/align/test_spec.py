@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from soupkit.align.expression import index_of
+from soupkit.align.graph.expression import index_of
 from soupkit.align.permutation import (
     check_permutation,
     compose,

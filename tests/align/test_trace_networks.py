@@ -8,9 +8,9 @@ import torch
 from align.networks import HEADS, C, Network, Residual, change, images, prepared, random_network, tokens
 from torch import nn
 
+from soupkit.align.graph.trace import permutation_spec
 from soupkit.align.permutation import random_permutation
 from soupkit.align.spec import PermutationSpec
-from soupkit.align.trace import permutation_spec
 
 INPUTS = (torch.randn(2, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0)),)
 NUM_STACKS = 15

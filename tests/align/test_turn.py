@@ -7,12 +7,12 @@ import torch
 from task.small import FEW_WORDS
 from torch import Tensor, nn
 
-from soupkit.align.towers import Tower, check_names, towers_again, towers_of, towers_to_json
-from soupkit.align.trial import randomise
-from soupkit.align.turn import Turn, balanced, fold, heads, random_turn, turned
-from soupkit.align.turn_proof import proved
+from soupkit.align.graph.trial import randomise
+from soupkit.align.turns.proof import proved
+from soupkit.align.turns.towers import Tower, check_names, towers_again, towers_of, towers_to_json
+from soupkit.align.turns.turn import Turn, balanced, fold, heads, random_turn, turned
 from soupkit.errors import AlignError
-from soupkit.jobs.align_groups import example_inputs
+from soupkit.stages.alignment.examples import example_inputs
 from soupkit.task.models import ModelSpec, build, parse_model
 
 VIT = "timm:test_vit,num_classes=5,img_size=32,depth=2"

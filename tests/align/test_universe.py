@@ -10,12 +10,12 @@ import pytest
 import torch
 from align.hand_made import SPECS, gathered, hidden_copy, mlp, weights
 
-from soupkit.align.frank_wolfe import Axes, Relaxed, _best_step, _between, _vertices, frank_wolfe
-from soupkit.align.match import loaded
+from soupkit.align.matching.frank_wolfe import Axes, Relaxed, _best_step, _between, _vertices, frank_wolfe
+from soupkit.align.matching.match import loaded
+from soupkit.align.matching.similarity import all_permuted, permuted, sum_of_pairs
+from soupkit.align.matching.universe import Universe, align_all, medoid
 from soupkit.align.permutation import check_permutation, compose, count_changed, identity, inverse, random_permutation
-from soupkit.align.similarity import all_permuted, permuted, sum_of_pairs
 from soupkit.align.spec import Permutation, PermutationSpec
-from soupkit.align.universe import Universe, align_all, medoid
 
 CPU = torch.device("cpu")
 KINDS: tuple[Universe, ...] = ("merge-many", "frank-wolfe")

@@ -11,11 +11,11 @@ from align.networks import Attention, C, Network, Residual, change
 from torch import nn
 from torch.nn import functional as F
 
+from soupkit.align.graph.trace import permutation_spec
+from soupkit.align.graph.trial import calibrate, permuted_state, randomise
+from soupkit.align.graph.verify import moving_permutation, verify
 from soupkit.align.permutation import random_permutation
 from soupkit.align.spec import Atom, Group, PermutationSpec
-from soupkit.align.trace import permutation_spec
-from soupkit.align.trial import calibrate, permuted_state, randomise
-from soupkit.align.verify import moving_permutation, verify
 from soupkit.errors import AlignError
 
 IMAGES = (torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)),)

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 
 import torch
 
+from soupkit.align.graph.trace import permutation_spec
 from soupkit.align.spec import PermutationSpec
-from soupkit.align.trace import permutation_spec
 
 _FOUND: dict[tuple[object, ...], PermutationSpec] = {}
 

@@ -15,8 +15,8 @@ import itertools
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from soupkit.align.expression import Atom
-from soupkit.align.match import match_weights
+from soupkit.align.graph.expression import Atom
+from soupkit.align.matching.match import match_weights
 from soupkit.align.permutation import random_permutation
 from soupkit.align.permuted import Permuted
 from soupkit.align.spec import Group, PermutationSpec

@@ -21,10 +21,11 @@ from typing import Any
 import torch
 
 import soupkit.task.torchvision_ops  # noqa: F401
-from soupkit.align.trace import permutation_spec
-from soupkit.align.verify import verify
+from soupkit.align.graph.trace import permutation_spec
+from soupkit.align.graph.verify import verify
 from soupkit.errors import SoupkitError
-from soupkit.jobs.align_groups import example_inputs, share_of_parameters
+from soupkit.jobs.align.groups import share_of_parameters
+from soupkit.stages.alignment.examples import example_inputs
 from soupkit.task.models import build, parse_model
 
 TIMM = {

@@ -16,11 +16,11 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
-from soupkit.align.match import match_weights
+from soupkit.align.graph.trace import permutation_spec
+from soupkit.align.matching.match import match_weights
 from soupkit.align.permutation import compose, random_permutation
 from soupkit.align.permuted import Permuted
 from soupkit.align.spec import PermutationSpec
-from soupkit.align.trace import permutation_spec
 from soupkit.task.models import build, image_settings, parse_model
 
 MODELS = (

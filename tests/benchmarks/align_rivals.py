@@ -48,9 +48,9 @@ class Derived(NamedTuple):
 
 def with_soupkit(model: nn.Module, inputs: Inputs, _: nn.Module) -> Derived:
     """`permutation_spec`; the proof comes with its negative controls."""
-    from soupkit.align.trace import permutation_spec
-    from soupkit.align.trial import permuted_state
-    from soupkit.align.verify import moving_permutation, verify
+    from soupkit.align.graph.trace import permutation_spec
+    from soupkit.align.graph.trial import permuted_state
+    from soupkit.align.graph.verify import moving_permutation, verify
 
     spec = permutation_spec(model, inputs)
     names = list(spec.groups)

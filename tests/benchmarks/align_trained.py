@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 
 from soupkit.events import silent
-from soupkit.jobs.align import align
-from soupkit.jobs.barrier import barrier_job
-from soupkit.jobs.evaluate import evaluate
-from soupkit.jobs.finetune import finetune
-from soupkit.jobs.merge import merge_uniform
+from soupkit.jobs.align.align import align
+from soupkit.jobs.align.barrier import barrier_job
+from soupkit.jobs.judge.evaluate import evaluate
+from soupkit.jobs.merge.uniform import merge_uniform
+from soupkit.jobs.training.finetune import finetune
 from soupkit.manifest import Manifest
 from soupkit.recipe.align import Align, Barrier
 from soupkit.recipe.evaluate import Evaluate

@@ -26,9 +26,9 @@ from torch.utils.data import DataLoader, Dataset
 from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.curve.curve import Curve, points
 from soupkit.events import silent
-from soupkit.jobs.curve import curve_fit
-from soupkit.jobs.curve_evaluate import curve_evaluate
-from soupkit.jobs.finetune import finetune
+from soupkit.jobs.curves.evaluate import curve_evaluate
+from soupkit.jobs.curves.fit import curve_fit
+from soupkit.jobs.training.finetune import finetune
 from soupkit.recipe.curve import CurveEvaluate, CurveFit
 from soupkit.recipe.evaluate import Evaluate
 from soupkit.recipe.train import Finetune

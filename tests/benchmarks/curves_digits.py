@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from soupkit.events import silent
-from soupkit.jobs.chain import chain
-from soupkit.jobs.curve import curve_fit
-from soupkit.jobs.curve_evaluate import curve_evaluate
-from soupkit.jobs.finetune import finetune
+from soupkit.jobs.curves.chain import chain
+from soupkit.jobs.curves.evaluate import curve_evaluate
+from soupkit.jobs.curves.fit import curve_fit
+from soupkit.jobs.training.finetune import finetune
 from soupkit.recipe.curve import Chain, CurveEvaluate, CurveFit
 from soupkit.recipe.train import Finetune
 from soupkit.world import World
@@ -89,7 +89,7 @@ def between(
 
 def aligned(ends: tuple[str, ...], out: Path) -> str:
     """B, permuted to fit A, as a checkpoint."""
-    from soupkit.jobs.align import align as align_job
+    from soupkit.jobs.align.align import align as align_job
     from soupkit.recipe.align import Align
 
     result = cached(out, lambda: align_job(Align(refs=ends, out=out, device="cpu"), World(), silent))

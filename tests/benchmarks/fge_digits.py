@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from soupkit.events import silent
-from soupkit.jobs.ensemble import ensemble
-from soupkit.jobs.fge import fge
-from soupkit.jobs.finetune import finetune
+from soupkit.jobs.curves.fge import fge
+from soupkit.jobs.judge.ensemble import ensemble
+from soupkit.jobs.training.finetune import finetune
 from soupkit.recipe.curve import Ensemble, Fge
 from soupkit.recipe.train import Finetune
 from soupkit.world import World

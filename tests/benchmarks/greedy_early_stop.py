@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from soupkit.events import silent
-from soupkit.jobs.greedy import merge_greedy
+from soupkit.jobs.soups.greedy import merge_greedy
 from soupkit.recipe.merge import MergeGreedy
 from soupkit.world import World
 

@@ -63,11 +63,11 @@ def measure(folder: Path, method: str, form: str, num: int, batch_size: int) -> 
 
     from soupkit.checkpoint.reference import open_references
     from soupkit.events import silent
-    from soupkit.jobs.learning import begin, learn, settings_of
-    from soupkit.jobs.search import open_search
     from soupkit.recipe.soup import MergeLearned, MergeMehl
     from soupkit.soup.learned import Softmax
     from soupkit.soup.mehl import HyperPlane
+    from soupkit.stages.learning.learning import begin, learn, settings_of
+    from soupkit.stages.learning.search import open_search
     from soupkit.world import World
 
     data = {"data": "digits", "num_train": 20, "num_held_out": 3 * batch_size, "num_test": 20}

@@ -17,9 +17,9 @@ import torch
 
 import soupkit.task.torchvision_ops  # noqa: F401  (first: see there)
 from soupkit.task.models import build, parse_model
-from soupkit.train.exchange import Pull
-from soupkit.train.flat import Flat
-from soupkit.train.grid import Grid
+from soupkit.train.population.exchange import Pull
+from soupkit.train.population.flat import Flat
+from soupkit.train.population.grid import Grid
 from soupkit.world import World
 
 N, EVERY, SHARE = 5, 10, 0.01

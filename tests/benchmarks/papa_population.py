@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from soupkit.events import silent
-from soupkit.jobs.population import train_population
+from soupkit.jobs.training.population import train_population
 from soupkit.manifest import Manifest
 from soupkit.recipe.population import TrainPopulation
 from soupkit.world import World

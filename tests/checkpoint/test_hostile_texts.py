@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from soupkit.checkpoint.hub import expand_braces
+from soupkit.checkpoint.hub.hub import expand_braces
 from soupkit.checkpoint.output import OutputDirectory, check_output, remove_litter
 from soupkit.checkpoint.reference import open_references, spelled_out
 from soupkit.checkpoint.tensors import parse_bytes

@@ -13,8 +13,8 @@ import pytest
 from soupkit.api import combine, merge
 from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.checkpoint.compatible import check_compatible
-from soupkit.checkpoint.meaning import check_meaning
-from soupkit.checkpoint.vocabulary import token_rows
+from soupkit.checkpoint.config.meaning import check_meaning
+from soupkit.checkpoint.config.vocabulary import token_rows
 from soupkit.cli.app import run_command_line
 from soupkit.errors import CheckpointError, CompatibilityError
 from soupkit.events import Event, Warned

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from soupkit.checkpoint.restacked import Origin, stacked_config
+from soupkit.checkpoint.config.restacked import Origin, stacked_config
 from soupkit.errors import CompatibilityError
 
 LLAMA = {"model_type": "llama", "num_hidden_layers": 4}

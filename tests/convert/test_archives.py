@@ -12,12 +12,12 @@ import pytest
 import torch
 from convert.pickled import save
 
-from soupkit.checkpoint import archive as archives
-from soupkit.checkpoint.archive import check_archive
+from soupkit.checkpoint.formats import archive as archives
+from soupkit.checkpoint.formats.archive import check_archive
 from soupkit.cli.app import run_command_line
 from soupkit.errors import CheckpointError
 from soupkit.events import Advanced, Event
-from soupkit.jobs.convert import convert
+from soupkit.jobs.files.convert import convert
 from soupkit.recipe.hub import Convert
 from soupkit.world import World
 

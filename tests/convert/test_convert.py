@@ -16,13 +16,13 @@ from convert.pickled import foreign_class, save, weights
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from soupkit.checkpoint.pickles import load_pickle, mappings_of, release
+from soupkit.checkpoint.formats.pickles import load_pickle, mappings_of, release
 from soupkit.cli.app import run_command_line
 from soupkit.errors import CheckpointError, ReferenceError, SoupkitError
 from soupkit.events import Event, Told, silent
-from soupkit.jobs.convert import convert
-from soupkit.jobs.run import run as run_job
-from soupkit.jobs.verify import verify
+from soupkit.jobs.files.convert import convert
+from soupkit.jobs.files.verify import verify
+from soupkit.jobs.recipes.run import run as run_job
 from soupkit.manifest import Manifest
 from soupkit.recipe.hub import Convert
 from soupkit.recipe.inspect import Verify
@@ -353,7 +353,7 @@ PEAK = """
 import sys
 from pathlib import Path
 from soupkit.events import silent
-from soupkit.jobs.convert import convert
+from soupkit.jobs.files.convert import convert
 from soupkit.recipe.hub import Convert
 from soupkit.world import World
 import torch, numpy

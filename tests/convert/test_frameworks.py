@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from soupkit.cli.app import run_command_line
 from soupkit.errors import CheckpointError
 from soupkit.events import Event, Told, Warned
-from soupkit.jobs.convert import convert
+from soupkit.jobs.files.convert import convert
 from soupkit.manifest import Manifest
 from soupkit.recipe.hub import Convert
 from soupkit.world import World

@@ -16,7 +16,7 @@ from convert.pickled import Evil, foreign_class, plain_pickle, save, weights
 from soupkit.cli.app import run_command_line
 from soupkit.errors import CheckpointError
 from soupkit.events import silent
-from soupkit.jobs.convert import convert
+from soupkit.jobs.files.convert import convert
 from soupkit.recipe.hub import Convert
 from soupkit.world import World
 

@@ -9,7 +9,7 @@ import pytest
 from train.small import finetune_recipe
 
 from soupkit.events import silent
-from soupkit.jobs.finetune import finetune
+from soupkit.jobs.training.finetune import finetune
 from soupkit.world import World
 
 FEW = {"data": "digits", "num_train": 60, "num_held_out": 50, "num_test": 40, "batch_size": 20, "device": "cpu"}
@@ -33,7 +33,7 @@ def ends(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
 
 @pytest.fixture(scope="session")
 def curve_directory(ends: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from soupkit.jobs.curve import curve_fit
+    from soupkit.jobs.curves.fit import curve_fit
     from soupkit.recipe.curve import CurveFit
 
     out = tmp_path_factory.mktemp("curves") / "bezier"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from soupkit.events import silent
-from soupkit.jobs.chain import chain
+from soupkit.jobs.curves.chain import chain
 from soupkit.recipe.curve import Chain
 from soupkit.world import World
 

@@ -18,16 +18,17 @@ from soupkit.cli.app import run_command_line
 from soupkit.curve.curve import points
 from soupkit.errors import CheckpointError, CompatibilityError, RecipeError, ReferenceError, SoupkitError, TaskError
 from soupkit.events import Advanced, Event, Table, Told, silent
-from soupkit.jobs import points as scored_points
-from soupkit.jobs.curve import curve_fit, state_path
-from soupkit.jobs.curve_evaluate import curve_evaluate
-from soupkit.jobs.curve_point import curve_point, open_curve
-from soupkit.jobs.evaluate import evaluate
-from soupkit.jobs.verify import reproduce, verify
+from soupkit.jobs.curves.evaluate import curve_evaluate
+from soupkit.jobs.curves.fit import curve_fit, state_path
+from soupkit.jobs.curves.point import curve_point
+from soupkit.jobs.files.verify import reproduce, verify
+from soupkit.jobs.judge.evaluate import evaluate
 from soupkit.manifest import Manifest
 from soupkit.recipe.curve import CurveEvaluate, CurveFit, CurvePoint
 from soupkit.recipe.evaluate import Evaluate
 from soupkit.recipe.inspect import Reproduce, Verify
+from soupkit.stages.inputs.curve import open_curve
+from soupkit.stages.scoring import points as scored_points
 
 Ends = tuple[str, str]
 

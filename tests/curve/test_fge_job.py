@@ -14,12 +14,12 @@ from soupkit.checkpoint.hashing import content_hash
 from soupkit.checkpoint.reference import open_references
 from soupkit.errors import RecipeError
 from soupkit.events import Event, Scored, Table, Told, silent
-from soupkit.jobs import fge as fge_module
-from soupkit.jobs.ensemble import ensemble
-from soupkit.jobs.evaluate import evaluate
-from soupkit.jobs.fge import fge
-from soupkit.jobs.merge import merge_uniform
-from soupkit.jobs.verify import verify
+from soupkit.jobs.curves import fge as fge_module
+from soupkit.jobs.curves.fge import fge
+from soupkit.jobs.files.verify import verify
+from soupkit.jobs.judge.ensemble import ensemble
+from soupkit.jobs.judge.evaluate import evaluate
+from soupkit.jobs.merge.uniform import merge_uniform
 from soupkit.manifest import Manifest
 from soupkit.recipe.curve import Ensemble, Fge
 from soupkit.recipe.evaluate import Evaluate

@@ -11,11 +11,11 @@ from curve.conftest import ALONE, few
 from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.errors import CompatibilityError, RecipeError
 from soupkit.events import Event, Table, silent
-from soupkit.jobs.chain import chain
-from soupkit.jobs.curve_point import curve_point
-from soupkit.jobs.evaluate import evaluate
-from soupkit.jobs.interpolate import merge_interpolate
-from soupkit.jobs.plane import _short, plane
+from soupkit.jobs.curves.chain import chain
+from soupkit.jobs.curves.plane import _short, plane
+from soupkit.jobs.curves.point import curve_point
+from soupkit.jobs.judge.evaluate import evaluate
+from soupkit.jobs.merge.interpolate import merge_interpolate
 from soupkit.manifest import Manifest
 from soupkit.recipe.curve import Chain, CurvePoint, Plane
 from soupkit.recipe.evaluate import Evaluate

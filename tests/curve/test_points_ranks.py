@@ -9,7 +9,7 @@ from curve.point_ranks import chain_in_rank
 from distributed.ranks import in_ranks
 
 from soupkit.events import silent
-from soupkit.jobs.chain import chain
+from soupkit.jobs.curves.chain import chain
 from soupkit.recipe.curve import Chain
 
 

@@ -13,8 +13,8 @@ from train.population_small import no_dropout, population, population_recipe
 from soupkit.events import silent
 from soupkit.recipe.population import TrainPopulation
 from soupkit.task.score import Score
-from soupkit.train.population import Population, Seams
-from soupkit.train.state import find_state, load_state, save_state
+from soupkit.train.population.population import Population, Seams
+from soupkit.train.population.state import find_state, load_state, save_state
 from soupkit.world import World
 
 Trained = tuple[dict[int, dict[str, np.ndarray]], list[list[float]]]

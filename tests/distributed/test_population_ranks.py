@@ -12,8 +12,8 @@ from distributed.ranks import in_ranks
 
 from soupkit.errors import RecipeError
 from soupkit.events import silent
-from soupkit.train.grid import Grid
-from soupkit.train.state import find_state, load_state, save_state
+from soupkit.train.population.grid import Grid
+from soupkit.train.population.state import find_state, load_state, save_state
 from soupkit.world import World
 
 ALONE = World("cpu", threads=1, rank=0, size=1)

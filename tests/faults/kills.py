@@ -127,8 +127,17 @@ def table(trials: Sequence[Trials]) -> str:
 
 def preload(commands: Sequence[KillCommand]) -> None:
     """Import what the commands import, once for all children."""
-    jobs = {ALL[name].job.partition(":")[0] for each in commands for name in ALL if each.command.startswith(f"{name} ")}
-    for module in [*(MODELS if any(each.models for each in commands) else ()), "soupkit.jobs.verify", *sorted(jobs)]:
+    jobs = {
+        "soupkit.jobs." + ALL[name].job.partition(":")[0]
+        for each in commands
+        for name in ALL
+        if each.command.startswith(f"{name} ")
+    }
+    for module in [
+        *(MODELS if any(each.models for each in commands) else ()),
+        "soupkit.jobs.files.verify",
+        *sorted(jobs),
+    ]:
         importlib.import_module(module)
     with contextlib.redirect_stdout(io.StringIO()):
         run_command_line(["methods"])  # what every command imports when it runs

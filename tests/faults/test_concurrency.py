@@ -156,7 +156,7 @@ def test_another_writer_comes_first(tmp_path: Path) -> None:
 def writer(two: list[Path], tmp_path: Path) -> Iterator[Path]:
     """An output that is replaced all the time, in this process's own threads."""
     from soupkit.events import silent
-    from soupkit.jobs.merge import merge_uniform
+    from soupkit.jobs.merge.uniform import merge_uniform
     from soupkit.recipe.merge import MergeUniform
     from soupkit.world import World
 

@@ -30,7 +30,7 @@ SHARDS = ("--max-shard-size", "1MB", "--quiet", "--threads", "1")
 RUN = """
 import json, os, sys
 from soupkit.cli.app import run_command_line
-import soupkit.jobs.merge
+import soupkit.jobs.merge.uniform
 for line in sys.stdin:
     process = os.fork()
     if not process:

@@ -10,7 +10,7 @@ TESTS = SCRIPT.parent.parent
 # A page that is written in place, and half of it before anything else.
 FAULTY = """
 import contextlib, os, sys
-import faults.kills, soupkit.jobs.report
+import faults.kills, soupkit.jobs.files.report
 
 @contextlib.contextmanager
 def written_in_place(path):
@@ -18,7 +18,7 @@ def written_in_place(path):
     os.rename(path, path)
     yield path
 
-soupkit.jobs.report.whole_file = written_in_place
+soupkit.jobs.files.report.whole_file = written_in_place
 sys.exit(faults.kills.main())
 """
 

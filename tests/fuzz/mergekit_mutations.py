@@ -19,7 +19,7 @@ import yaml
 
 from soupkit.commands import COMMANDS
 from soupkit.errors import SoupkitError
-from soupkit.recipe.mergekit import translate
+from soupkit.recipe.mergekit.recipes import translate
 from soupkit.recipe.parse import parse_recipe
 from soupkit.recipe.settings import parse_settings
 

@@ -20,23 +20,22 @@ import yaml
 from fuzz import mergekit_mutations, pickle_mutations, samples
 from fuzz.hostile import json_text, mutated_bytes, mutated_json, mutated_text, mutated_value
 
-from soupkit.checkpoint.adapted import open_adapter
 from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.checkpoint.compatible import check_compatible
-from soupkit.checkpoint.convert import read_pickled
+from soupkit.checkpoint.config.meaning import check_meaning
+from soupkit.checkpoint.config.restacked import Origin, stacked_config
+from soupkit.checkpoint.config.vocabulary import difference, token_rows
+from soupkit.checkpoint.formats.convert import read_pickled
 from soupkit.checkpoint.header import parse_header, read_header
-from soupkit.checkpoint.hub import looks_like_hub, parse_hub
-from soupkit.checkpoint.meaning import check_meaning
+from soupkit.checkpoint.hub.hub import looks_like_hub, parse_hub
 from soupkit.checkpoint.reference import spelled_out
-from soupkit.checkpoint.restacked import Origin, stacked_config
 from soupkit.checkpoint.tensors import parse_bytes, write_tensors
-from soupkit.checkpoint.vocabulary import difference, token_rows
+from soupkit.checkpoint.views.adapted import open_adapter
 from soupkit.errors import SoupkitError
 from soupkit.events import silent
-from soupkit.jobs.inspect import inspect
-from soupkit.jobs.report import report
-from soupkit.jobs.run import show_plan
-from soupkit.jobs.verify import reproduce, verify
+from soupkit.jobs.files.inspect import inspect
+from soupkit.jobs.files.report import report
+from soupkit.jobs.files.verify import reproduce, verify
 from soupkit.manifest import MANIFEST_NAME, Manifest
 from soupkit.recipe.expect import parse_condition
 from soupkit.recipe.inspect import Inspect, Reproduce, Verify
@@ -45,6 +44,7 @@ from soupkit.recipe.settings import check_matches, parse_settings
 from soupkit.recipe.steps import parse_steps
 from soupkit.remembered import _MAGIC, Remembered
 from soupkit.report.card import model_card
+from soupkit.stages.steps import show_plan
 from soupkit.train.ranges import DRAWN, in_order, parse_range
 from soupkit.world import World
 

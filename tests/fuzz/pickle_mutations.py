@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
-from soupkit.checkpoint.convert import read_pickled
-from soupkit.checkpoint.pickles import flat_array
+from soupkit.checkpoint.formats.convert import read_pickled
+from soupkit.checkpoint.formats.pickles import flat_array
 from soupkit.errors import SoupkitError
 
 

@@ -12,20 +12,19 @@ import torch
 from convert.test_archives import repacked
 from fuzz.samples import ADAPTERS, CONFIGS, FACTORS, MANIFESTS, RECIPES, TENSORS
 
-from soupkit.checkpoint.adapted import open_adapter
-from soupkit.checkpoint.convert import read_pickled
-from soupkit.checkpoint.hub import looks_like_hub
-from soupkit.checkpoint.meaning import check_meaning
-from soupkit.checkpoint.memo import largest_entry
-from soupkit.checkpoint.restacked import Origin, stacked_config
-from soupkit.checkpoint.stacked import layer_in, main_stack
+from soupkit.checkpoint.config.meaning import check_meaning
+from soupkit.checkpoint.config.restacked import Origin, stacked_config
+from soupkit.checkpoint.config.vocabulary import token_rows
+from soupkit.checkpoint.formats.convert import read_pickled
+from soupkit.checkpoint.formats.memo import largest_entry
+from soupkit.checkpoint.hub.hub import looks_like_hub
 from soupkit.checkpoint.tensors import write_tensors
-from soupkit.checkpoint.vocabulary import token_rows
+from soupkit.checkpoint.views.adapted import open_adapter
+from soupkit.checkpoint.views.stacked import layer_in, main_stack
 from soupkit.errors import CheckpointError, CompatibilityError, RecipeError, SoupkitError
 from soupkit.events import silent
-from soupkit.jobs.report import report
-from soupkit.jobs.run import show_plan
-from soupkit.jobs.verify import verify
+from soupkit.jobs.files.report import report
+from soupkit.jobs.files.verify import verify
 from soupkit.manifest import MANIFEST_NAME, Manifest
 from soupkit.recipe.expect import parse_condition
 from soupkit.recipe.inspect import Verify
@@ -33,6 +32,7 @@ from soupkit.recipe.report import Report
 from soupkit.recipe.settings import layer_of, parse_settings
 from soupkit.recipe.shared import check_blocks
 from soupkit.recipe.steps import load_yaml, parse_steps
+from soupkit.stages.steps import show_plan
 from soupkit.world import World
 
 LONG = "9" * 5000

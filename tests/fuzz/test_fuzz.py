@@ -26,15 +26,15 @@ from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.checkpoint.compatible import check_compatible
 from soupkit.checkpoint.dtypes import NUMPY_DTYPES
 from soupkit.checkpoint.header import Slot, canonical_order, header_bytes, parse_header, read_header
-from soupkit.checkpoint.hub import expand_braces, looks_like_hub, parse_hub
+from soupkit.checkpoint.hub.hub import expand_braces, looks_like_hub, parse_hub
 from soupkit.checkpoint.layout import choose_weights
 from soupkit.checkpoint.reference import open_references
 from soupkit.cli.app import run_command_line
 from soupkit.commands import COMMANDS
 from soupkit.errors import CheckpointError, SoupkitError
 from soupkit.events import silent
-from soupkit.jobs.inspect import inspect
-from soupkit.jobs.verify import reproduce, verify
+from soupkit.jobs.files.inspect import inspect
+from soupkit.jobs.files.verify import reproduce, verify
 from soupkit.manifest import MANIFEST_NAME, Manifest
 from soupkit.merge.mixture import Mixture
 from soupkit.recipe.inspect import Inspect, Reproduce, Verify

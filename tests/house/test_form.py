@@ -13,6 +13,7 @@ PACKAGE = Path(__file__).parents[2] / "soupkit"
 FILES = sorted(PACKAGE.rglob("*.py"))
 LONGEST_FILE = 300
 LONGEST_FUNCTION = 60
+MOST_FILES = 25
 EMPTY_NAMES = {"util", "utils", "helper", "helpers", "common", "manager", "handler", "misc"}
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -36,6 +37,11 @@ def test_files_and_functions_are_short(path: Path) -> None:
         if isinstance(node, Function):
             length = (node.end_lineno or 0) - node.lineno + 1
             assert length <= LONGEST_FUNCTION, f"{node.name} has {length} lines"
+
+
+@pytest.mark.parametrize("folder", sorted({path.parent for path in FILES}), ids=lambda folder: folder.name)
+def test_a_folder_is_seen_at_a_glance(folder: Path) -> None:
+    assert len([path for path in folder.glob("*.py") if path.name != "__init__.py"]) <= MOST_FILES
 
 
 @each_file

@@ -12,13 +12,14 @@ PACKAGE = Path(__file__).parents[2] / "soupkit"
 FILES = sorted(PACKAGE.rglob("*.py"))
 FLOOR = {
     *("errors", "events", "world", "manifest", "whole", "visible", "processor", "metrics", "commands", "recipe"),
-    *("identity", "command_identity", "remembered"),
+    *("identity", "command_identity", "given", "remembered"),
 }
 LEVELS = [
     FLOOR,
     {"checkpoint"},
     {"task"},
     {"soup", "merge", "align", "curve", "train", "report"},
+    {"stages"},
     {"jobs"},
     {"api"},
     {"soups", "cli"},
@@ -41,22 +42,34 @@ def imported(tree: ast.AST) -> Iterator[str]:
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"line {node.lineno}: relative import"
-            names = [alias.name for alias in node.names] if node.module == "soupkit" else []
-            yield from (f"soupkit.{name}" for name in names)
+            ours = (node.module or "").partition(".")[0] == "soupkit"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names if ours)
             yield node.module or ""
 
 
+class WithoutTypes(ast.NodeTransformer):
+    """Takes out `if TYPE_CHECKING:`, which never runs."""
+
+    def visit_If(self, node: ast.If) -> ast.AST | None:
+        return None if ast.unparse(node.test).endswith("TYPE_CHECKING") else self.generic_visit(node)
+
+
+class WithoutFunctions(WithoutTypes):
+    """Takes out what does not run when a module is imported."""
+
+    def visit_FunctionDef(self, _node: ast.FunctionDef) -> None:
+        return None
+
+
+def at_run_time(tree: ast.Module) -> ast.Module:
+    """The tree as it runs, sooner or later."""
+    stripped: ast.Module = WithoutTypes().visit(tree)
+    return stripped
+
+
 def at_module_level(tree: ast.Module) -> ast.Module:
-    """The tree without functions and without `if TYPE_CHECKING:`, thus what runs when it is imported."""
-
-    class Strip(ast.NodeTransformer):
-        def visit_FunctionDef(self, _node: ast.FunctionDef) -> None:
-            return None
-
-        def visit_If(self, node: ast.If) -> ast.AST | None:
-            return None if ast.unparse(node.test).endswith("TYPE_CHECKING") else self.generic_visit(node)
-
-    stripped: ast.Module = Strip().visit(tree)
+    """The tree as it runs when it is imported."""
+    stripped: ast.Module = WithoutFunctions().visit(tree)
     return stripped
 
 
@@ -90,6 +103,29 @@ def test_imports_go_one_way(path: Path) -> None:
             assert may_import(room, other), f"{room} must not import {name}"
         if room != "cli":
             assert package not in ("typer", "rich", "click"), f"only cli may import {package}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_job_imports_no_other_job(path: Path) -> None:
+    """What two jobs share is a stage; a job that runs another command does so by the table of commands."""
+    others = [name for name in imported(ast.parse(path.read_text(encoding="utf-8"))) if name.startswith("soupkit.jobs")]
+    assert not others, f"what it takes from {', '.join(others)} belongs to soupkit.stages"
+
+
+ONE_ALGEBRA = {"soupkit.align.graph.axes", "soupkit.align.graph.unify"}
+
+
+def test_no_import_goes_in_a_circle() -> None:
+    """Imports inside functions count too; the axis algebra alone is defined by two files in terms of each other."""
+    names = {".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts): path for path in FILES}
+    needs = {
+        name: {other for other in imported(at_run_time(ast.parse(path.read_text(encoding="utf-8")))) if other in names}
+        for name, path in names.items()
+    }
+    needs["soupkit.align.graph.axes"] -= ONE_ALGEBRA
+    while leaves := {name for name, others in needs.items() if not others}:
+        needs = {name: others - leaves for name, others in needs.items() if name not in leaves}
+    assert not needs, f"in circles, or above one: {sorted(needs)}"
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))

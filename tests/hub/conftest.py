@@ -37,7 +37,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
             monkeypatch.setattr(constants, name, value)
         monkeypatch.delenv("HF_TOKEN", raising=False)
         monkeypatch.setattr("ssl.create_default_context", lambda *_arguments, **_options: NO_TLS)
-        monkeypatch.setattr("soupkit.checkpoint.hub_errors._wait", lambda _error, _number: 0.0)
+        monkeypatch.setattr("soupkit.checkpoint.hub.errors._wait", lambda _error, _number: 0.0)
         monkeypatch.setattr("time.sleep", lambda _seconds: None)  # huggingface_hub's own tries
         yield server
         close_session()

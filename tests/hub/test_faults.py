@@ -17,7 +17,7 @@ from hub.server import TOKEN, Hub
 from waiting import wait_for
 
 from soupkit.checkpoint.hashing import content_hash
-from soupkit.checkpoint.hub_errors import LONGEST_WAIT, Interrupted, _wait, retried
+from soupkit.checkpoint.hub.errors import LONGEST_WAIT, Interrupted, _wait, retried
 from soupkit.checkpoint.reference import open_checkpoint
 from soupkit.cli.app import run_command_line
 from soupkit.errors import CheckpointError, OutputError, ReferenceError, SoupkitError
@@ -328,7 +328,7 @@ def test_a_small_disk_is_noticed_before_the_download(
     from collections import namedtuple
 
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr("soupkit.jobs.download.shutil.disk_usage", lambda _path: usage(1, 1, 18 << 20))
+    monkeypatch.setattr("soupkit.stages.inputs.download.shutil.disk_usage", lambda _path: usage(1, 1, 18 << 20))
     assert run_command_line(["pull", "org/toy"]) == 1
     assert "the weights to download take 0.00 GB, 0.02 GB are free" in capsys.readouterr().err
     assert not [request for request in hub.asked(BLOB) if request.range is None]
@@ -382,7 +382,7 @@ def test_how_long_is_waited() -> None:
 
 
 def test_only_what_may_pass_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("soupkit.checkpoint.hub_errors._wait", lambda _error, _number: 0.0)
+    monkeypatch.setattr("soupkit.checkpoint.hub.errors._wait", lambda _error, _number: 0.0)
     for error, tries in ((Answer(404, {}), 1), (Answer(503, {}), 6), (ConnectionError(), 6), (ValueError(), 1)):
         count = []
 

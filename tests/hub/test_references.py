@@ -12,7 +12,7 @@ from hub.conftest import checkpoint, tensors
 from hub.server import TOKEN, Hub
 
 from soupkit.checkpoint.hashing import content_hash
-from soupkit.checkpoint.hub import HubReference, expand_braces, looks_like_hub, parse_hub
+from soupkit.checkpoint.hub.hub import HubReference, expand_braces, looks_like_hub, parse_hub
 from soupkit.checkpoint.reference import open_checkpoint, open_references
 from soupkit.checkpoint.tensors import TensorFiles, plan_files
 from soupkit.cli.app import run_command_line

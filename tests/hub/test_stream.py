@@ -9,7 +9,7 @@ from hub.conftest import checkpoint, tensors
 from hub.server import Hub
 
 from soupkit.checkpoint.hashing import content_hash
-from soupkit.checkpoint.ranges import BUFFER_BYTES, LARGEST, NUM_KEPT, SMALLEST, Windows, window_bytes
+from soupkit.checkpoint.hub.ranges import BUFFER_BYTES, LARGEST, NUM_KEPT, SMALLEST, Windows, window_bytes
 from soupkit.checkpoint.reference import open_checkpoint, open_references
 from soupkit.cli.app import run_command_line
 from soupkit.manifest import Manifest

@@ -12,15 +12,15 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from soupkit.checkpoint.adapted import Adapted, base_mismatch, open_adapter
-from soupkit.checkpoint.adapter_config import base_of
 from soupkit.checkpoint.checkpoint import Checkpoint, read_chunk
 from soupkit.checkpoint.hashing import content_hash
 from soupkit.checkpoint.tensors import write_tensors
+from soupkit.checkpoint.views.adapted import Adapted, base_mismatch, open_adapter
+from soupkit.checkpoint.views.adapter_config import base_of
 from soupkit.cli.app import run_command_line
 from soupkit.errors import CheckpointError, CompatibilityError
 from soupkit.manifest import Manifest
-from soupkit.merge.low_rank import EXACT, low_rank
+from soupkit.merge.families.low_rank import EXACT, low_rank
 
 Save = Callable[..., Path]
 Tensors = dict[str, np.ndarray]

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from soupkit.events import Event, Table
-from soupkit.jobs import demo
+from soupkit.jobs.recipes import demo
 from soupkit.manifest import Manifest
 from soupkit.metrics import metric_of
 from soupkit.recipe.run import Demo

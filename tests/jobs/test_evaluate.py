@@ -17,7 +17,7 @@ from task.small import saved
 from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.errors import OutputError, RecipeError, SoupkitError, TaskError
 from soupkit.events import Event, Finished, Started, Table, Warned
-from soupkit.jobs.evaluate import evaluate
+from soupkit.jobs.judge.evaluate import evaluate
 from soupkit.manifest import Manifest
 from soupkit.recipe.evaluate import Evaluate
 from soupkit.task.score import all_scores, compare, ensemble, scores_to_json

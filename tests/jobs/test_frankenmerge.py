@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from soupkit.checkpoint.checkpoint import Checkpoint, read_chunk
-from soupkit.checkpoint.resized import match_vocabularies
-from soupkit.checkpoint.stacked import Part, Stacked, main_stack
+from soupkit.checkpoint.views.resized import match_vocabularies
+from soupkit.checkpoint.views.stacked import Part, Stacked, main_stack
 from soupkit.cli.app import run_command_line
 from soupkit.errors import CompatibilityError, RecipeError
 

@@ -14,8 +14,8 @@ from jobs.noisy import noisy_models
 
 from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.cli.app import run_command_line
-from soupkit.jobs import scoring
 from soupkit.manifest import Manifest
+from soupkit.stages.scoring import scoring
 
 DATA = ("--data", "digits", "--num-train", "64", "--num-held-out", "200", "--num-test", "100")
 

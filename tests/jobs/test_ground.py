@@ -11,8 +11,8 @@ import pytest
 from jobs.noisy import noisy_models
 
 from soupkit.cli.app import run_command_line
-from soupkit.jobs.search import Outcome, Search
 from soupkit.recipe.soup import MergeTwa
+from soupkit.stages.learning.search import Outcome, Search
 
 DATA = ("--data", "digits", "--num-train", "64", "--num-held-out", "200", "--num-test", "50", "--threads", "1")
 K = 3
@@ -41,7 +41,7 @@ def test_what_is_worse_than_uniform_is_not_written_unless_forced(
         coefficients[-1] = 1
         return Outcome(coefficients)
 
-    monkeypatch.setattr("soupkit.jobs.learned._search", hopeless)
+    monkeypatch.setattr("soupkit.jobs.soups.learned._search", hopeless)
     words = ("merge", "learned", models / "m*", *DATA, "--no-plots", "--out")
     soup, told = run(capsys, *words, tmp_path / "kept")
     assert np.array(soup["mixture"]["coefficients"]) == pytest.approx(np.full((K, 2), 1 / K))
@@ -97,7 +97,7 @@ def test_twa_learns_with_batch_statistics_and_writes_re_estimated_ones(
     ],
 )
 def test_a_given_learning_rate_means_what_it_meant(given: dict[str, Any], step: str, lr: float) -> None:
-    from soupkit.jobs.twa import with_unit
+    from soupkit.jobs.soups.twa import with_unit
 
     recipe = with_unit(MergeTwa(refs=("a",), out=Path("x"), **given))
     assert (recipe.step, recipe.lr) == (step, lr)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from soupkit.checkpoint.checkpoint import Checkpoint, read_chunk
-from soupkit.checkpoint.dequantized import Dequantized
+from soupkit.checkpoint.views.dequantized import Dequantized
 from soupkit.cli.app import run_command_line
 from soupkit.errors import CheckpointError
 

@@ -16,9 +16,9 @@ from soupkit.checkpoint.seen import MOST, carried, seen_by
 from soupkit.cli.app import run_command_line
 from soupkit.errors import TaskError
 from soupkit.events import Event, Warned
-from soupkit.jobs.seen import check_seen
 from soupkit.manifest import Manifest
 from soupkit.recipe.evaluate import Evaluate
+from soupkit.stages.inputs.seen import check_seen
 from soupkit.task.data import Splits, open_data
 
 

@@ -19,8 +19,8 @@ from safetensors.torch import save_file
 from soupkit.checkpoint.tensors import write_tensors
 from soupkit.cli.app import run_command_line
 from soupkit.events import Told, silent
-from soupkit.jobs.greedy import merge_greedy
-from soupkit.jobs.run import run
+from soupkit.jobs.recipes.run import run
+from soupkit.jobs.soups.greedy import merge_greedy
 from soupkit.recipe.merge import MergeGreedy
 from soupkit.recipe.run import Run
 from soupkit.task import models

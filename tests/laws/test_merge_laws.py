@@ -13,11 +13,11 @@ import pytest
 from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.checkpoint.compatible import check_compatible
 from soupkit.checkpoint.hashing import content_hash
-from soupkit.jobs.methods import as_read
 from soupkit.merge.methods import METHODS
 from soupkit.merge.per_tensor import Inputs, merge_tensors
 from soupkit.merge.pieces import STRATUM
 from soupkit.merge.stream import Streamed, StreamOptions
+from soupkit.stages.methods.opened import as_read
 
 Tensors = dict[str, np.ndarray]
 Save = Callable[..., Path]

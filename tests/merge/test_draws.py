@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from soupkit.merge.dare import Quota, lowest
-from soupkit.merge.della import _by_rank
+from soupkit.merge.families.dare import Quota, lowest
+from soupkit.merge.families.della import _by_rank
 from soupkit.merge.pieces import Draws, uniform_bits
 
 

@@ -9,8 +9,8 @@ import yaml
 
 from soupkit.commands import COMMANDS
 from soupkit.errors import RecipeError
-from soupkit.recipe.mergekit import translate
-from soupkit.recipe.mergekit_methods import METHODS
+from soupkit.recipe.mergekit.methods import METHODS
+from soupkit.recipe.mergekit.recipes import translate
 from soupkit.recipe.parse import parse_recipe
 
 

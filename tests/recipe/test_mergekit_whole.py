@@ -10,7 +10,7 @@ from recipe.mergekit_refused import REFUSED, TWO, L, M, P, T, one
 
 from soupkit.commands import COMMANDS
 from soupkit.errors import RecipeError
-from soupkit.recipe.mergekit import Translated, translate
+from soupkit.recipe.mergekit.recipes import Translated, translate
 from soupkit.recipe.parse import parse_recipe
 from soupkit.recipe.settings import Layers, parse_settings, resolve
 
@@ -192,7 +192,7 @@ def test_a_byte_order_mark_anchors_and_merge_keys_are_yaml() -> None:
 
 def test_every_method_reads_a_slice() -> None:
     """A range of layers is a model of that depth, for every method."""
-    from soupkit.recipe.mergekit_methods import METHODS
+    from soupkit.recipe.mergekit.methods import METHODS
 
     for name, method in METHODS.items():
         models = ["base", "a", "b"][: 3 if method.least > 1 or method.most is None else 2]

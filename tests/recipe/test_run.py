@@ -15,7 +15,7 @@ from soupkit.checkpoint.tensors import write_tensors
 from soupkit.commands import COMMANDS, Command
 from soupkit.errors import ExpectationError, OutputError, TaskError
 from soupkit.events import Event, Report, Table, Told, silent
-from soupkit.jobs.run import Decision, decide, run
+from soupkit.jobs.recipes.run import run
 from soupkit.manifest import Manifest
 from soupkit.recipe.fields import option
 from soupkit.recipe.parse import recipe_to_json
@@ -23,6 +23,7 @@ from soupkit.recipe.run import Run
 from soupkit.recipe.shared import OutputOptions
 from soupkit.recipe.steps import Step
 from soupkit.recipe.train import FinetuneSweep
+from soupkit.stages.steps import Decision, decide
 from soupkit.world import World
 
 FILE = """

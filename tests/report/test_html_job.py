@@ -15,8 +15,8 @@ from report.html_samples import RECORDS, Element, fge, greedy, learned, path_sco
 from soupkit.cli.app import run_command_line
 from soupkit.errors import CheckpointError, OutputError, ReferenceError, SoupkitError
 from soupkit.events import silent
-from soupkit.jobs.merge import merge_uniform
-from soupkit.jobs.report import report
+from soupkit.jobs.files.report import report
+from soupkit.jobs.merge.uniform import merge_uniform
 from soupkit.recipe.merge import MergeUniform
 from soupkit.recipe.report import Report
 from soupkit.world import World

@@ -8,7 +8,7 @@ import pytest
 from train.small import SETTINGS, finetune_recipe
 
 from soupkit.events import silent
-from soupkit.jobs.finetune import finetune
+from soupkit.jobs.training.finetune import finetune
 from soupkit.task.data import Splits, open_data
 from soupkit.train.loop import TrainingData
 from soupkit.world import World

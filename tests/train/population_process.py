@@ -23,7 +23,7 @@ def recipe(out: Path) -> TrainPopulation:
 
 def train_until(out: Path, last: int) -> None:
     """Train, and die of SIGKILL in the fsync of that number; 0 is none."""
-    from soupkit.jobs.population import train_population
+    from soupkit.jobs.training.population import train_population
 
     calls, fsync = itertools.count(1), os.fsync
 

@@ -11,12 +11,12 @@ from train.small import SETTINGS, small_model
 
 from soupkit.recipe.population import TrainPopulation
 from soupkit.task.data import Splits, open_data
-from soupkit.train.flat import Flat
-from soupkit.train.grid import Grid
 from soupkit.train.loop import TrainingData
-from soupkit.train.members import Member
-from soupkit.train.population import Population, Seams
-from soupkit.train.regularise import member_recipes
+from soupkit.train.population.flat import Flat
+from soupkit.train.population.grid import Grid
+from soupkit.train.population.members import Member
+from soupkit.train.population.population import Population, Seams
+from soupkit.train.population.regularise import member_recipes
 from soupkit.world import World
 
 CPU = torch.device("cpu")

@@ -15,7 +15,7 @@ LONG = {"num_runs": 5, "epochs": "3"}
 
 def sweep(base: Path, out: Path) -> None:
     """Five runs by two workers."""
-    from soupkit.jobs.sweep import finetune_sweep
+    from soupkit.jobs.training.sweep import finetune_sweep
 
     finetune_sweep(sweep_recipe(base, out, jobs=2, **LONG), World("cpu"), silent)
 

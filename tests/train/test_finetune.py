@@ -19,9 +19,10 @@ from soupkit.checkpoint.hashing import content_hash
 from soupkit.checkpoint.tensors import write_tensors
 from soupkit.errors import OutputError, RecipeError, TaskError
 from soupkit.events import Advanced, Event, Scored, Table, Told, silent
-from soupkit.jobs.finetune import finetune, prepare
+from soupkit.jobs.training.finetune import finetune
 from soupkit.manifest import Manifest
 from soupkit.recipe.evaluate import Evaluate
+from soupkit.stages.training.start import prepare
 from soupkit.task.models import ModelSpec, build
 from soupkit.task.score import all_scores, scores_to_json
 from soupkit.task.task import open_task

@@ -24,11 +24,11 @@ from soupkit.events import Advanced, Event, silent
 from soupkit.task.data import open_data
 from soupkit.task.score import Score
 from soupkit.train.loop import TrainingData, fit
-from soupkit.train.members import Member
-from soupkit.train.merging import pull_strength
-from soupkit.train.population import Seams
-from soupkit.train.regularise import member_recipes, regularisation
-from soupkit.train.vectorised import OnStreams, choose_advance, one_by_one
+from soupkit.train.population.members import Member
+from soupkit.train.population.merging import pull_strength
+from soupkit.train.population.population import Seams
+from soupkit.train.population.regularise import member_recipes, regularisation
+from soupkit.train.population.vectorised import OnStreams, choose_advance, one_by_one
 
 
 def test_members_that_are_left_alone_are_finetuned() -> None:

@@ -10,15 +10,15 @@ import pytest
 import torch
 from train.population_small import ALONE, population_recipe
 
+from soupkit.align.graph.trace import permutation_spec
+from soupkit.align.graph.trial import permuted_state, randomise
 from soupkit.align.permutation import random_permutation
-from soupkit.align.trace import permutation_spec
-from soupkit.align.trial import permuted_state, randomise
 from soupkit.errors import RecipeError
 from soupkit.events import silent
-from soupkit.jobs import population as job
-from soupkit.jobs.align_groups import example_inputs
-from soupkit.jobs.population_seams import seams_of
+from soupkit.jobs.training import population as job
 from soupkit.recipe.population import TrainPopulation
+from soupkit.stages.alignment.examples import example_inputs
+from soupkit.stages.training.population_seams import seams_of
 
 CPU = torch.device("cpu")
 

@@ -9,9 +9,9 @@ import torch
 from train.population_small import ALONE, CPU
 from train.small import small_model
 
-from soupkit.train.exchange import Pull, everyone, gram, mix, mixed_row, mutate, similarity
-from soupkit.train.flat import Flat
-from soupkit.train.grid import Grid
+from soupkit.train.population.exchange import Pull, everyone, gram, mix, mixed_row, mutate, similarity
+from soupkit.train.population.flat import Flat
+from soupkit.train.population.grid import Grid
 
 N = 3
 

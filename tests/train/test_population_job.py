@@ -18,11 +18,11 @@ from soupkit.checkpoint.hashing import content_hash
 from soupkit.checkpoint.reference import open_references
 from soupkit.errors import OutputError, RecipeError
 from soupkit.events import Advanced, Event, Table, Told, Wrote, silent
-from soupkit.jobs import population as job
-from soupkit.jobs.population import train_population
-from soupkit.jobs.population_results import mean_accuracy
+from soupkit.jobs.training import population as job
+from soupkit.jobs.training.population import train_population
 from soupkit.manifest import Manifest
 from soupkit.recipe.population import TrainPopulation
+from soupkit.stages.training.population_results import mean_accuracy
 from soupkit.task.score import Predictions, share_error
 from soupkit.train.stem import for_small_images, stem_stride
 

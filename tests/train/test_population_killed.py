@@ -15,7 +15,7 @@ from train.population_small import ALONE
 from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.checkpoint.hashing import content_hash
 from soupkit.events import silent
-from soupkit.jobs.population import train_population
+from soupkit.jobs.training.population import train_population
 
 NUM_KILLS = int(os.environ.get("SOUPKIT_KILLS", "1"))
 NUM_UPDATES = 15

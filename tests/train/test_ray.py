@@ -14,7 +14,7 @@ from train.toy_work import die_once, double, fail
 
 from soupkit.errors import OutputError, RecipeError, SoupkitError, TaskError, WorkerDiedError
 from soupkit.events import Event, Told, Warned, silent
-from soupkit.jobs.sweep import finetune_sweep
+from soupkit.jobs.training.sweep import finetune_sweep
 from soupkit.train import ray_pool
 from soupkit.world import World
 

@@ -13,7 +13,7 @@ from train.toy_work import die_once
 
 from soupkit.errors import DivergedError, OutputError, SoupkitError, TaskError, WorkerDiedError
 from soupkit.events import Advanced, Event, Started, Warned, silent
-from soupkit.jobs.sweep import finetune_sweep
+from soupkit.jobs.training.sweep import finetune_sweep
 from soupkit.manifest import Manifest
 from soupkit.train.pool import run_here, run_in_processes
 from soupkit.world import World

@@ -16,8 +16,8 @@ from train.small import small_model
 from soupkit.errors import CheckpointError
 from soupkit.events import silent
 from soupkit.recipe.population import TrainPopulation
-from soupkit.train.population import Population
-from soupkit.train.state import about_state, find_state, load_state, save_state
+from soupkit.train.population.population import Population
+from soupkit.train.population.state import about_state, find_state, load_state, save_state
 
 
 class StoppedError(Exception):
@@ -148,7 +148,7 @@ def test_a_damaged_state_is_refused(tmp_path: Path) -> None:
 
 def test_fields_of_the_recipe_have_their_place_in_the_check() -> None:
     """An option is either part of what must agree on resuming, or named as without effect."""
-    from soupkit.jobs.population_folder import WITHOUT_EFFECT
+    from soupkit.stages.training.population_folder import WITHOUT_EFFECT
 
     names = {field.name for field in dataclasses.fields(TrainPopulation)}
     assert set(WITHOUT_EFFECT) <= names

@@ -13,8 +13,8 @@ from train.small import contents, finetune_recipe, litter, sweep_recipe, touched
 from soupkit.checkpoint.reference import open_references
 from soupkit.errors import CheckpointError, OutputError, RecipeError, TaskError
 from soupkit.events import Advanced, Event, Scored, Started, Table, Told, Warned, silent
-from soupkit.jobs.finetune import finetune
-from soupkit.jobs.sweep import finetune_sweep
+from soupkit.jobs.training.finetune import finetune
+from soupkit.jobs.training.sweep import finetune_sweep
 from soupkit.manifest import Manifest
 from soupkit.train.sweep import LOCK_NAME, plan_runs
 from soupkit.world import World
@@ -223,7 +223,7 @@ def test_other_data_are_refused_and_no_resume_trains_again(
     out = tmp_path / "sweep"
     shutil.copytree(reference[0], out)
     with monkeypatch.context() as patched:
-        patched.setattr("soupkit.jobs.sweep.given_by", lambda _recipe: {"data": "other files"})
+        patched.setattr("soupkit.jobs.training.sweep.given_by", lambda _recipe: {"data": "other files"})
         with pytest.raises(OutputError, match="the files of the data are others"):
             finetune_sweep(sweep_recipe(sweep_base, out), WORLD, silent)
     before = touched(out)

@@ -16,7 +16,7 @@ from train.sweep_process import LONG, sweep
 from waiting import HANG, alive, wait_for
 
 from soupkit.events import Event, Told, silent
-from soupkit.jobs.sweep import finetune_sweep
+from soupkit.jobs.training.sweep import finetune_sweep
 from soupkit.manifest import Manifest
 from soupkit.world import World
 

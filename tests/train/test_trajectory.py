@@ -20,9 +20,9 @@ from soupkit.checkpoint.hashing import content_hash
 from soupkit.checkpoint.reference import open_references
 from soupkit.errors import RecipeError, ReferenceError
 from soupkit.events import Event, Scored, silent
-from soupkit.jobs.averages import merge_swa
-from soupkit.jobs.finetune import finetune
-from soupkit.jobs.sweep import finetune_sweep
+from soupkit.jobs.merge.averages import merge_swa
+from soupkit.jobs.training.finetune import finetune
+from soupkit.jobs.training.sweep import finetune_sweep
 from soupkit.manifest import Manifest
 from soupkit.merge.running import Ema, Swa, coefficients
 from soupkit.recipe.averages import MergeSwa

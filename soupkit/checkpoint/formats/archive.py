@@ -1,0 +1,294 @@
+"""The zip archives of torch.save, checked before torch may map them: their directory, and every byte by its CRC32.
+
+torch.load(mmap=True) takes from the whole file as many bytes as a storage needs, from where its record begins. It looks
+neither at the record's size nor at its checksum, nor whether it is compressed; so all of that is looked at here.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import struct
+import sys
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, BinaryIO, NoReturn
+
+from soupkit.checkpoint.formats.memo import largest_entry
+from soupkit.errors import CheckpointError
+
+MAX_PICKLE_BYTES = 100_000_000
+"""Of data.pkl, which names the tensors; as many as the safetensors library allows its headers."""
+CHUNK = 1 << 20
+_LOCAL = struct.Struct("<4sHHHHHIIIHH")
+_END_BYTES = 22
+_ENCRYPTED, _DESCRIPTOR, _UTF8 = 0x1, 0x8, 0x800
+_ITEM_BYTES = {
+    **dict.fromkeys(("Untyped", "Byte", "Char", "Bool", "QInt8", "QUInt8", "QUInt4x2", "QUInt2x4"), 1),
+    **dict.fromkeys(("Half", "BFloat16", "Short"), 2),
+    **dict.fromkeys(("Float", "Int", "QInt32"), 4),
+    **dict.fromkeys(("Double", "Long", "ComplexFloat"), 8),
+    "ComplexDouble": 16,
+}
+"""Bytes of an element in each kind of storage that a pickle can name."""
+
+
+@dataclass(frozen=True)
+class Archive:
+    """What the directory of a checked archive says.
+
+    records: by name within the archive's folder (`data.pkl`, `data/0`, …). is_mappable: whether the bytes of a storage
+    are those of the file. has_checksums: False where the writer was told to leave them out. num_bytes: of all records.
+    """
+
+    path: Path
+    records: Mapping[str, zipfile.ZipInfo]
+    is_mappable: bool
+    has_checksums: bool
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(record.file_size for record in self.records.values())
+
+
+def is_zip(path: Path) -> bool:
+    """Whether a file begins as a zip archive does."""
+    with path.open("rb") as file:
+        return file.read(4) == b"PK\x03\x04"
+
+
+def check_archive(path: Path, *, advance: Callable[[int], None] = lambda _num_bytes: None) -> Archive:
+    """Walk the directory of an archive and read all its records once, in order; advance counts their bytes.
+
+    Raises CheckpointError for a record that is encrypted, overlapping, not where the directory says, of another size
+    than the storage that it holds, twice there, or of another CRC32, and for a data.pkl that is too large to unpickle.
+    Memory: data.pkl and one chunk. Cost: one sequential read, which leaves the file in the page cache.
+    """
+    try:
+        with path.open("rb") as file, zipfile.ZipFile(file) as opened:
+            archive = _read_directory(path, opened)
+            starts = _check_places(archive, opened, file)
+            _check_pickle_size(archive)
+            contents = _Contents(file, opened, starts)
+            for record in sorted(archive.records.values(), key=lambda record: record.header_offset):
+                _check_contents(archive, record, contents, advance)
+            known = _check_storages(archive, contents)
+            mappable = archive.is_mappable and known and _is_native(archive, contents)
+            return replace(archive, is_mappable=mappable)
+    except (zipfile.BadZipFile, zlib.error, struct.error, EOFError, NotImplementedError, RuntimeError) as error:
+        _damaged(path, str(error) or type(error).__name__)
+    except (ValueError, OverflowError, UnicodeError) as error:
+        _damaged(path, f"its directory cannot be read: {error}")
+
+
+@dataclass(frozen=True)
+class _Contents:
+    """The bytes of records, chunk by chunk: as they lie in the file, or inflated."""
+
+    file: BinaryIO
+    opened: zipfile.ZipFile
+    starts: Mapping[str, int]
+
+    def __call__(self, record: zipfile.ZipInfo) -> Iterator[bytes]:
+        if record.compress_type != zipfile.ZIP_STORED:
+            with self.opened.open(record) as inflated:
+                yield from iter(lambda: inflated.read(CHUNK), b"")
+            return
+        start = self.starts[record.orig_filename]
+        for done in range(0, record.file_size, CHUNK):
+            self.file.seek(start + done)
+            yield self.file.read(min(CHUNK, record.file_size - done))
+
+
+def _read_directory(path: Path, opened: zipfile.ZipFile) -> Archive:
+    """The records by name, without the folder that they all are in."""
+    infos = opened.infolist()
+    folder = infos[0].orig_filename.partition("/")[0] + "/" if infos else ""
+    records: dict[str, zipfile.ZipInfo] = {}
+    seen: set[str] = set()
+    for info in infos:
+        name = info.orig_filename
+        if name.lower() in seen:
+            _damaged(path, f"the record {name!r} stands in it twice")
+        seen.add(name.lower())
+        if not name.startswith(folder) or "\0" in name:
+            _damaged(path, f"the record {name!r} is not in the folder of the others, {folder!r}")
+        if info.flag_bits & _ENCRYPTED:
+            _damaged(path, f"the record {name!r} is encrypted")
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            _damaged(path, f"the record {name!r} is compressed in a way that torch does not know")
+        records[name.removeprefix(folder)] = info
+    if "data.pkl" not in records:
+        raise CheckpointError(
+            f"{path}: is a zip archive, but not one of torch.save: it holds no data.pkl",
+            hint="if it is an archive of checkpoints, unpack it and convert what is inside",
+        )
+    stored = all(info.compress_type == zipfile.ZIP_STORED for info in infos)
+    checksums = any(info.CRC for info in infos)
+    return Archive(path, records, is_mappable=stored, has_checksums=checksums)
+
+
+def _check_places(archive: Archive, opened: zipfile.ZipFile, file: BinaryIO) -> dict[str, int]:
+    """Every record must lie where the directory says, after its own header, apart from all others: {name: start}."""
+    end, starts = 0, dict[str, int]()
+    _check_end(archive.path, file)
+    for record in sorted(archive.records.values(), key=lambda record: record.header_offset):
+        name = record.orig_filename
+        if record.header_offset < end:
+            _damaged(archive.path, f"the record {name!r} overlaps the one before it")
+        if not starts and record.header_offset:
+            _damaged(archive.path, f"{record.header_offset} bytes before its first record belong to no record")
+        starts[name] = _data_start(archive.path, record, file)
+        end = starts[name] + record.compress_size
+        if end > opened.start_dir:
+            _damaged(archive.path, f"the record {name!r} runs past the end of the data")
+        if record.compress_type == zipfile.ZIP_STORED and record.compress_size != record.file_size:
+            _damaged(archive.path, f"the record {name!r} is not compressed, yet has two sizes")
+    return starts
+
+
+def _check_end(path: Path, file: BinaryIO) -> None:
+    """Behind the directory nothing may follow: readers that search for it from the end could find another."""
+    file.seek(-_END_BYTES, os.SEEK_END)
+    end = file.read(_END_BYTES)
+    if not end.startswith(b"PK\x05\x06") or end[-2:] != b"\0\0":
+        _damaged(path, "something follows the end of its directory")
+
+
+def _data_start(path: Path, record: zipfile.ZipInfo, file: BinaryIO) -> int:
+    """Where a record's bytes begin; its own header must tell the same of it as the directory."""
+    name = record.orig_filename
+    file.seek(record.header_offset)
+    head = _LOCAL.unpack(file.read(_LOCAL.size))
+    signature, _, flags, method, _, _, crc, packed, size, name_length, extra_length = head
+    own_name = file.read(name_length)
+    told = (record.CRC, record.compress_size, record.file_size)
+    wide = 0xFFFFFFFF
+    same = all(own in (said, wide) for own, said in zip((crc, packed, size), told, strict=True))
+    if flags & _DESCRIPTOR:
+        same = same or (crc, packed, size) == (0, 0, 0)
+    encoded = name.encode("utf-8" if flags & _UTF8 else "cp437")
+    if signature != b"PK\x03\x04" or own_name != encoded or method != record.compress_type or not same:
+        _damaged(path, f"the record {name!r} and the archive's directory do not tell the same")
+    start: int = record.header_offset + _LOCAL.size + name_length + extra_length
+    return start
+
+
+def _check_pickle_size(archive: Archive) -> None:
+    size = archive.records["data.pkl"].file_size
+    if size > MAX_PICKLE_BYTES:
+        raise CheckpointError(
+            f"{archive.path}: its data.pkl, which names the tensors, has {size:,} bytes; {MAX_PICKLE_BYTES:,} are the "
+            "most that soupkit unpickles",
+            hint="save the state dict alone, torch.save(model.state_dict(), PATH), in the program that wrote this file",
+        )
+    inflated = sum(record.file_size for record in archive.records.values())
+    if not archive.is_mappable and inflated > _memory_bytes():
+        raise CheckpointError(
+            f"{archive.path}: is compressed, and takes {inflated:,} bytes when it is not; this machine has less memory",
+            hint="unpack the archive and pack it again without compression: zip -r0 NEW.pt FOLDER",
+        )
+
+
+def _memory_bytes() -> int:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return sys.maxsize
+
+
+def _check_contents(
+    archive: Archive, record: zipfile.ZipInfo, contents: _Contents, advance: Callable[[int], None]
+) -> None:
+    """Read a record to its end: its size and its CRC32 must be those of the directory."""
+    size, crc = 0, 0
+    for chunk in contents(record):
+        size += len(chunk)
+        crc = zlib.crc32(chunk, crc)
+        advance(len(chunk))
+    if size != record.file_size:
+        _damaged(archive.path, f"the record {record.orig_filename!r} holds {size} of {record.file_size} bytes")
+    if archive.has_checksums and crc != record.CRC:
+        _damaged(archive.path, f"the record {record.orig_filename!r} is not what was written: its CRC32 is another")
+
+
+def _is_native(archive: Archive, contents: _Contents) -> bool:
+    """Whether the bytes are in the order of this machine; else torch turns them around, in memory of its own."""
+    record = archive.records.get("byteorder")
+    return record is None or b"".join(contents(record)) == sys.byteorder.encode()
+
+
+class _Inert:
+    """What every name in a pickle stands for while only its storages are looked for: nothing happens to it."""
+
+    def __new__(cls, *_arguments: object, **_named: object) -> _Inert:
+        return super().__new__(cls)
+
+    def __setstate__(self, _state: object) -> None:
+        """Drop it."""
+
+    def __setitem__(self, _key: object, _value: object) -> None:
+        """Drop it."""
+
+    def append(self, _item: object) -> None:
+        """Drop it."""
+
+    def extend(self, _items: object) -> None:
+        """Drop them."""
+
+    add = append
+
+
+class _Storages(pickle.Unpickler):
+    """Collects {record: bytes} of the storages that a data.pkl asks for; every class in it is an `_Inert`."""
+
+    def __init__(self, file: Any, path: Path) -> None:
+        super().__init__(file, encoding="latin-1")  # which can read anything
+        self.path = path
+        self.found: dict[str, int] = {}
+
+    def find_class(self, module: str, name: str) -> Any:
+        """A new inert class of that name: nothing is imported."""
+        return type(name, (_Inert,), {"of": module})
+
+    def persistent_load(self, pid: Any) -> Any:
+        """Note ("storage", class, key, location, number of elements)."""
+        if not (isinstance(pid, tuple) and len(pid) == 5 and pid[0] == "storage"):
+            _damaged(self.path, "its data.pkl asks for something that is no storage")
+        _, kind, key, _, count = pid
+        item = _ITEM_BYTES.get(getattr(kind, "__name__", "").removesuffix("Storage"))
+        if item is None or type(key) is not str or type(count) is not int or count < 0:
+            _damaged(self.path, "its data.pkl describes a storage that torch does not know")
+        record = f"data/{key}"
+        if self.found.setdefault(record, count * item) != count * item:
+            _damaged(self.path, f"its data.pkl gives two sizes to the record {record!r}")
+        return _Inert()
+
+
+def _check_storages(archive: Archive, contents: _Contents) -> bool:
+    """Every storage must have a record of its size. False where the pickle cannot be followed: torch then checks."""
+    content = b"".join(contents(archive.records["data.pkl"]))
+    storages = _Storages(io.BytesIO(content), archive.path)
+    try:
+        if largest_entry(content) >= len(content):
+            _damaged(archive.path, "its data.pkl numbers more values than it has bytes")
+        storages.load()
+    except CheckpointError:
+        raise
+    except Exception:  # torch's own reader says what is wrong with a pickle
+        return False
+    for name, size in storages.found.items():
+        record = archive.records.get(name)
+        if record is None:
+            _damaged(archive.path, f"the record {name!r} of a tensor is missing")
+        if record.file_size != size:
+            _damaged(archive.path, f"the record {name!r} has {record.file_size} bytes, its tensor needs {size}")
+    return True
+
+
+def _damaged(path: Path, what: str) -> NoReturn:
+    raise CheckpointError(f"{path}: is damaged, or not a file of torch.save: {what}", hint="download it again")

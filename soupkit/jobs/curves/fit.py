@@ -1,0 +1,261 @@
+"""`curve fit` and `curve point`."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from soupkit.checkpoint.checkpoint import Checkpoint
+from soupkit.checkpoint.hashing import content_hash
+from soupkit.checkpoint.output import OutputDirectory
+from soupkit.checkpoint.reference import open_references
+from soupkit.checkpoint.tensors import write_tensors
+from soupkit.curve.bends import Bends, CurvePoint, Weights
+from soupkit.curve.curve import Curve
+from soupkit.curve.descent import Descent, Gradient
+from soupkit.curve.schedule import curve_rate
+from soupkit.curve.state import load_state, save_state
+from soupkit.errors import CompatibilityError, RecipeError
+from soupkit.events import Cell, Report, Table, Told, Wrote
+from soupkit.given import given_by
+from soupkit.manifest import Manifest
+from soupkit.recipe.curve import CurveFit, as_finetune
+from soupkit.recipe.parse import recipe_to_json
+from soupkit.recipe.train import Finetune
+from soupkit.stages.alignment.aligned import aligned_ingredients
+from soupkit.stages.inputs.agreed import agreed
+from soupkit.stages.inputs.download import download
+from soupkit.stages.inputs.ordered import say_order
+from soupkit.stages.inputs.seen import check_seen
+from soupkit.stages.outputs.described import describe_inputs, describe_outputs
+from soupkit.stages.training.descent import precision, refresh_statistics, training_batches, updates_per_epoch
+from soupkit.stages.training.start import Start, model_bytes, prepare, saved, write_model
+from soupkit.task.models import write_config
+from soupkit.task.weights import arrays, load_weights
+from soupkit.task.zero_shot import ZeroShotClassifier
+from soupkit.train.loop import soft_cross_entropy
+from soupkit.train.optimize import build_optimizer
+from soupkit.train.randomness import Stream, seeded, torch_threads
+from soupkit.world import World
+
+COMMAND = "curve fit"
+WITHOUT_EFFECT = (
+    *("refs", "out", "overwrite", "dry_run", "download", "workers", "device", "threads"),
+    *("save_every", "resume", "strict_data"),
+)
+"""Options that do not shape the bends; the ends count by their content."""
+POINTS_STREAM = 0x637572  # the sampled points have a stream of their own
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """A fit that is opened and checked, and has trained nothing yet."""
+
+    recipe: CurveFit
+    training: Finetune
+    ends: Sequence[Checkpoint]
+    start: Start
+    device: torch.device
+    alignment: dict[str, Any] | None
+
+    @property
+    def curve(self) -> Curve:
+        return Curve(self.recipe.kind, self.recipe.num_bends)
+
+
+def curve_fit(recipe: CurveFit, world: World, report: Report) -> dict[str, Any]:
+    """Train the bends and write them; returns the manifest, whose notes hold the curve.
+
+    Raises RecipeError, TaskError, CompatibilityError and OutputError before training for whatever can be known then.
+    """
+    began = time.perf_counter()
+    with torch_threads(world.num_threads):
+        fit = _open(recipe, world, report)
+        num_bytes = model_bytes(saved(fit.start.model)) * recipe.num_bends
+        inputs = [file for end in fit.ends for file in end.files]
+        output = OutputDirectory(recipe.out, overwrite=recipe.overwrite, num_bytes=num_bytes, inputs=inputs)
+        if recipe.dry_run:
+            return _show_plan(fit, num_bytes, report)
+        contents = [content_hash(end, threads=world.num_threads) for end in fit.ends]
+        state = state_path(recipe.out)
+        bends, losses = _train(fit, state, contents, report)
+        with output as directory:
+            manifest = _write(directory, fit, bends, contents, losses, seconds=time.perf_counter() - began)
+    state.unlink(missing_ok=True)
+    report(Told(f"any point is a mixture of its bends: soupkit curve point {recipe.out} --at 0.5 --out …"))
+    report(Wrote(recipe.out, num_bytes))
+    return manifest.to_json()
+
+
+def _open(recipe: CurveFit, world: World, report: Report) -> _Fit:
+    """Open both ends and the data, build the model; whatever does not fit together is refused here."""
+    ends = open_references(recipe.refs)
+    say_order(recipe.refs, report)
+    if len(ends) != 2:
+        raise RecipeError(f"refs name {len(ends)} checkpoints, expected two: the start and the end of the curve")
+    agreed(ends, recipe, report)
+    download(ends, report)
+    training = as_finetune(recipe, base=ends[0].reference)
+    start = prepare(training, report)
+    check_seen(ends[1:], start.splits, recipe, report, selects=False)
+    _check_text_towers(start.model, ends)
+    load_weights(saved(start.model), ends[0])  # strictly: a curve cannot begin with a new head
+    alignment = None
+    if recipe.align:
+        aligned = aligned_ingredients(ends, to=0, recipe=recipe, world=world, report=report)
+        ends, alignment = aligned.views, aligned.notes
+    return _Fit(recipe, training, ends, start, world.torch_device(), alignment)
+
+
+def _check_text_towers(model: torch.nn.Module, ends: Sequence[Checkpoint]) -> None:
+    """A CLIP classifier's head is made once: the text tower that makes it must be that of both ends."""
+    if isinstance(model, ZeroShotClassifier):
+        for name in sorted(model.text_names() & ends[0].keys() & ends[1].keys()):
+            if not np.array_equal(ends[0][name], ends[1][name]):
+                raise CompatibilityError(
+                    f"{ends[0].reference}, {ends[1].reference}: {name} of the text tower differs: "
+                    "a curve keeps one head",
+                    hint="take models whose text tower rested while they were trained, as in soupkit finetune",
+                )
+
+
+def state_path(out: Path) -> Path:
+    """Where the state of an unfinished fit lies: beside its output."""
+    return out.absolute().with_name(f".{out.name}.curve-state")
+
+
+def _train(fit: _Fit, state: Path, contents: Sequence[str], report: Report) -> tuple[Bends, list[float]]:
+    """Fit the bends by stochastic descent, one random point per update: min E_t[L(w(t))], t ~ U(0, 1).
+
+    Garipov et al. 2018 (arXiv:1802.10026, §3.1, eq. 2).
+    """
+    recipe, model = fit.recipe, fit.start.model.to(fit.device)
+    model.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    bends = _bends(fit)
+    per_epoch = updates_per_epoch(fit.start, fit.training)
+    optimizer = build_optimizer(bends, dataclasses.replace(fit.training, weight_decay=0.0))
+    rate = curve_rate(recipe.lr, per_epoch * recipe.epochs)
+    descent = Descent(_gradient(fit, bends), optimizer, rate, per_epoch, recipe.epochs, recipe.clip_grad)
+    about = _about(recipe, contents)
+
+    def save(num_done: int) -> None:
+        if recipe.save_every and num_done % (recipe.save_every * per_epoch) == 0:
+            save_state(state, descent, bends, model, about=about)
+
+    state.parent.mkdir(parents=True, exist_ok=True)
+    with seeded(recipe.seed, Stream.FORWARD, device=fit.device):
+        if recipe.resume and load_state(state, descent, bends, model, about=about):
+            report(Told(f"continues after epoch {len(descent.losses)} of {recipe.epochs}"))
+        batches = training_batches(fit.start, fit.training, device=fit.device, first=descent.num_done)
+        descent.run(batches, report, after=save)
+    return bends, descent.losses
+
+
+def _gradient(fit: _Fit, bends: Bends) -> Gradient:
+    """The gradient of every bend at one random point, which depends on the seed and the place of the batch alone."""
+    recipe, point_of = fit.recipe, CurvePoint(fit.start.model, bends)
+
+    def gradient(place: Any, images: Tensor, targets: Tensor) -> Tensor:
+        t = float(np.random.default_rng([recipe.seed, POINTS_STREAM, place.epoch, place.number]).random())
+        point = point_of.at(t)
+        with precision(fit.training, fit.device):
+            logits = point_of(point, images)
+        loss = soft_cross_entropy(logits, targets)
+        loss.backward()  # type: ignore[no-untyped-call]
+        bends.take_gradient(t, point, weight_decay=recipe.weight_decay)
+        return loss.detach()
+
+    return gradient
+
+
+def _about(recipe: CurveFit, contents: Sequence[str]) -> dict[str, Any]:
+    """What two fits have in common of which one continues the other: the options that shape weights, and the ends."""
+    wanted = {key: value for key, value in recipe_to_json(recipe).items() if key not in WITHOUT_EFFECT}
+    given = given_by({"data": recipe.data, "data_dir": recipe.data_dir})
+    return {"recipe": wanted, "ends": list(contents), "data": given.get("data")}
+
+
+def _bends(fit: _Fit) -> Bends:
+    """The bends on the straight line between the ends, in the model's memory format."""
+    model = fit.start.model
+
+    def weights_of(checkpoint: Checkpoint) -> Weights:
+        load_weights(saved(model), checkpoint)
+        return [parameter.detach().clone().requires_grad_(parameter.requires_grad) for parameter in model.parameters()]
+
+    last, first = weights_of(fit.ends[1]), weights_of(fit.ends[0])
+    bends = Bends(first, last, fit.curve, fix_start=fit.recipe.fix_start, fix_end=fit.recipe.fix_end)
+    return bends.to(fit.device)
+
+
+def _write(
+    directory: Path, fit: _Fit, bends: Bends, contents: Sequence[str], losses: Sequence[float], *, seconds: float
+) -> Manifest:
+    """Every bend as a checkpoint with a manifest of its own, and the curve's manifest over them."""
+    recipe, names = fit.recipe, [f"bend-{j}" for j in range(fit.curve.num_bends)]
+    outputs = {}
+    for bend, name in enumerate(names):
+        (directory / name).mkdir()
+        content = _write_bend(directory / name, fit, bends, bend)
+        outputs[name] = describe_outputs(directory / name, content)
+        _manifest(recipe, fit, contents, recipe.out / name, {"outputs": outputs[name]}).write(directory / name)
+    notes = {
+        "curve": fit.curve.to_json(),
+        "bends": names,
+        "members": names,
+        "data": fit.start.splits.description,
+        "images": fit.start.settings.to_json(),
+        "loss": list(losses),
+        "seconds": round(seconds, 3),
+        **({"alignment": fit.alignment} if fit.alignment else {}),
+    }
+    manifest = _manifest(recipe, fit, contents, recipe.out, {"outputs": outputs, "notes": notes})
+    manifest.write(directory)
+    return manifest
+
+
+def _manifest(recipe: CurveFit, fit: _Fit, contents: Sequence[str], out: Path, values: dict[str, Any]) -> Manifest:
+    inputs = describe_inputs(fit.ends, out, contents)
+    return Manifest(command=COMMAND, recipe=recipe_to_json(recipe), inputs=inputs, **values)
+
+
+def _write_bend(directory: Path, fit: _Fit, bends: Bends, bend: int) -> str:
+    """A fixed end bit for bit as it came; a trained bend with batch-norm statistics of its own."""
+    model, start = fit.start.model, fit.start
+    if not bends.trained[bend]:
+        end = fit.ends[0 if bend == 0 else -1]
+        tensors = {name: end[name] for name in arrays(saved(model))}
+        name = "open_clip_model.safetensors" if start.spec.library == "open_clip" else "model.safetensors"
+        write_tensors(directory, tensors, file_name=name)
+        names = start.splits.class_names
+        write_config(start.spec, saved(model), directory, class_names=names, settings=start.settings)
+        return content_hash(tensors, threads=1)
+    bends.write_into(model, bend)
+    model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    refresh_statistics(start, fit.training, num_batches=fit.recipe.bn_batches, device=fit.device)
+    return write_model(directory, start)
+
+
+def _show_plan(fit: _Fit, num_bytes: int, report: Report) -> dict[str, Any]:
+    """What --dry-run prints: everything is checked by now, nothing is trained or written."""
+    recipe = fit.recipe
+    values: dict[str, Cell] = {
+        "model": f"{fit.start.spec.library}:{fit.start.spec.name}",
+        "from": fit.ends[0].reference,
+        "to": fit.ends[1].reference,
+        "curve": f"{recipe.kind} of {recipe.num_bends} bends",
+        "parameters": sum(parameter.numel() for parameter in fit.start.model.parameters()),
+        "training examples": len(fit.start.splits.train),
+        "updates": recipe.epochs * updates_per_epoch(fit.start, fit.training),
+        "bytes to write": num_bytes,
+    }
+    report(Table("plan: nothing was trained", ("", ""), tuple(values.items())))
+    return {"plan": values}

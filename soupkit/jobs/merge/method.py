@@ -1,0 +1,15 @@
+"""The merges of the table of methods: one job for all of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from soupkit.events import Report
+from soupkit.recipe.methods import MethodRecipe
+from soupkit.stages.methods.merge import write_merge
+from soupkit.world import World
+
+
+def merge_method(recipe: MethodRecipe, world: World, report: Report) -> dict[str, Any]:
+    """Merge checkpoints by the method that the recipe names; returns the manifest."""
+    return write_merge(recipe, world, report)

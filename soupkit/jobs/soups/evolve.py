@@ -1,0 +1,135 @@
+"""`merge evolve`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from soupkit.checkpoint.reference import open_references
+from soupkit.errors import TaskError
+from soupkit.events import Report, Table
+from soupkit.merge.mixture import Mixture
+from soupkit.metrics import metric_of
+from soupkit.recipe.soup import MergeEvolve
+from soupkit.remembered import Remembered
+from soupkit.report.tables import split_label, uniform_label
+from soupkit.soup.blocks import Layout, lay_out_weights
+from soupkit.soup.evolve import Evolved, evolve
+from soupkit.stages.inputs.seen import check_seen, fitted_on
+from soupkit.stages.outputs.soup import Ingredients, Record, prepare, show_plan, write_soup
+from soupkit.stages.scoring.direction import decide
+from soupkit.stages.scoring.ranked import without_the_best
+from soupkit.stages.scoring.scoring import HeldOutScorer, RememberingScorer, SoupTask, WrittenScorer, contents_of
+from soupkit.task.external import CommandScorer
+from soupkit.task.score import Score, scores_to_json
+from soupkit.world import World
+
+
+def merge_evolve(recipe: MergeEvolve, world: World, report: Report) -> dict[str, Any]:
+    """Search coefficients by scores alone, write the best soup, and score what was written."""
+    better = decide(recipe, report)
+    ingredients = prepare(without_the_best(open_references(recipe.refs), recipe, report), recipe, report)
+    layout = lay_out_weights(ingredients.plan.slots, recipe.blocks)
+    soup, scorer = _scorer(ingredients, recipe, world)
+    if soup:
+        check_seen(ingredients.checkpoints, soup.task.splits, recipe, report)
+    if recipe.dry_run:
+        return show_plan(ingredients, recipe, world, report)
+    remembering = RememberingScorer(
+        scorer,
+        contents_of(ingredients.checkpoints, world, report),
+        world,
+        memory=Remembered.of("scores", recipe),
+    )
+    evolved = evolve(
+        lambda coefficients_KB: remembering(_mixture(ingredients, layout, coefficients_KB, recipe), None),
+        len(ingredients.checkpoints),
+        layout.num_blocks,
+        constraint=recipe.constraint,
+        direction=better,
+        evaluations=recipe.evaluations,
+        population=recipe.population or None,
+        sigma=recipe.sigma,
+        seed=recipe.seed,
+        report=report,
+    )
+    remembering.tell(report)
+    best = _mixture(ingredients, layout, evolved.coefficients_KB, recipe)
+
+    def write(alone: World) -> dict[str, Any]:
+        if soup:
+            soup.task.world = alone  # the other ranks wait: nothing that follows is shared
+        return write_soup(
+            ingredients,
+            best,
+            recipe,
+            alone,
+            report,
+            command="merge evolve",
+            record=Record(_trace(evolved), {**_notes(evolved, layout), **fitted_on(soup)}),
+            replaced=soup.load(best) if soup and recipe.bn == "refresh" else None,
+            measure=scorer.measure,
+        )
+
+    manifest = world.in_main(lambda: write(world.alone()))
+    has_batch_norm = any(name.endswith("running_mean") for name in ingredients.plan.slots)
+    report(_table(evolved, manifest, has_batch_norm=has_batch_norm))
+    return manifest
+
+
+def _mixture(ingredients: Ingredients, layout: Layout, coefficients_KB: np.ndarray, recipe: MergeEvolve) -> Mixture:
+    names, slots = ingredients.names, ingredients.plan.slots
+    return layout.mixture(names, coefficients_KB, slots, keep_first=recipe.bn == "keep")
+
+
+def _scorer(
+    ingredients: Ingredients, recipe: MergeEvolve, world: World
+) -> tuple[SoupTask | None, HeldOutScorer | WrittenScorer]:
+    if not recipe.score_command:
+        soup = SoupTask(ingredients, recipe, world)
+        return soup, HeldOutScorer(soup, metric=metric_of(recipe), early_stop=False)
+    if recipe.bn == "refresh":
+        raise TaskError("--bn refresh needs soupkit's own data and model", hint="use --bn average with --score-command")
+    command = CommandScorer(
+        recipe.score_command, metric=recipe.metric, direction=recipe.direction, timeout=recipe.score_timeout
+    )
+    return None, WrittenScorer(command, ingredients, recipe, world)
+
+
+def _trace(evolved: Evolved) -> list[dict[str, Any]]:
+    return [{"generation": number, "value": value} for number, value in enumerate(evolved.history)]
+
+
+def _notes(evolved: Evolved, layout: Layout) -> dict[str, Any]:
+    return {
+        "evaluations": evolved.num_evaluations,
+        "uniform": _score_json(evolved.start),
+        "held_out_of_soup": _score_json(evolved.score),
+        "blocks": list(layout.labels),
+    }
+
+
+def _score_json(score: Score) -> dict[str, Any]:
+    return {"metric": score.metric, **scores_to_json({score.metric: score})[score.metric]}
+
+
+def _table(evolved: Evolved, manifest: dict[str, Any], *, has_batch_norm: bool) -> Table:
+    """The uniform soup beside the best one, on what selected and on what did not."""
+    start, uniform = evolved.start, uniform_label(manifest["recipe"]["bn"], has_batch_norm=has_batch_norm)
+    rows: list[tuple[Any, ...]] = [
+        (
+            uniform,
+            split_label("held_out", manifest["notes"]),
+            start.metric,
+            start.value,
+            start.standard_error,
+            start.num_examples,
+        )
+    ]
+    for split, scores in manifest["metrics"].items():
+        for metric, score in scores.items():
+            cells = (score["value"], score["standard_error"], score["num_examples"])
+            shown = split_label(split, manifest["notes"])
+            rows.append((f"best of {evolved.num_evaluations}", shown, metric, *cells))
+    return Table("merge evolve", ("model", "split", "metric", "value", "± s.e.", "n"), tuple(rows))

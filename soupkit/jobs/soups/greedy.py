@@ -1,0 +1,192 @@
+"""`merge greedy`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from soupkit.checkpoint.reference import open_references
+from soupkit.errors import TaskError
+from soupkit.events import Report, Table, Told
+from soupkit.merge.mixture import Mixture
+from soupkit.metrics import Direction, metric_of
+from soupkit.recipe.merge import MergeGreedy
+from soupkit.remembered import Remembered
+from soupkit.report.tables import split_label
+from soupkit.soup.blocks import lay_out_weights
+from soupkit.soup.greedy import Greedy, greedy, trace
+from soupkit.soup.greedy_blocks import greedy_by_block
+from soupkit.stages.alignment.aligned_merge import align_ingredients, check_aligned_merge, replaced_tensors
+from soupkit.stages.inputs.seen import check_seen, fitted_on
+from soupkit.stages.outputs.soup import Ingredients, Record, prepare, show_plan, write_soup
+from soupkit.stages.scoring.direction import decide
+from soupkit.stages.scoring.ranked import without_the_best
+from soupkit.stages.scoring.scoring import (
+    HeldOutScorer,
+    RememberingScorer,
+    SoupTask,
+    WrittenScorer,
+    contents_of,
+    mix_with_batch_norm,
+)
+from soupkit.task.external import CommandScorer
+from soupkit.world import World
+
+ONLY_THE_BEST = (
+    "only the best model stayed: no other improved it. That is usual when the checkpoints do not start from one common "
+    "ancestor, when their learning rates differ widely, or when held-out data are few"
+)
+
+
+def merge_greedy(recipe: MergeGreedy, world: World, report: Report) -> dict[str, Any]:
+    """Rank, add greedily, write the soup, and score what was written."""
+    check_aligned_merge(recipe)
+    better = decide(recipe, report)
+    ingredients = prepare(without_the_best(open_references(recipe.refs), recipe, report), recipe, report)
+    soup, scorer = _scorer(ingredients, recipe, world)
+    if soup:
+        check_seen(ingredients.checkpoints, soup.task.splits, recipe, report)
+    if recipe.dry_run:
+        return show_plan(ingredients, recipe, world, report)
+    ingredients, alignment = align_ingredients(ingredients, recipe, world, report)
+    if recipe.align:
+        soup, scorer = _scorer(ingredients, recipe, world)
+    remembering = RememberingScorer(
+        scorer,
+        contents_of(ingredients.checkpoints, world, report),
+        world,
+        memory=Remembered.of("scores", recipe),
+    )
+    result = _search(ingredients, remembering, recipe, better, report)
+    remembering.tell(report)
+    _tell(result, report)
+
+    def write(alone: World) -> dict[str, Any]:
+        if soup:
+            soup.task.world = alone  # the other ranks wait: nothing that follows is shared
+        notes = _notes(result, ingredients, soup) | _best_single(result, ingredients, soup)
+        replaced, repair = replaced_tensors(ingredients, result.mixture, recipe, alone, report, soup=soup)
+        return write_soup(
+            ingredients,
+            result.mixture,
+            recipe,
+            alone,
+            report,
+            command="merge greedy",
+            record=Record(
+                trace(result, ingredients.names),
+                {**notes, **alignment, **repair},
+            ),
+            replaced=replaced,
+            measure=scorer.measure,
+        )
+
+    manifest = world.in_main(lambda: write(world.alone()))
+    report(_table(result, ingredients, manifest))
+    return manifest
+
+
+def _search(
+    ingredients: Ingredients, score: RememberingScorer, recipe: MergeGreedy, better: Direction, report: Report
+) -> Greedy:
+    """Picks for the whole soup, or for every block."""
+    accept, slots = recipe.accept, ingredients.plan.slots
+    if recipe.blocks == "global":
+        mix = mix_with_batch_norm(recipe, list(slots))
+        return greedy(ingredients.names, score, direction=better, accept=accept, mix=mix, report=report)
+    layout = lay_out_weights(slots, recipe.blocks)
+    places = with_statistics(layout.blocks, slots)
+
+    def mix_blocks(coefficients_KB: np.ndarray) -> Mixture:
+        return Mixture(tuple(ingredients.names), coefficients_KB, 1.0, places)
+
+    return greedy_by_block(
+        ingredients.names, score, layout.labels, mix=mix_blocks, direction=better, accept=accept, report=report
+    )
+
+
+def with_statistics(blocks: Mapping[str, int], names: Iterable[str]) -> dict[str, int]:
+    """The blocks of all tensors: batch-norm statistics and counters lie in that of the weight beside them."""
+    beside = {name.rpartition(".")[0]: block for name, block in blocks.items()}
+    return {name: blocks.get(name, beside.get(name.rpartition(".")[0], 0)) for name in names}
+
+
+def _scorer(
+    ingredients: Ingredients, recipe: MergeGreedy, world: World
+) -> tuple[SoupTask | None, HeldOutScorer | WrittenScorer]:
+    """The task and scorer that the recipe asks for; refused here, before any score, when they cannot work."""
+    if not recipe.score_command:
+        soup = SoupTask(ingredients, recipe, world)
+        return soup, HeldOutScorer(soup, metric=metric_of(recipe), early_stop=recipe.early_stop)
+    if recipe.bn == "refresh":
+        raise TaskError("--bn refresh needs soupkit's own data and model", hint="use --bn average with --score-command")
+    command = CommandScorer(
+        recipe.score_command, metric=recipe.metric, direction=recipe.direction, timeout=recipe.score_timeout
+    )
+    return None, WrittenScorer(command, ingredients, recipe, world)
+
+
+def _tell(result: Greedy, report: Report) -> None:
+    if result.trials and any(trial.score.stopped for trial in result.trials):
+        report(Told(f"early stop: trials evaluated {result.share_evaluated:.0%} of their examples"))
+    if len(result.picks) == 1 and len(result.singles) > 1:
+        report(Told(ONLY_THE_BEST))
+
+
+def _notes(result: Greedy, ingredients: Ingredients, soup: SoupTask | None) -> dict[str, Any]:
+    names = ingredients.names
+    return {
+        **fitted_on(soup),
+        "picks": [names[k] for k in result.picks],
+        "singles": {name: _score_json(single) for name, single in zip(names, result.singles, strict=True)},
+        "held_out_of_soup": _score_json(result.score),
+        "share_of_trial_examples_evaluated": result.share_evaluated,
+    }
+
+
+def _best_single(result: Greedy, ingredients: Ingredients, soup: SoupTask | None) -> dict[str, Any]:
+    """The best single by held-out, on both splits: what the soup has to beat on test."""
+    if soup is None or not soup.recipe.test:
+        return {}
+    best = result.picks[0]
+    metrics = soup.measure(ingredients.checkpoints[best], test=True)
+    return {"best_single": {"reference": ingredients.names[best], "metrics": metrics}}
+
+
+def _score_json(score: Any) -> dict[str, Any]:
+    return {
+        "metric": score.metric,
+        "value": score.value,
+        "standard_error": score.standard_error,
+        "num_examples": score.num_examples,
+    }
+
+
+def _table(result: Greedy, ingredients: Ingredients, manifest: dict[str, Any]) -> Table:
+    """Best single beside the soup, on what selected and on what did not."""
+    best = result.singles[result.picks[0]]
+    rows: list[tuple[Any, ...]] = [
+        (
+            f"best single: {ingredients.names[result.picks[0]]}",
+            split_label("held_out", manifest["notes"]),
+            best.metric,
+            *_cells(best),
+        )
+    ]
+    for split, scores in manifest["notes"].get("best_single", {}).get("metrics", {}).items():
+        if split != "held_out":
+            for metric, score in scores.items():
+                cells = (score["value"], score["standard_error"], score["num_examples"])
+                rows.append((rows[0][0], split_label(split), metric, *cells))
+    soup = f"greedy soup of {len(result.picks)} of {len(ingredients.names)}"
+    for split, scores in manifest["metrics"].items():
+        for metric, score in scores.items():
+            cells = (score["value"], score["standard_error"], score["num_examples"])
+            rows.append((soup, split_label(split, manifest["notes"]), metric, *cells))
+    return Table("merge greedy", ("model", "split", "metric", "value", "± s.e.", "n"), tuple(rows))
+
+
+def _cells(score: Any) -> tuple[Any, ...]:
+    return (score.value, score.standard_error, score.num_examples)

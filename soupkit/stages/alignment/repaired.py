@@ -1,0 +1,135 @@
+"""The statistics of a soup's units, made those of its ingredients: what `repair`, --repair and barriers share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
+
+import numpy as np
+import torch
+
+from soupkit.align.moments import Batches
+from soupkit.align.repair import Kind, Repaired, measure_endpoints
+from soupkit.align.repair import repair as repair_model
+from soupkit.checkpoint.dtypes import NUMPY_DTYPES, Array
+from soupkit.checkpoint.header import Slot
+from soupkit.events import Report, Scored, Table, Told
+from soupkit.merge.mixture import Mixture
+from soupkit.stages.scoring.scoring import SoupTask
+from soupkit.task.score import Score, score_predictions, scores_to_json
+from soupkit.task.task import Task
+from soupkit.task.weights import load_weights
+from soupkit.task.zero_shot import ZeroShotClassifier
+
+MOST_ROWS = 40
+
+
+def repaired_mixture(
+    soup: SoupTask, mixture: Mixture, recipe: Any, report: Report
+) -> tuple[dict[str, Array], dict[str, Any]]:
+    """`--repair`: the tensors that replace the mixture's, which is loaded; none when the held-out loss is not lower."""
+    rows = mixture.used()
+    if len(rows) < 2:
+        report(Told("one ingredient: there is nothing to repair"))
+        return {}, {}
+    coefficients = mixture.matrix[rows].mean(axis=1).tolist()
+    endpoints = [soup.ingredients.checkpoints[row] for row in rows]
+    batches = training_batches(soup.task, recipe)
+    changed, notes = repaired(
+        soup.task, endpoints, coefficients, kind=recipe.repair, batches=batches, force=False, report=report
+    )
+    return _rounded(changed, soup.ingredients.plan.slots), notes
+
+
+def repaired(
+    task: Task,
+    endpoints: Sequence[Mapping[str, Array]],
+    coefficients: Sequence[float],
+    *,
+    kind: Kind,
+    batches: Callable[[], Batches],
+    force: bool,
+    report: Report,
+) -> tuple[dict[str, Array], dict[str, Any]]:
+    """Repair the model that `task` holds; the tensors to write in place of its own, none unless the loss is lower.
+
+    Notes: the held-out loss before and after, whether it is kept, each layer's variance ratio before and after.
+    """
+    before = _held_out_loss(task)
+    measured = measure_endpoints(
+        task.model, [loader(each) for each in endpoints], kind=kind, batches=batches, device=task.device
+    )
+    result = repair_model(task.model, measured, coefficients, kind=kind, batches=batches, device=task.device)
+    after = _held_out_loss(task)
+    kept = force or after.value < before.value
+    for name, score in (("soup", before), ("repaired", after)):
+        report(Scored(name, "nll", score.value, score.standard_error, score.num_examples, "held-out"))
+    report(_ratio_table(result))
+    report(Told(_verdict(before, after, kept=kept, force=force)))
+    if result.without_shift:
+        report(Told(f"{len(result.without_shift)} layers have no bias: their means were scaled, not shifted"))
+    tensors = task.tensors()
+    changed = {task.saved_name(name): name for name in result.changed} if kept else {}
+    return {name: tensors[name].copy() for name in changed}, _notes(result, before, after, kept=kept)
+
+
+def training_batches(task: Task, recipe: Any) -> Callable[[], Batches]:
+    """The same training images at each call, as evaluation shows them."""
+    num = recipe.num_batches if hasattr(recipe, "num_batches") else recipe.bn_batches
+    order = np.random.default_rng(recipe.split_seed).permutation(len(task.train))[: num * recipe.batch_size]
+    return lambda: task.train.batches(batch_size=recipe.batch_size, indices=order)
+
+
+def loader(tensors: Mapping[str, Array]) -> Callable[[torch.nn.Module], None]:
+    """What loads these weights into a model, or into a copy of it."""
+
+    def load(model: torch.nn.Module) -> None:
+        if isinstance(model, ZeroShotClassifier):
+            load_weights(model.clip, tensors)
+            model.rebuild_head()
+        else:
+            load_weights(model, tensors)
+
+    return load
+
+
+def _rounded(tensors: Mapping[str, Array], slots: Mapping[str, Slot]) -> dict[str, Array]:
+    return {
+        name: np.ascontiguousarray(values).astype(NUMPY_DTYPES[slots[name].dtype]) for name, values in tensors.items()
+    }
+
+
+def _held_out_loss(task: Task) -> Score:
+    return score_predictions(task.predict(task.held_out), "nll")
+
+
+def _verdict(before: Score, after: Score, *, kept: bool, force: bool) -> str:
+    change = f"held-out loss {before.value:.4f} → {after.value:.4f}"
+    if kept and after.value < before.value:
+        return f"repaired: {change}"
+    return f"repaired although {change} (--force)" if force else f"not repaired: {change}; the soup stays as it was"
+
+
+def _ratio_table(result: Repaired) -> Table:
+    """Variance of each layer over its target's; the most changed where there are many."""
+    names = [name for name in result.before if name in result.after]
+    if len(names) > MOST_ROWS:
+        names = sorted(names, key=lambda name: -abs(result.after[name] - result.before[name]))[:MOST_ROWS]
+    rows = tuple((name, round(result.before[name], 4), round(result.after[name], 4)) for name in names)
+    caption = f"the {MOST_ROWS} most changed of {len(result.before)}" if len(names) < len(result.before) else ""
+    return Table("variance over the ingredients'", ("layer", "before", "after"), rows, caption)
+
+
+def _notes(result: Repaired, before: Score, after: Score, *, kept: bool) -> dict[str, Any]:
+    return cast(
+        dict[str, Any],
+        {
+            "kept": kept,
+            "held_out_before": scores_to_json({"nll": before}),
+            "held_out_after": scores_to_json({"nll": after}),
+            "variance_ratios_before": dict(result.before),
+            "variance_ratios_after": dict(result.after),
+            "without_shift": list(result.without_shift),
+            "skipped": dict(result.skipped),
+        },
+    )

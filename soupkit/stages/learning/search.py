@@ -1,0 +1,248 @@
+"""A learned soup's search, opened and checked: model, data, blocks, journal, and what will live in memory.
+
+Shape suffixes: K ingredients, B blocks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from soupkit.checkpoint.checkpoint import Checkpoint
+from soupkit.checkpoint.tensors import parse_bytes
+from soupkit.errors import RecipeError
+from soupkit.events import Report, Told
+from soupkit.merge.mixture import Mixture
+from soupkit.recipe.parse import recipe_to_json
+from soupkit.recipe.soup import MergeTwa
+from soupkit.soup import subspace as spaces
+from soupkit.soup.blocks import Layout
+from soupkit.soup.journal import Journal
+from soupkit.soup.live import activation_bytes, layout_of, prompt_bytes
+from soupkit.soup.plan import SHARE_OF_FREE, Demand, MemoryPlan, choose, free_bytes, give_back_memory, resident_bytes
+from soupkit.soup.subspace import Subspace
+from soupkit.stages.inputs.download import download
+from soupkit.stages.inputs.seen import check_seen
+from soupkit.stages.outputs.soup import Ingredients, prepare
+from soupkit.stages.scoring.scoring import REFRESHING, SoupTask
+from soupkit.task.batch_norm import has_batch_norm
+from soupkit.task.examples import Examples
+from soupkit.task.score import direction_of
+from soupkit.task.zero_shot import ZeroShotClassifier
+from soupkit.world import World
+
+HOW_NOT_WHAT = (
+    *("out", "overwrite", "dry_run", "device", "threads", "plots", "sha256", "max_shard_size", "workers"),
+    *("resume", "force", "strict_data"),
+)
+"""Options that a journal does not depend on."""
+
+
+@dataclass
+class Search:
+    """A search that has been opened and checked."""
+
+    recipe: Any
+    world: World
+    report: Report
+    command: str
+    ingredients: Ingredients
+    soup: SoupTask
+    layout: Layout
+    journal: Journal
+    memory: MemoryPlan
+    text_moves: bool = False
+    """Whether the text tower of a CLIP model changes along the directions."""
+    began: float = field(default_factory=time.perf_counter)
+
+    @property
+    def examples(self) -> Examples:
+        """What coefficients are learned from."""
+        task = self.soup.task
+        return task.train if getattr(self.recipe, "fit", "held_out") == "train" else task.held_out
+
+    @property
+    def refreshes(self) -> bool:
+        """Whether there are batch-norm statistics to re-estimate."""
+        return self.recipe.bn in REFRESHING and has_batch_norm(self.soup.task.model)
+
+    @property
+    def batch_statistics(self) -> bool:
+        """Whether batch norm learns in training mode."""
+        return self.recipe.bn == "batch" and has_batch_norm(self.soup.task.model)
+
+    @property
+    def num_ingredients(self) -> int:
+        return len(self.ingredients.checkpoints)
+
+    @property
+    def span(self) -> spaces.Ingredients:
+        """The ingredients as a `Subspace` takes them."""
+        return spaces.Ingredients(self.ingredients.checkpoints, self.layout)
+
+    def subspace(self, center_KB: np.ndarray, rows: Sequence[int] | None = None) -> Subspace:
+        """The directions of some ingredients from a centre, in the form that the plan chose."""
+        return Subspace(
+            self.span,
+            center_KB,
+            rows=rows,
+            form=self.memory.form,
+            world=self.world,
+            device=self.soup.task.device,
+            report=self.report,
+        )
+
+    def mean_KB(self) -> np.ndarray:
+        """The coefficients of the uniform soup."""
+        return np.full((self.num_ingredients, self.layout.num_blocks), 1 / self.num_ingredients)
+
+    def mixture(self, coefficients_KB: np.ndarray) -> Mixture:
+        """Coefficients of the parameters as a mixture; all other tensors, outside the span, are averaged or kept."""
+        names = self.ingredients.names
+        keep = self.recipe.bn == "keep"
+        return self.layout.mixture(names, coefficients_KB, self.ingredients.plan.slots, keep_first=keep)
+
+
+@dataclass
+class Outcome:
+    """What a search came to: the coefficients, the losses of its runs by name, scores over folds, and notes."""
+
+    coefficients_KB: np.ndarray
+    losses: dict[str, list[float]] = field(default_factory=dict)
+    fold_scores: list[float] = field(default_factory=list)
+    notes: dict[str, Any] = field(default_factory=dict)
+
+
+def open_search(
+    recipe: Any, checkpoints: list[Checkpoint], world: World, report: Report, *, command: str, together: bool = True
+) -> Search:
+    """Open model and data, plan the memory, and find what a killed run left. Raises for all that can be known now.
+
+    together: the method needs the directions of all ingredients at once.
+    """
+    direction_of(recipe.metric)
+    ingredients = prepare(checkpoints, recipe, report)
+    download(ingredients.checkpoints, report)
+    soup = SoupTask(ingredients, recipe, world)
+    check_seen(checkpoints, soup.task.splits, recipe, report)
+    recipe = soup.recipe = _settled(recipe, soup, report)
+    layout = layout_of(soup.task, ingredients.plan.slots, recipe.blocks)
+    journal = Journal.beside(recipe.out, identity_of(recipe, checkpoints, soup), world=world, resume=recipe.resume)
+    moves = world.in_main(lambda: _text_moves(recipe, soup))
+
+    def plan() -> MemoryPlan:
+        return _plan(recipe, soup, layout, journal, world, together=together, text_moves=moves)
+
+    memory = world.broadcast(plan() if world.is_main else None)
+    return Search(recipe, world, report, command, ingredients, soup, layout, journal, memory, moves)
+
+
+def _settled(recipe: Any, soup: SoupTask, report: Report) -> Any:
+    """The recipe with --bn auto as what it comes to, which is what is recorded. Raises RecipeError."""
+    there = has_batch_norm(soup.task.model)
+    if recipe.bn == "auto":
+        recipe = dataclasses.replace(recipe, bn="batch" if there else "refresh")
+    if recipe.bn != "batch" or not there:
+        if recipe.bn == "batch":
+            report(Told("the model has no batch norm: --bn batch changes nothing"))
+        return recipe
+    if 0 < recipe.pass_size < recipe.batch_size:
+        raise RecipeError(
+            f"pass_size is {recipe.pass_size}, but --bn batch takes the statistics of {recipe.batch_size} examples",
+            hint=f"--batch-size {recipe.pass_size}, or --bn refresh",
+        )
+    if recipe.batch_size < 2:
+        raise RecipeError("batch_size is 1, but --bn batch needs two examples", hint="--batch-size 128")
+    if soup.world.size > 1:
+        report(Told("--bn batch: the first process computes each batch whole; the others hold their directions"))
+    return recipe
+
+
+def _text_moves(recipe: Any, soup: SoupTask) -> bool:
+    """Whether a CLIP model's text tower differs among the ingredients, or is scaled by what is learned."""
+    model = soup.task.model
+    if not isinstance(model, ZeroShotClassifier):
+        return False
+    names = sorted(model.text_names() & soup.ingredients.plan.slots.keys())
+    if names and (isinstance(recipe, MergeTwa) or getattr(recipe, "constraint", "sum") == "none"):
+        return True
+    first, *others = soup.ingredients.checkpoints
+    return any(not np.array_equal(first[name], other[name]) for name in names for other in others)
+
+
+def identity_of(recipe: Any, checkpoints: Sequence[Checkpoint], soup: SoupTask) -> str:
+    """What a search depends on: options, weight files as they lie there, model and data."""
+    options = {key: value for key, value in recipe_to_json(recipe).items() if key not in HOW_NOT_WHAT}
+    files: list[Any] = []
+    for checkpoint in checkpoints:
+        if checkpoint.remote is not None:
+            files.append([checkpoint.reference, checkpoint.remote.commit])
+        else:
+            stats = [(str(file), file.stat()) for file in checkpoint.files]
+            files.append([[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats])
+    return json.dumps([options, files, soup.task.fingerprint()], sort_keys=True, default=str)
+
+
+def _plan(
+    recipe: Any,
+    soup: SoupTask,
+    layout: Layout,
+    journal: Journal,
+    world: World,
+    *,
+    together: bool,
+    text_moves: bool,
+) -> MemoryPlan:
+    """The plan of an interrupted run of the same command, since results depend on it in the last bits, or a new one."""
+    kept = journal.result("plan")
+    if kept is not None:
+        return MemoryPlan(**{**kept, "parts": tuple(map(tuple, kept["parts"]))})
+    whole = recipe.bn == "batch" and has_batch_norm(soup.task.model)
+    process, free, pixels = _memory_now(soup)
+    demand = Demand(
+        layout,
+        len(soup.ingredients.checkpoints),
+        recipe.batch_size,
+        activation_bytes(soup.task),
+        process,
+        pixels=pixels,
+        num_ranks=world.size,
+        together=together,
+        **(_prompts(soup) if text_moves else {}),
+    )
+    plan = choose(
+        demand,
+        limit=parse_bytes(recipe.max_memory) if recipe.max_memory else int(SHARE_OF_FREE * free),
+        form=None if recipe.resident == "auto" else recipe.resident,
+        model_batch=getattr(recipe, "model_batch", 0) or None,
+        piece=recipe.pass_size or (recipe.batch_size if whole else None),
+    )
+    if not recipe.dry_run:
+        journal.finish("plan", dataclasses.asdict(plan))
+    return plan
+
+
+def _prompts(soup: SoupTask) -> dict[str, int]:
+    """What a text tower that is learned asks of memory, as `Demand` takes it."""
+    model = soup.task.model
+    assert isinstance(model, ZeroShotClassifier)
+    num_bytes = 3 * 4 * len(model.prompts) * int(model.encode(model.tokens[:1]).shape[-1])
+    return {"prompt": prompt_bytes(soup.task), "num_prompts": len(model.prompts), "features": num_bytes}
+
+
+def _memory_now(soup: SoupTask) -> tuple[int, int, int]:
+    """Bytes of this process, bytes that it may have, those included, and bytes of decoded examples; on the device."""
+    task = soup.task
+    if task.device.type == "cuda":
+        own = torch.cuda.memory_allocated(task.device)
+        return own, torch.cuda.mem_get_info(task.device)[0] + own, 0
+    give_back_memory()
+    pixels = sum(part.num_bytes for part in (task.held_out, task.test, task.train))
+    return resident_bytes(), free_bytes() // task.world.size, pixels

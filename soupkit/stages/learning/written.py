@@ -1,0 +1,157 @@
+"""From learned coefficients to the written soup, its scores, tables and plots.
+
+Shape suffixes: K ingredients, B blocks.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from soupkit.errors import DivergedError
+from soupkit.events import Table
+from soupkit.report.coefficients import heat_map, learning_curve
+from soupkit.report.tables import split_label, uniform_label
+from soupkit.stages.learning.ground import by_itself, keep_the_better
+from soupkit.stages.learning.search import Outcome, Search
+from soupkit.stages.outputs.soup import Record, write_soup
+from soupkit.task.batch_norm import has_batch_norm
+from soupkit.task.score import all_scores, scores_to_json
+
+SHOWN = 12
+"""Ingredients in the table of coefficients."""
+
+
+def score_uniform(search: Search) -> dict[str, Any]:
+    """The uniform soup's scores, to compare with; a resumed search knows them already. Rank 0 computes them."""
+    known: dict[str, Any] | None = search.journal.result("uniform")
+    if known is None:
+        known = search.world.in_main(lambda: _scores_of_uniform(search))
+        search.journal.finish("uniform", known)
+    return known
+
+
+def _scores_of_uniform(search: Search) -> dict[str, Any]:
+    task = search.soup.task
+    splits = {"held_out": task.held_out} | ({"test": task.test} if search.recipe.test else {})
+    with by_itself(search.soup):
+        search.soup.load(search.mixture(search.mean_KB()))
+        return {name: scores_to_json(all_scores(task.predict(examples))) for name, examples in splits.items()}
+
+
+def learned(search: Search, run: Callable[[], Outcome]) -> Outcome:
+    """What a search comes to. One that leaves the ground has nothing to go on with: its journal is removed."""
+    try:
+        return run()
+    except DivergedError:
+        search.journal.remove()
+        raise
+
+
+def write_learned(search: Search, outcome: Outcome, uniform: Mapping[str, Any]) -> dict[str, Any]:
+    """Write the soup, score what was written, and tell; returns the manifest, on every rank."""
+    manifest = search.world.in_main(lambda: _write(search, outcome, uniform))
+    search.journal.remove()
+    search.report(_scores_table(search, manifest, uniform))
+    search.report(_coefficients_table(search, outcome.coefficients_KB))
+    return manifest
+
+
+def _write(search: Search, outcome: Outcome, uniform: Mapping[str, Any]) -> dict[str, Any]:
+    recipe, soup = search.recipe, search.soup
+    soup.task.world = search.world.alone()  # the others wait: nothing that follows is shared
+    soup.task.model.eval()
+    keep_the_better(search, outcome)
+    mixture = search.mixture(outcome.coefficients_KB)
+    return write_soup(
+        search.ingredients,
+        mixture,
+        recipe,
+        search.world.alone(),
+        search.report,
+        command=search.command,
+        record=Record(_trace(outcome), _notes(search, outcome, uniform)),
+        replaced=soup.load(mixture) if search.refreshes else None,
+        measure=lambda checkpoint: soup.measure(checkpoint, test=recipe.test),
+        illustrate=(lambda directory: _draw(search, outcome, directory)) if recipe.plots else None,
+    )
+
+
+def _trace(outcome: Outcome) -> list[dict[str, Any]]:
+    return [
+        {"run": name, "epoch": epoch, "loss": loss}
+        for name, losses in outcome.losses.items()
+        for epoch, loss in enumerate(losses, start=1)
+    ]
+
+
+def _notes(search: Search, outcome: Outcome, uniform: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        **outcome.notes,
+        **_fitted_on(search, outcome),
+        "blocks": list(search.layout.labels),
+        "uniform": dict(uniform),
+        "memory": search.memory.to_json(),
+        "ranks": search.world.size,
+        "batch_statistics": search.batch_statistics,
+        "seconds": round(time.perf_counter() - search.began, 3),
+    }
+
+
+def _fitted_on(search: Search, outcome: Outcome) -> dict[str, Any]:
+    """Which examples the coefficients are owed to: uniform ones, in the place of learned ones, to the comparison."""
+    kept = outcome.notes["against_uniform"]["kept_uniform"]
+    split = "held_out" if kept else getattr(search.recipe, "fit", "held_out")
+    num = len(search.soup.task.held_out) if kept else len(search.examples)
+    note = {"split": split, "num_examples": num, "data": search.soup.task.splits.description}
+    return {"selected_on" if kept else "learned_on": note}
+
+
+def _draw(search: Search, outcome: Outcome, directory: Path) -> None:
+    names = search.ingredients.names
+    title = f"{search.command}: coefficients"
+    columns = search.layout.labels
+    heat_map(directory / "coefficients.png", outcome.coefficients_KB, rows=names, columns=columns, title=title)
+    if outcome.losses:
+        learning_curve(
+            directory / "learning.png",
+            outcome.losses,
+            scores=outcome.fold_scores,
+            metric=getattr(search.recipe, "metric", ""),
+            title=f"{search.command}: learning",
+        )
+
+
+def _scores_table(search: Search, manifest: Mapping[str, Any], uniform: Mapping[str, Any]) -> Table:
+    """The uniform soup beside the learned one, on what was learned from and on what was not."""
+    uniform_name = uniform_label(search.recipe.bn, has_batch_norm=has_batch_norm(search.soup.task.model))
+    rows: list[tuple[Any, ...]] = []
+    kept = manifest["notes"]["against_uniform"]["kept_uniform"]
+    written = f"{uniform_name}, written" if kept else search.command
+    for name, metrics in ((uniform_name, uniform), (written, manifest["metrics"])):
+        for split, scores in metrics.items():
+            shown = split_label(split, manifest["notes"] if name == written else None)
+            for metric, score in scores.items():
+                rows.append((name, shown, metric, score["value"], score["standard_error"], score["num_examples"]))
+    return Table(search.command, ("model", "split", "metric", "value", "± s.e.", "n"), tuple(rows))
+
+
+def _coefficients_table(search: Search, coefficients_KB: np.ndarray) -> Table:
+    means_K = coefficients_KB.mean(1)
+    order: Sequence[int] = np.argsort(-np.abs(means_K), kind="stable")[:SHOWN].tolist()
+    rows = tuple(
+        (
+            search.ingredients.names[k],
+            f"{means_K[k]:.4f}",
+            f"{coefficients_KB[k].min():.4f}",
+            f"{coefficients_KB[k].max():.4f}",
+        )
+        for k in order
+    )
+    rest = len(means_K) - len(rows)
+    caption = f"over {coefficients_KB.shape[1]} blocks" + (f"; {rest} more in soupkit.json" if rest else "")
+    return Table("coefficients", ("ingredient", "mean", "least", "most"), rows, caption)

@@ -1,0 +1,86 @@
+"""What `--dry-run` tells of a merge by a method: bytes, memory, disk, and the time it should take."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from soupkit.checkpoint.dtypes import FLOATING, Array
+from soupkit.checkpoint.header import Slot
+from soupkit.events import Report, Table
+from soupkit.merge.per_tensor import piece_of
+from soupkit.stages.methods.opened import MethodMerge
+from soupkit.stages.outputs.soup import plan_values, stream_options
+from soupkit.world import World
+
+PROCESS_BYTES = 45_000_000
+"""What Python, numpy and the command line take before any merge."""
+PROBE_ELEMENTS = 1 << 22
+LARGEST_PROBE = 1 << 24
+
+
+def show_method_plan(merge: MethodMerge, recipe: Any, world: World, report: Report) -> dict[str, Any]:
+    """Everything is checked by now, and nothing is written; a few tensors are merged into nothing for the time."""
+    values = plan_values(merge.ingredients, recipe, world) | {
+        "peak_memory": peak_memory(merge, world.num_threads),
+        "memory": merge.method.memory,
+        "estimated_seconds": estimate_seconds(merge, recipe, world),
+    }
+    rows = tuple((key.replace("_", " "), _shown(value)) for key, value in values.items())
+    caption = (
+        "estimated from a few tensors merged now; what is not in the page cache, or is written, waits for the disk"
+    )
+    report(Table("plan: nothing was written", ("", ""), rows, caption))
+    return {"plan": values}
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(value)
+    return f"{value:,}" if isinstance(value, int | float) else str(value or "not known before a download")
+
+
+def peak_memory(merge: MethodMerge, threads: int) -> int:
+    """An upper estimate of the bytes in memory: buffers, temporaries of pieces, and what a search for a cut holds."""
+    num = len(merge.inputs.models)
+    slots = [slot for slot in merge.ingredients.plan.slots.values() if slot.dtype in FLOATING]
+    piece = max((piece_of(merge.method, slot) for slot in slots), default=0)
+    per_thread = piece * (38 + 33 * num + (120 if merge.method.pieces == "row" else 0))
+    per_thread += 16_000_000 if "8 MB" in merge.method.memory else 0
+    if merge.method.statistics == "arrays":
+        per_thread += 8 * 3 * max((slot.shape[-1] ** 2 for slot in slots if len(slot.shape) == 2), default=0)
+    return PROCESS_BYTES + per_thread * (1 if merge.method.pieces == "tensor" else threads)
+
+
+class _Nowhere:
+    """A sink that forgets."""
+
+    def write(self, name: str, start: int, values: Array) -> None:
+        """Take values and do nothing."""
+
+
+def estimate_seconds(merge: MethodMerge, recipe: Any, world: World) -> float | None:
+    """Merge a few tensors into nothing, and scale the time up to all; None where that would download weights."""
+    if any(checkpoint.remote is not None for checkpoint in merge.ingredients.checkpoints):
+        return None
+    slots = {name: slot for name, slot in merge.ingredients.plan.slots.items() if slot.dtype in FLOATING}
+    probe = _probe(slots)
+    elements = sum(slot.num_elements for slot in probe.values())
+    if not elements:
+        return 0.0
+    start = time.perf_counter()
+    merge.engine(probe)(_Nowhere(), stream_options(recipe, world), lambda _: None)
+    seconds = (time.perf_counter() - start) * sum(slot.num_elements for slot in slots.values()) / elements
+    return float(f"{seconds:.3g}")
+
+
+def _probe(slots: dict[str, Slot]) -> dict[str, Slot]:
+    """Tensors of the larger kind, a few million elements of them."""
+    chosen: dict[str, Slot] = {}
+    total = 0
+    for name in sorted(slots, key=lambda name: (slots[name].num_elements > LARGEST_PROBE, -slots[name].num_elements)):
+        if total >= PROBE_ELEMENTS:
+            break
+        chosen[name] = slots[name]
+        total += slots[name].num_elements
+    return chosen

@@ -1,0 +1,56 @@
+"""Ingredients and outputs as a manifest records them; `soupkit.stages.inputs.recorded` opens them again."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from soupkit.checkpoint.checkpoint import Checkpoint
+from soupkit.checkpoint.config.modules import module_files
+from soupkit.checkpoint.hashing import file_sha256, file_xxh3
+from soupkit.checkpoint.seen import carried
+from soupkit.stages.inputs.recorded import companions_identity
+
+
+def describe_inputs(
+    checkpoints: Sequence[Checkpoint], out: Path, contents: Sequence[str], *, sha256: bool = False
+) -> list[dict[str, Any]]:
+    """The manifest's record of each ingredient; `path` is relative to the output, so that both may move together.
+
+    `seen`: the data that it and what it was made of were fitted to, each with the first ingredient that has it.
+    """
+    described = []
+    for checkpoint, content, seen in zip(checkpoints, contents, carried(checkpoints), strict=True):
+        entry: dict[str, Any] = {"reference": checkpoint.reference, **_place(checkpoint, out), "content": content}
+        if (record := getattr(checkpoint, "record", None)) is not None:  # a view: its source is what lies there
+            entry |= record()
+        if sha256 and "sha256" not in entry:
+            entry["sha256"] = {file.name: file_sha256(file) for file in checkpoint.files}
+        described.append(entry | ({"seen": seen} if seen else {}))
+    return described
+
+
+def _place(checkpoint: Checkpoint, out: Path) -> dict[str, Any]:
+    """Where an ingredient is: a commit on the Hub, which never changes, or a path."""
+    if checkpoint.remote is not None:
+        hashes = {file.name: checkpoint.remote.sha256(file) for file in checkpoint.files}
+        known = {name: sha256 for name, sha256 in hashes.items() if sha256}
+        return {"commit": checkpoint.remote.commit} | ({"sha256": known} if known else {})
+    place = os.path.relpath(checkpoint.path.resolve(), out.resolve())
+    return {"path": place, "companions": companions_identity(checkpoint)}
+
+
+def describe_outputs(directory: Path, content: str, *, sha256: bool = False) -> dict[str, Any]:
+    """The manifest's record of what was written: the content hash of the weights, and every file."""
+    files: dict[str, Any] = {}
+    nested = module_files(directory)
+    for path in [*sorted(path for path in directory.iterdir() if path.is_file()), *nested]:
+        name = path.relative_to(directory).as_posix()
+        files[name] = {"bytes": path.stat().st_size}
+        if path.suffix != ".safetensors" or path in nested:
+            files[name]["xxh3-128"] = file_xxh3(path)
+        elif sha256:
+            files[name]["sha256"] = file_sha256(path)
+    return {"content": content, "files": files}

@@ -1,0 +1,92 @@
+"""What a population in training asks of other rooms: held-out scores, greedy soups, alignment, REPAIR."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from soupkit.align.graph.trace import permutation_spec
+from soupkit.align.graph.verify import verify
+from soupkit.align.members import align_members, repair_members
+from soupkit.errors import AlignError
+from soupkit.recipe.population import TrainPopulation
+from soupkit.soup.greedy import greedy
+from soupkit.stages.alignment.examples import example_inputs
+from soupkit.stages.alignment.repaired import training_batches
+from soupkit.stages.training.start import Start, saved
+from soupkit.task.score import Score, score_predictions
+from soupkit.task.task import Task
+from soupkit.task.weights import to_numpy
+from soupkit.task.zero_shot import ZeroShotClassifier
+from soupkit.train.population.population import Judge, Named, Seams
+
+NUM_CONTROLS = 4
+
+
+def seams_of(recipe: TrainPopulation, start: Start, device: torch.device) -> Seams:
+    """The callables that the recipe's method needs; none that it does not."""
+    judged = recipe.method == "greedy" or recipe.tournament or recipe.selection
+    task = _task(recipe, start, device) if judged or recipe.repair != "off" else None
+    return Seams(
+        judge=_judge(task) if judged and task else None,
+        greedy=_greedy_picks if judged else None,
+        align=_aligner(start, recipe.seed) if recipe.align else None,
+        repair=_repairer(task, recipe, device) if recipe.repair != "off" and task else None,
+    )
+
+
+def _task(recipe: TrainPopulation, start: Start, device: torch.device) -> Task:
+    """The data, and a model of its own, so that no member's is touched."""
+    model, size = deepcopy(start.model), recipe.batch_size
+    return Task(model, start.spec, start.splits, start.settings, device=device, batch_size=size, workers=recipe.workers)
+
+
+def _judge(task: Task) -> Judge:
+    def judge(tensors: Mapping[str, Tensor], metric: str) -> Score:
+        task.load({name: to_numpy(tensor) for name, tensor in tensors.items()})
+        return score_predictions(task.predict(task.held_out), metric)
+
+    return judge
+
+
+def _greedy_picks(names: Sequence[str], score: Callable[[np.ndarray], Score]) -> Sequence[int]:
+    """The picks of a greedy soup of members: strictly better ones, as in PAPA."""
+    found = greedy(names, lambda mixture, _bar: score(mixture.coefficients[:, 0] / mixture.divisor), accept="gt")
+    return found.picks
+
+
+def _aligner(start: Start, seed: int) -> Callable[[Sequence[Named]], None]:
+    """Groups are derived and proven once. Raises AlignError for a network that cannot be followed."""
+    model = deepcopy(saved(start.model)).cpu().eval()
+    inputs = example_inputs(model, start.spec)
+    spec = verify(model, permutation_spec(model, inputs), inputs, num_controls=NUM_CONTROLS).spec
+
+    def align(members: Sequence[Named]) -> None:
+        align_members(members, spec, seed=seed)
+
+    return align
+
+
+def _repairer(
+    task: Task, recipe: TrainPopulation, device: torch.device
+) -> Callable[[Sequence[Named], Sequence[Named], np.ndarray], None]:
+    """REPAIR by a few training batches, the same each time."""
+    if isinstance(task.model, ZeroShotClassifier):
+        raise AlignError("repair of a zero-shot CLIP population is not offered", hint="soupkit repair, after training")
+    assert recipe.repair != "off"
+    kind, batches = recipe.repair, training_batches(task, recipe)
+
+    def repair(children: Sequence[Named], parents: Sequence[Named], coefficients: np.ndarray) -> None:
+        whole = [_whole(task, each) for each in children], [_whole(task, each) for each in parents]
+        repair_members(*whole, coefficients, task.model, kind=kind, batches=batches, device=device)
+
+    return repair
+
+
+def _whole(task: Task, named: Named) -> dict[str, Tensor]:
+    """A whole state: counters are those of any model."""
+    return {**task.model.state_dict(), **named}

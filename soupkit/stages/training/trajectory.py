@@ -1,0 +1,139 @@
+"""What a training run writes beside its last weights: snapshots of epochs, averages, snapshots for post-hoc EMA.
+
+    OUT/                            the weights as they were trained
+    OUT/ema/, OUT/swa/              an average of them, a checkpoint directory of its own that says so
+    OUT/snapshots/epoch-0003/       the weights after an epoch; OUT/snapshots names them all
+    OUT/posthoc/sigma-0.1-update-00000120/    power-function EMAs, for `merge posthoc-ema OUT/posthoc`
+
+An average's file says in its own metadata what it is, so that it is known even where it stands alone.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from soupkit.checkpoint.hashing import content_hash
+from soupkit.checkpoint.tensors import write_tensors
+from soupkit.manifest import Manifest
+from soupkit.merge.running import PowerEma
+from soupkit.recipe.parse import recipe_to_json
+from soupkit.recipe.train import Finetune
+from soupkit.stages.outputs.described import describe_outputs
+from soupkit.task.batch_norm import refresh
+from soupkit.task.examples import Examples
+from soupkit.task.weights import arrays, to_numpy
+from soupkit.train.averaging import Averaging
+
+METADATA_KEY = "soupkit.weights"
+MOST_REFRESH_BATCHES = 100
+Measure = Callable[[Path], dict[str, Any]]
+
+
+def num_written(recipe: Finetune) -> int:
+    """How many checkpoints a run writes."""
+    snapshots = recipe.epochs // recipe.snapshot_every if recipe.snapshot_every else 0
+    posthoc = len(recipe.posthoc_sigma) * -(-recipe.epochs // recipe.posthoc_every)
+    return 1 + (recipe.ema_decay is not None) + (recipe.swa_start is not None) + snapshots + posthoc
+
+
+@dataclass
+class Trajectory:
+    """Writes them into the directory of a run that is under way.
+
+    write_config: writes a model's configuration into a directory. file_name: what its weights are called. inputs: the
+    manifest's record of the base, as seen from OUT.
+    """
+
+    directory: Path
+    model: torch.nn.Module
+    recipe: Finetune
+    averages: Mapping[str, Averaging]
+    write_config: Callable[[Path], None]
+    file_name: str
+    inputs: list[dict[str, Any]]
+    updates_per_epoch: int
+    members: dict[str, list[str]] = field(default_factory=dict)
+
+    def after_epoch(self, epoch: int) -> None:
+        """Write the snapshots that are due after an epoch."""
+        recipe, step = self.recipe, epoch * self.updates_per_epoch
+        if recipe.snapshot_every and epoch % recipe.snapshot_every == 0:
+            self._snapshot("snapshots", f"epoch-{epoch:04d}", arrays(self.model), {"epoch": epoch, "update": step})
+        if epoch % recipe.posthoc_every and epoch != recipe.epochs:
+            return
+        for averaging in self.averages.values():
+            if isinstance(averaging.rule, PowerEma):
+                width = averaging.rule.sigma_rel
+                note = {"posthoc": {"sigma_rel": width, "gamma": averaging.rule.gamma, "step": step}}
+                name = f"sigma-{width:.4g}-update-{step:08d}"
+                self._snapshot("posthoc", name, _arrays(averaging.averaged_state()), note)
+
+    def finish(self, refresh_with: Callable[[torch.nn.Module], Any], measure: Measure) -> dict[str, Any]:
+        """Write EMA and SWA, each with its scores, and name the snapshots; returns the averages' scores by name."""
+        for family, names in self.members.items():
+            self._manifest(self.directory / family, {}, notes={"members": names}).write(self.directory / family)
+        metrics = {}
+        for name, averaging in self.averages.items():
+            if isinstance(averaging.rule, PowerEma) or not averaging.is_ready:
+                continue
+            state = averaging.averaged_state(refresh=refresh_with if averaging.buffers == "refresh" else None)
+            note = {"average": name, "updates": averaging.num_steps, "buffers": averaging.buffers}
+            metrics[name] = self._write(self.directory / name, _arrays(state), note, measure)
+        return metrics
+
+    def _snapshot(self, family: str, name: str, tensors: Mapping[str, np.ndarray], note: dict[str, Any]) -> None:
+        self._write(self.directory / family / name, tensors, note)
+        self.members.setdefault(family, []).append(name)
+
+    def _write(
+        self, directory: Path, tensors: Mapping[str, np.ndarray], note: dict[str, Any], measure: Measure | None = None
+    ) -> dict[str, Any]:
+        """One checkpoint directory, complete; returns its metrics."""
+        directory.mkdir(parents=True)
+        metadata = {"format": "pt", METADATA_KEY: directory.relative_to(self.directory).as_posix()}
+        write_tensors(directory, tensors, file_name=self.file_name, metadata=metadata)
+        self.write_config(directory)
+        outputs = describe_outputs(directory, content_hash(tensors, threads=1))
+        metrics = measure(directory) if measure else {}
+        self._manifest(directory, outputs, metrics=metrics, notes=note).write(directory)
+        return metrics
+
+    def _manifest(
+        self, directory: Path, outputs: dict[str, Any], *, notes: dict[str, Any], metrics: dict[str, Any] | None = None
+    ) -> Manifest:
+        up = os.path.relpath(self.directory, directory)
+        return Manifest(
+            command="finetune",
+            recipe=recipe_to_json(self.recipe),
+            inputs=[
+                entry | ({"path": os.path.normpath(Path(up, entry["path"]))} if "path" in entry else {})
+                for entry in self.inputs
+            ],
+            outputs=outputs,
+            metrics=metrics or {},
+            notes=notes,
+        )
+
+
+def _arrays(state: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The tensors of a state, tied ones once, as a file holds them."""
+    once: dict[int, str] = {}
+    for name, tensor in state.items():
+        once.setdefault(id(tensor), name)
+    return {name: to_numpy(state[name]) for name in once.values() if isinstance(state[name], torch.Tensor)}
+
+
+def refresher(
+    model: torch.nn.Module, examples: Examples, recipe: Finetune, *, device: torch.device
+) -> Callable[[torch.nn.Module], Any]:
+    """Re-estimates a model's batch-norm statistics on at most MOST_REFRESH_BATCHES batches of training examples."""
+    order = np.random.default_rng(recipe.split_seed).permutation(len(examples))
+    chosen = order[: MOST_REFRESH_BATCHES * recipe.batch_size]
+    return lambda _: refresh(model, examples.batches(batch_size=recipe.batch_size, indices=chosen), device)
