@@ -210,6 +210,6 @@ def test_what_the_system_refuses_is_a_message(
     def failing(*_arguments: Any, **_options: Any) -> None:
         raise OSError(errno.EIO, "Input/output error", "some/file")
 
-    monkeypatch.setattr("soupkit.stages.inputs.shown.describe", failing)
+    monkeypatch.setattr("soupkit.jobs.files.inspect.describe", failing)
     assert run_command_line(["inspect", str(made)]) == 1
     assert capsys.readouterr().err == "error: some/file: Input/output error\n"

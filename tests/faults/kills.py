@@ -127,12 +127,7 @@ def table(trials: Sequence[Trials]) -> str:
 
 def preload(commands: Sequence[KillCommand]) -> None:
     """Import what the commands import, once for all children."""
-    jobs = {
-        "soupkit.jobs." + ALL[name].job.partition(":")[0]
-        for each in commands
-        for name in ALL
-        if each.command.startswith(f"{name} ")
-    }
+    jobs = {ALL[name].job.partition(":")[0] for each in commands for name in ALL if each.command.startswith(f"{name} ")}
     for module in [
         *(MODELS if any(each.models for each in commands) else ()),
         "soupkit.jobs.files.verify",

@@ -6,10 +6,13 @@ from typing import Any
 
 from soupkit.events import Report
 from soupkit.recipe.methods import MethodRecipe
-from soupkit.stages.methods.merge import write_merge
+from soupkit.stages.methods.merge import NOTHING_TO_ADD, write_merge
+from soupkit.stages.outputs.soup import Record
 from soupkit.world import World
 
 
-def merge_method(recipe: MethodRecipe, world: World, report: Report) -> dict[str, Any]:
-    """Merge checkpoints by the method that the recipe names; returns the manifest."""
-    return write_merge(recipe, world, report)
+def merge_method(
+    recipe: MethodRecipe, world: World, report: Report, *, record: Record = NOTHING_TO_ADD
+) -> dict[str, Any]:
+    """Merge checkpoints by the method that the recipe names; returns the manifest. record: what it also holds."""
+    return write_merge(recipe, world, report, record=record)
