@@ -63,6 +63,8 @@ def _listed(directory: Path) -> set[str]:
         return _names_in(directory)
     except OSError as error:
         raise ReferenceError(f"{directory}: cannot be read: {error.strerror}", hint="check the path") from error
+    except ValueError as error:  # a zero in the name, as a manifest or a recipe may hold one
+        raise ReferenceError(f"{str(directory)!r}: cannot be a path: {error}", hint="check the path") from error
 
 
 def _names_in(directory: Path) -> set[str]:

@@ -167,15 +167,18 @@ def _float(value: Any) -> float:
 
 
 def _str(value: Any) -> str:
-    """A number is taken too: `lr: 0.01` where `lr: log(1e-4,1e-2)` would stand as well."""
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
+    """A number is taken too: `lr: 0.01` where `lr: log(1e-4,1e-2)` would stand as well.
+
+    A zero character is refused: no command line can hold one, and no path that a string may name.
+    """
+    if isinstance(value, bool) or not isinstance(value, str | int | float) or "\0" in str(value):
         raise ValueError(value)
     return str(value)
 
 
 def _path(value: Any) -> Path:
     """A home directory is expanded, since no shell has seen what comes from YAML."""
-    if not isinstance(value, str | Path) or not str(value):
+    if not isinstance(value, str | Path) or not str(value) or "\0" in str(value):
         raise ValueError(value)
     try:
         return Path(value).expanduser()

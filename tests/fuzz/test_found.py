@@ -216,3 +216,23 @@ def test_inputs_of_a_manifest_whose_names_no_file_can_have(tmp_path: Path, name:
     (tmp_path / MANIFEST_NAME).write_text(json.dumps(changed))
     with pytest.raises(SoupkitError):
         verify(Verify(directory=tmp_path, inputs=True, threads=1), World(threads=1), silent)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["command: report\npath: Z", "command: verify\ndirectory: Z", "command: merge uniform\nrefs: [a, Z]\nout: o",
+     "command: merge uniform\nrefs: [a]\nout: Z", "command: merge greedy\nrefs: [a]\ndata: Z\nout: o"],
+)  # fmt: skip
+def test_a_zero_in_a_text_of_a_recipe(text: str) -> None:
+    with pytest.raises(RecipeError, match=r"expected a (path|string|list)"):
+        parse_steps(text.replace("Z", '"x\\0y"'), where="recipe.yaml")
+
+
+def test_a_zero_in_a_path_of_a_manifest(tmp_path: Path) -> None:
+    write_tensors(tmp_path, TENSORS)
+    inputs = [{"reference": "a", "path": "x\0y", "content": "0" * 32}]
+    Manifest(command="merge uniform", recipe={"refs": ["a"], "out": "o"}, inputs=inputs).write(tmp_path)
+    report(Report(path=tmp_path, out=tmp_path / "page.html"), World("cpu"), silent)
+    assert (tmp_path / "page.html").is_file()
+    with pytest.raises(SoupkitError, match="no longer there"):
+        verify(Verify(directory=tmp_path, inputs=True), World("cpu"), silent)
