@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Mapping
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,13 @@ def interrupts() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+NUMBERS = count()
+
+
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test reads or writes the user's remembered scores."""
-    monkeypatch.setenv("SOUPKIT_CACHE", str(tmp_path_factory.mktemp("cache")))
+    """No test reads or writes the user's remembered scores. Most need no cache: its folder is made by who does."""
+    monkeypatch.setenv("SOUPKIT_CACHE", str(tmp_path_factory.getbasetemp() / "caches" / str(next(NUMBERS))))
 
 
 @pytest.fixture

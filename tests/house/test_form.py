@@ -2,26 +2,19 @@
 
 import ast
 import importlib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
+from house.package import FILES, PACKAGE, name_of, tree_of
 
 import soupkit
 
-PACKAGE = Path(__file__).parents[2] / "soupkit"
-FILES = sorted(PACKAGE.rglob("*.py"))
 LONGEST_FILE = 300
 LONGEST_FUNCTION = 60
 MOST_FILES = 25
 EMPTY_NAMES = {"util", "utils", "helper", "helpers", "common", "manager", "handler", "misc"}
 Function = ast.FunctionDef | ast.AsyncFunctionDef
-
-each_file = pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
-
-
-def parse(path: Path) -> ast.Module:
-    return ast.parse(path.read_text(encoding="utf-8"))
 
 
 def public_things(tree: ast.Module) -> Iterator[Function | ast.ClassDef]:
@@ -30,32 +23,31 @@ def public_things(tree: ast.Module) -> Iterator[Function | ast.ClassDef]:
             yield node
 
 
-@each_file
-def test_files_and_functions_are_short(path: Path) -> None:
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= LONGEST_FILE
-    for node in ast.walk(parse(path)):
-        if isinstance(node, Function):
-            length = (node.end_lineno or 0) - node.lineno + 1
-            assert length <= LONGEST_FUNCTION, f"{node.name} has {length} lines"
+def functions() -> Iterator[tuple[Path, Function]]:
+    for path in FILES:
+        yield from ((path, node) for node in ast.walk(tree_of(path)) if isinstance(node, Function))
 
 
-@pytest.mark.parametrize("folder", sorted({path.parent for path in FILES}), ids=lambda folder: folder.name)
-def test_a_folder_is_seen_at_a_glance(folder: Path) -> None:
-    assert len([path for path in folder.glob("*.py") if path.name != "__init__.py"]) <= MOST_FILES
+def test_files_and_functions_are_short() -> None:
+    long = {path: num for path in FILES if (num := len(path.read_text(encoding="utf-8").splitlines())) > LONGEST_FILE}
+    assert not long
+    assert not [f"{path}: {f.name}" for path, f in functions() if (f.end_lineno or 0) - f.lineno >= LONGEST_FUNCTION]
 
 
-@each_file
-def test_public_things_have_docstrings(path: Path) -> None:
-    tree = parse(path)
-    if tree.body:
-        assert ast.get_docstring(tree), "the module says nothing of itself"
-    bare = [node.name for node in public_things(tree) if not ast.get_docstring(node)]
-    assert not bare, f"without a docstring: {', '.join(bare)}"
+def test_a_folder_is_seen_at_a_glance() -> None:
+    sizes = Counter(path.parent for path in FILES if path.name != "__init__.py")
+    assert not {folder: size for folder, size in sizes.items() if size > MOST_FILES}
 
 
-@each_file
-def test_names_say_something(path: Path) -> None:
-    assert not EMPTY_NAMES & set(path.relative_to(PACKAGE).with_suffix("").parts)
+def test_public_things_have_docstrings() -> None:
+    silent = [path for path in FILES if tree_of(path).body and not ast.get_docstring(tree_of(path))]
+    assert not silent, "modules that say nothing of themselves"
+    things = ((path, node) for path in FILES for node in public_things(tree_of(path)))
+    assert not [f"{path}: {node.name}" for path, node in things if not ast.get_docstring(node)]
+
+
+def test_names_say_something() -> None:
+    assert not [path for path in FILES if EMPTY_NAMES & set(path.relative_to(PACKAGE).with_suffix("").parts)]
 
 
 def test_public_names_exist_and_are_documented() -> None:
@@ -69,5 +61,4 @@ def test_public_names_exist_and_are_documented() -> None:
 
 def test_every_module_of_the_package_can_be_imported() -> None:
     for path in FILES:
-        parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
-        importlib.import_module(".".join(part for part in parts if part != "__init__"))
+        importlib.import_module(name_of(path))

@@ -3,13 +3,11 @@
 import ast
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
-import pytest
+from house.package import FILES, PACKAGE, name_of, tree_of
 
-PACKAGE = Path(__file__).parents[2] / "soupkit"
-FILES = sorted(PACKAGE.rglob("*.py"))
 FLOOR = {
     *("errors", "events", "world", "manifest", "whole", "visible", "processor", "metrics", "commands", "recipe"),
     *("identity", "command_identity", "given", "remembered"),
@@ -25,6 +23,7 @@ LEVELS = [
     {"soups", "cli"},
 ]
 LEVEL = {room: number for number, rooms in enumerate(LEVELS) for room in rooms}
+OUTSIDE = {"__init__", "__main__"}
 MAY_IMPORT_MERGE = {"soup", "curve", "train"}
 TORCH_FREE = FLOOR | {"checkpoint", "merge", "cli"}
 TORCH = {"torch", "torchvision", "timm", "open_clip"}
@@ -35,42 +34,28 @@ def room_of(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-def imported(tree: ast.AST) -> Iterator[str]:
-    """The full names of the modules that a tree imports; a relative import would be one too many ways to say it."""
-    for node in ast.walk(tree):
+def imported(path: Path, *, types: bool = True, functions: bool = True) -> set[str]:
+    """The full names of the modules that a file imports; a relative import would be one too many ways to say it.
+
+    Without types: not under `if TYPE_CHECKING:`, which never runs. Without functions: only when it is imported itself.
+    """
+    found: set[str] = set()
+    waiting: list[ast.AST] = [tree_of(path)]
+    while waiting:
+        node = waiting.pop()
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"line {node.lineno}: relative import"
+            assert node.level == 0, f"{path}, line {node.lineno}: relative import"
             ours = (node.module or "").partition(".")[0] == "soupkit"
-            yield from (f"{node.module}.{alias.name}" for alias in node.names if ours)
-            yield node.module or ""
-
-
-class WithoutTypes(ast.NodeTransformer):
-    """Takes out `if TYPE_CHECKING:`, which never runs."""
-
-    def visit_If(self, node: ast.If) -> ast.AST | None:
-        return None if ast.unparse(node.test).endswith("TYPE_CHECKING") else self.generic_visit(node)
-
-
-class WithoutFunctions(WithoutTypes):
-    """Takes out what does not run when a module is imported."""
-
-    def visit_FunctionDef(self, _node: ast.FunctionDef) -> None:
-        return None
-
-
-def at_run_time(tree: ast.Module) -> ast.Module:
-    """The tree as it runs, sooner or later."""
-    stripped: ast.Module = WithoutTypes().visit(tree)
-    return stripped
-
-
-def at_module_level(tree: ast.Module) -> ast.Module:
-    """The tree as it runs when it is imported."""
-    stripped: ast.Module = WithoutFunctions().visit(tree)
-    return stripped
+            found |= {node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names if ours)}
+        elif isinstance(node, ast.FunctionDef) and not functions:
+            continue
+        elif isinstance(node, ast.If) and not types and ast.unparse(node.test).endswith("TYPE_CHECKING"):
+            waiting += node.orelse
+        elif isinstance(node, ast.stmt | ast.Module | ast.ExceptHandler | ast.match_case):
+            waiting += ast.iter_child_nodes(node)
+    return found
 
 
 def may_import(room: str, other: str) -> bool:
@@ -90,26 +75,35 @@ def test_the_rule_itself() -> None:
     assert not may_import("jobs", "cli")
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_imports_go_one_way(path: Path) -> None:
-    room = room_of(path)
-    if room in ("__init__", "__main__"):
-        return
-    assert room in LEVEL, f"{room} is a new room: give it a place in LEVELS and in the README's picture"
-    for name in imported(ast.parse(path.read_text(encoding="utf-8"))):
-        package, _, rest = name.partition(".")
-        other = rest.split(".")[0]
-        if package == "soupkit" and other in LEVEL:
-            assert may_import(room, other), f"{room} must not import {name}"
-        if room != "cli":
-            assert package not in ("typer", "rich", "click"), f"only cli may import {package}"
+def test_every_room_has_its_level() -> None:
+    """A new room gets a place in LEVELS and in the README's picture."""
+    assert {room_of(path) for path in FILES} - LEVEL.keys() == OUTSIDE
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_a_job_imports_no_other_job(path: Path) -> None:
+def test_imports_go_one_way() -> None:
+    wrong = [
+        f"{name_of(path)} imports {name}"
+        for path in FILES
+        if room_of(path) not in OUTSIDE
+        for name in imported(path)
+        if not allowed(room_of(path), name)
+    ]
+    assert not wrong
+
+
+def allowed(room: str, name: str) -> bool:
+    """Only the command line knows how it looks; of ours, what lies below."""
+    package, _, rest = name.partition(".")
+    other = rest.split(".")[0]
+    if package in ("typer", "rich", "click"):
+        return room == "cli"
+    return package != "soupkit" or other not in LEVEL or may_import(room, other)
+
+
+def test_a_job_imports_no_other_job() -> None:
     """What two jobs share is a stage; a job that runs another command does so by the table of commands."""
-    others = [name for name in imported(ast.parse(path.read_text(encoding="utf-8"))) if name.startswith("soupkit.jobs")]
-    assert not others, f"what it takes from {', '.join(others)} belongs to soupkit.stages"
+    names = ((path, name) for path in FILES for name in imported(path))
+    assert not [f"{name_of(path)} imports {name}" for path, name in names if name.startswith("soupkit.jobs")]
 
 
 ONE_ALGEBRA = {"soupkit.align.graph.axes", "soupkit.align.graph.unify"}
@@ -117,22 +111,19 @@ ONE_ALGEBRA = {"soupkit.align.graph.axes", "soupkit.align.graph.unify"}
 
 def test_no_import_goes_in_a_circle() -> None:
     """Imports inside functions count too; the axis algebra alone is defined by two files in terms of each other."""
-    names = {".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts): path for path in FILES}
-    needs = {
-        name: {other for other in imported(at_run_time(ast.parse(path.read_text(encoding="utf-8")))) if other in names}
-        for name, path in names.items()
-    }
+    names = {name_of(path) for path in FILES}
+    needs = {name_of(path): imported(path, types=False) & names for path in FILES}
     needs["soupkit.align.graph.axes"] -= ONE_ALGEBRA
-    while leaves := {name for name, others in needs.items() if not others}:
+    while leaves := {name for name, others in needs.items() if not others - {name}}:
         needs = {name: others - leaves for name, others in needs.items() if name not in leaves}
     assert not needs, f"in circles, or above one: {sorted(needs)}"
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_no_torch_at_module_level(path: Path) -> None:
-    if room_of(path) in TORCH_FREE | {"__init__", "__main__"}:
-        tree = at_module_level(ast.parse(path.read_text(encoding="utf-8")))
-        assert not TORCH & {name.partition(".")[0] for name in imported(tree)}
+def test_no_torch_at_module_level() -> None:
+    for path in FILES:
+        if room_of(path) in TORCH_FREE | OUTSIDE:
+            found = {name.partition(".")[0] for name in imported(path, types=False, functions=False)}
+            assert not TORCH & found, name_of(path)
 
 
 def heavy_after(codes: Iterable[str]) -> list[str]:
