@@ -83,6 +83,8 @@ class Manifest:
         return cls.read(directory) if there else None
 
 
+LONGEST_PATH, LONGEST_NAME = 4096, 255
+"""Bytes that Linux takes."""
 _KINDS = {
     "command": str,
     "recipe": dict,
@@ -124,7 +126,8 @@ def _parts(values: dict[str, Any]) -> Iterator[tuple[str, bool]]:
     for number, entry in enumerate(values["inputs"]):
         is_input = isinstance(entry, dict) and isinstance(entry.get("reference"), str)
         yield f"inputs.{number}", is_input and all(isinstance(entry.get(k, v()), v) for k, v in _INPUT_KINDS.items())
-        yield f"inputs.{number}.permutation", all(isinstance(v, str) for v in entry.get("permutation", {}).values())
+        yield f"inputs.{number}.path", is_path(entry.get("path", ""))
+        yield f"inputs.{number}.permutation", all(map(is_path, entry.get("permutation", {}).values()))
     files, members = values["outputs"].get("files", {}), values["notes"].get("members", [])
     yield "outputs.files", isinstance(files, dict) and all(isinstance(entry, dict) for entry in files.values())
     yield "outputs.files", all(is_inside(name) for name in files)
@@ -175,7 +178,16 @@ def _is_mixture(mixture: Any, num_inputs: int) -> bool:
 
 def is_plain_name(name: Any) -> bool:
     """Whether this names a file or folder directly in a directory, and nothing outside of it."""
-    return isinstance(name, str) and name not in ("", ".", "..") and not set(name) & set("/\\\0")
+    return is_path(name) and name not in ("", ".", "..") and not set(name) & set("/\\")
+
+
+def is_path(text: Any) -> bool:
+    """Whether the system can be asked for this path at all: it has lengths that names may have, and no zero."""
+    try:
+        path = os.fsencode(text) if isinstance(text, str) else b"\0"
+    except UnicodeEncodeError:
+        return False
+    return b"\0" not in path and len(path) < LONGEST_PATH and all(len(p) <= LONGEST_NAME for p in path.split(b"/"))
 
 
 def is_inside(name: Any) -> bool:

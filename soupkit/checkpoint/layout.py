@@ -34,9 +34,10 @@ class Layout:
 
 def read_layout(path: Path) -> Layout:
     """Find the weights of a directory or file and read every header. Raises ReferenceError, CheckpointError."""
-    if path.is_file():
+    is_file = os.path.isfile(path)  # noqa: PTH113  (False for a name too long)
+    if is_file:
         refuse_foreign(path)
-    weights = path if path.is_file() else find_weights(path)
+    weights = path if is_file else find_weights(path)
     return layout_of(weights, names=_listed(weights.parent))
 
 

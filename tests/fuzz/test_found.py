@@ -12,6 +12,7 @@ import torch
 from convert.test_archives import repacked
 from fuzz.samples import ADAPTERS, CONFIGS, FACTORS, MANIFESTS, RECIPES, TENSORS
 
+from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.checkpoint.config.meaning import check_meaning
 from soupkit.checkpoint.config.restacked import Origin, stacked_config
 from soupkit.checkpoint.config.vocabulary import token_rows
@@ -21,7 +22,7 @@ from soupkit.checkpoint.hub.hub import looks_like_hub
 from soupkit.checkpoint.tensors import write_tensors
 from soupkit.checkpoint.views.adapted import open_adapter
 from soupkit.checkpoint.views.stacked import layer_in, main_stack
-from soupkit.errors import CheckpointError, CompatibilityError, RecipeError, SoupkitError
+from soupkit.errors import CheckpointError, CompatibilityError, RecipeError, ReferenceError, SoupkitError
 from soupkit.events import silent
 from soupkit.jobs.files.report import report
 from soupkit.jobs.files.verify import verify
@@ -228,11 +229,22 @@ def test_a_zero_in_a_text_of_a_recipe(text: str) -> None:
         parse_steps(text.replace("Z", '"x\\0y"'), where="recipe.yaml")
 
 
-def test_a_zero_in_a_path_of_a_manifest(tmp_path: Path) -> None:
-    write_tensors(tmp_path, TENSORS)
-    inputs = [{"reference": "a", "path": "x\0y", "content": "0" * 32}]
-    Manifest(command="merge uniform", recipe={"refs": ["a"], "out": "o"}, inputs=inputs).write(tmp_path)
-    report(Report(path=tmp_path, out=tmp_path / "page.html"), World("cpu"), silent)
-    assert (tmp_path / "page.html").is_file()
-    with pytest.raises(SoupkitError, match="no longer there"):
-        verify(Verify(directory=tmp_path, inputs=True), World("cpu"), silent)
+@pytest.mark.parametrize("path", ["x\0y", "x" * 256, "y/" * 2100, "\ud800"])
+@pytest.mark.parametrize("where", ["inputs", "members", "files", "permutation"])
+def test_paths_of_a_manifest_that_no_system_takes(where: str, path: str, tmp_path: Path) -> None:
+    entry = {"reference": "a", "content": "0" * 32, "path": "a"} | ({"path": path} if where == "inputs" else {})
+    manifest = {
+        "format": 1, "command": "merge uniform", "recipe": {}, "metrics": {}, "trace": [],
+        "inputs": [entry | ({"permutation": {"file": path}} if where == "permutation" else {})],
+        "outputs": {"files": {path: {}}} if where == "files" else {},
+        "notes": {"members": [path]} if where == "members" else {},
+    }  # fmt: skip
+    (tmp_path / MANIFEST_NAME).write_text(json.dumps(manifest))
+    with pytest.raises(CheckpointError, match=f"{where}.* is not what it should be"):
+        Manifest.read(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["x\0y", "x" * 300])
+def test_a_reference_that_no_system_takes(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ReferenceError, match="cannot be"):
+        Checkpoint(tmp_path / name)
