@@ -7,6 +7,7 @@ import difflib
 import json
 import keyword
 import math
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import NoneType, UnionType
@@ -180,6 +181,7 @@ def _path(value: Any) -> Path:
     """A home directory is expanded, since no shell has seen what comes from YAML."""
     if not isinstance(value, str | Path) or not str(value) or "\0" in str(value):
         raise ValueError(value)
+    os.fsencode(value)  # raises for what no file system can be asked for
     try:
         return Path(value).expanduser()
     except RuntimeError:
