@@ -119,7 +119,7 @@ def data_identity(data: str, data_dir: Path | None = None) -> str:
     """What `--data` and `--data-dir` name at this moment: the files, and the version of the package that reads them.
 
     Of a set on the Hugging Face Hub: the revision and the files in its cache. A set that is nowhere on this disk (a
-    bucket, a pipe) counts by its name here; once it is open, `soupkit.task.data` adds what its images are.
+    bucket, a pipe) counts by its name here; once it is open, `soupkit.task.images.data` adds what its images are.
     """
     return digest("data", _data(data, data_dir))
 

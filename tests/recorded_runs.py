@@ -120,7 +120,7 @@ def _make_clip(inputs: Path) -> None:
     import torch
     from safetensors.torch import save_file
 
-    from soupkit.task.models import ModelSpec, build
+    from soupkit.task.images.models import ModelSpec, build
 
     for k in range(2):
         torch.manual_seed(k)

@@ -13,7 +13,8 @@ import numpy as np
 from scipy.special import log_softmax
 
 from soupkit.checkpoint.dtypes import Array
-from soupkit.task.score import Predictions, num_ahead, share_error
+from soupkit.task.images.metrics import num_ahead
+from soupkit.task.score import Predictions, share_error
 
 
 @dataclass(frozen=True)
@@ -52,9 +53,9 @@ def barrier(values_pn: np.ndarray, at: Sequence[float], *, shares: bool = False)
 
 def losses_and_errors(predictions: Predictions) -> tuple[np.ndarray, np.ndarray]:
     """−log p of the right class, in nats, and 0 or 1 for right or wrong, float64[N] each."""
-    log_p = log_softmax(predictions.logits.astype(np.float64), axis=1)
+    log_p = log_softmax(predictions.outputs.astype(np.float64), axis=1)
     rows = np.arange(len(predictions.targets))
-    return -log_p[rows, predictions.targets], (num_ahead(predictions.logits, predictions.targets) > 0).astype(float)
+    return -log_p[rows, predictions.targets], (num_ahead(predictions.outputs, predictions.targets) > 0).astype(float)
 
 
 def between(a: Mapping[str, Array], b: Mapping[str, Array], at: float) -> dict[str, Array]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from soupkit.align.matching.match import Match
 from soupkit.align.matching.similarity import objective_names, permuted
@@ -14,6 +14,9 @@ from soupkit.align.matching.universe import align_all
 from soupkit.align.moments import Batches
 from soupkit.align.repair import Kind, measure_endpoints, repair
 from soupkit.align.spec import PermutationSpec
+from soupkit.checkpoint.dtypes import Array
+from soupkit.task.task import Task
+from soupkit.task.weights import to_numpy
 
 Named = Mapping[str, Tensor]
 
@@ -38,29 +41,24 @@ def repair_members(
     children: Sequence[Named],
     parents: Sequence[Named],
     coefficients: np.ndarray,
-    model: nn.Module,
+    task: Task,
     *,
     kind: Kind,
     batches: Callable[[], Batches],
-    device: torch.device,
 ) -> None:
     """REPAIR every child, in place: row i of coefficients says of which parents it is the mean; see `repair`.
 
-    model: one that the named tensors are the state of; it is used to run them and left with the last child's.
+    task: its model has the named tensors as its state; it is used to run them and left with the last child's.
     """
-    load: list[Callable[[nn.Module], None]] = [_loader(parent) for parent in parents]
-    endpoints = measure_endpoints(model, load, kind=kind, batches=batches, device=device)
+    endpoints = measure_endpoints(task, [_arrays(parent) for parent in parents], kind=kind, batches=batches)
     for child, row in zip(children, coefficients, strict=True):
-        _loader(child)(model)
-        result = repair(model, endpoints, row.tolist(), kind=kind, batches=batches, device=device)
-        state = model.state_dict()
+        task.load(_arrays(child))
+        result = repair(task, endpoints, row.tolist(), kind=kind, batches=batches)
+        state = task.model.state_dict()
         with torch.no_grad():
             for name in result.changed:
                 child[name].copy_(state[name])
 
 
-def _loader(state: Named) -> Callable[[nn.Module], None]:
-    def load(model: nn.Module) -> None:
-        model.load_state_dict(dict(state))
-
-    return load
+def _arrays(state: Named) -> dict[str, Array]:
+    return {name: to_numpy(tensor) for name, tensor in state.items()}

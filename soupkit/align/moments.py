@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,8 +10,11 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from soupkit.align.sites import Site, hooked
+from soupkit.task.task import Batch
 
-Batches = Iterable[tuple[Tensor, Tensor]]
+Batches = Iterable[Batch]
+Forward = Callable[[Batch], object]
+"""Passes a batch through a model, as `Task.outputs` does."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +56,8 @@ class Running:
 
 
 @torch.no_grad()
-def measure(model: nn.Module, sites: Sequence[Site], batches: Batches, *, device: torch.device) -> dict[str, Moments]:
-    """The moments at every site, over all batches. Cost: one forward pass."""
+def measure(forward: Forward, sites: Sequence[Site], batches: Batches) -> dict[str, Moments]:
+    """The moments at every site of the model that forward runs, over all batches. Cost: one forward pass."""
     running = {site.name: Running() for site in sites}
     by_name = {site.name: site for site in sites}
 
@@ -63,8 +66,8 @@ def measure(model: nn.Module, sites: Sequence[Site], batches: Batches, *, device
         running[name].add(site.channels(inputs if site.is_norm else output))
 
     with hooked({site.name: site.module for site in sites}, visit):
-        for images, _ in batches:
-            model(images.to(device))
+        for batch in batches:
+            forward(batch)
     return {site.name: after_norm(site, running[site.name].moments()) for site in sites}
 
 
@@ -82,20 +85,20 @@ def after_norm(site: Site, moments: Moments) -> Moments:
 
 @torch.no_grad()
 def measure_together(
-    models: Sequence[nn.Module], names: Mapping[str, Sequence[Site]], batches: Batches, *, device: torch.device
+    forwards: Sequence[Forward], names: Mapping[str, Sequence[Site]], batches: Batches
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """Means float64[K, C] and covariances float64[K, K, C] of the inputs of norms and outputs of other sites.
 
-    names: for every site's name, that site in each model. The same images go through every model, so that their
+    names: for every site's name, that site in each model. The same examples go through every model, so that their
     correlation is known. Memory: what K models hold at all sites for one batch. Cost: K forward passes.
     """
     totals: dict[str, Tensor] = {}
     products: dict[str, Tensor] = {}
     count: dict[str, int] = {}
-    for images, _ in batches:
+    for batch in batches:
         held: dict[str, list[Tensor]] = {name: [] for name in names}
-        for number, model in enumerate(models):
-            _hold(model, {name: sites[number] for name, sites in names.items()}, images.to(device), held)
+        for number, forward in enumerate(forwards):
+            _hold(forward, {name: sites[number] for name, sites in names.items()}, batch, held)
         for name, values in held.items():
             stacked_krc = torch.stack(values)
             count[name] = count.get(name, 0) + stacked_krc.shape[1]
@@ -106,10 +109,10 @@ def measure_together(
     return {name: (mean, products[name] / count[name] - mean[:, None] * mean[None, :]) for name, mean in means.items()}
 
 
-def _hold(model: nn.Module, sites: Mapping[str, Site], images: Tensor, held: dict[str, list[Tensor]]) -> None:
+def _hold(forward: Forward, sites: Mapping[str, Site], batch: Batch, held: dict[str, list[Tensor]]) -> None:
     def visit(name: str, _module: nn.Module, inputs: Tensor, output: Tensor) -> None:
         site = sites[name]
         held[name].append(site.channels(inputs if site.is_norm else output).double())
 
     with hooked({name: site.module for name, site in sites.items()}, visit):
-        model(images)
+        forward(batch)

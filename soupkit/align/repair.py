@@ -7,7 +7,6 @@ perfectly correlated loses variance layer by layer. Shape suffixes: C channels, 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from copy import deepcopy
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,7 +16,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from soupkit.align.moments import Batches, Moments, Running, measure, measure_together
 from soupkit.align.sites import Site, Sites, find_sites, hooked
+from soupkit.checkpoint.dtypes import Array
 from soupkit.task.batch_norm import refresh
+from soupkit.task.task import Task
 
 Kind = Literal["bn", "forward", "scale", "closed"]
 EPSILON = 1e-5
@@ -57,31 +58,27 @@ class Endpoints:
 
 
 def measure_endpoints(
-    model: nn.Module,
-    load: Sequence[Callable[[nn.Module], None]],
-    *,
-    kind: Kind,
-    batches: NewBatches,
-    device: torch.device,
+    task: Task, weights: Sequence[Mapping[str, Array]], *, kind: Kind, batches: NewBatches
 ) -> Endpoints:
-    """Run the data through every endpoint; load[k] loads endpoint k into a model like `model`, which is left alone.
+    """Run the data through every endpoint, with weights[k]; the task's own model is left alone.
 
     Cost: one forward pass over the batches per endpoint, two for closed; memory: one more model, K more for closed.
     """
-    sites = find_sites(model, next(iter(batches()))[0].to(device))
+    first = next(iter(batches()))
+    sites = find_sites(task.model, lambda: task.outputs(first))
     moments, together = [], {}
-    endpoint = deepcopy(model)
-    here = _in(endpoint, sites)
-    for load_endpoint in load:
-        load_endpoint(endpoint)
-        moments.append(measure(endpoint, here, batches(), device=device))
+    endpoint = task.twin()
+    here = _in(endpoint.model, sites)
+    for tensors in weights:
+        endpoint.load(tensors)
+        moments.append(measure(endpoint.outputs, here, batches()))
     if kind == "closed":
-        models = [deepcopy(model) for _ in load]
-        for load_endpoint, each in zip(load, models, strict=True):
-            load_endpoint(each)
-        columns = zip(*(_in(each, sites) for each in models), strict=True)
+        twins = [task.twin() for _ in weights]
+        for tensors, each in zip(weights, twins, strict=True):
+            each.load(tensors)
+        columns = zip(*(_in(each.model, sites) for each in twins), strict=True)
         names = {site.name: same for site, same in zip(sites.sites, columns, strict=True)}
-        together = measure_together(models, names, batches(), device=device)
+        together = measure_together([each.outputs for each in twins], names, batches())
     return Endpoints(sites, moments, together)
 
 
@@ -90,31 +87,25 @@ def _in(model: nn.Module, sites: Sites) -> list[Site]:
 
 
 def repair(
-    model: nn.Module,
-    endpoints: Endpoints,
-    coefficients: Sequence[float],
-    *,
-    kind: Kind,
-    batches: NewBatches,
-    device: torch.device,
+    task: Task, endpoints: Endpoints, coefficients: Sequence[float], *, kind: Kind, batches: NewBatches
 ) -> Repaired:
-    """Correct `model`, which holds the average Σ_k a_k θ_k, in place. Its architecture stays as it is.
+    """Correct the task's model, which holds the average Σ_k a_k θ_k, in place. Its architecture stays as it is.
 
     bn: re-estimate batch-norm statistics. forward: REPAIR (Jordan et al. 2022, arXiv:2211.08403): every site's output
     becomes τ (x − μ̂) / σ̂ + ν, with the endpoints' ν and τ, folded into its weight and bias; batch norms are
     re-estimated. scale: τ / σ̂ alone, the mean stays. closed: σ̂ predicted from the endpoints instead of measured,
     σ̂² = Σ_k Σ_l a_k a_l cov_kl. The coefficients sum to one. Cost: four forward passes over the batches.
     """
-    sites = _in(model, endpoints.sites)
+    model, sites = task.model, _in(task.model, endpoints.sites)
     target = target_moments(endpoints.moments, coefficients)
-    before = ratios(measure(model, sites, batches(), device=device), target)
+    before = ratios(measure(task.outputs, sites, batches()), target)
     if kind == "bn":
-        changed = refresh(model, batches(), device)
+        changed = refresh(model, batches(), task.outputs)
     elif kind == "closed":
         changed = _closed_form(sites, endpoints, coefficients)
     else:
-        changed = _forward(model, sites, target, shift=kind == "forward", batches=batches, device=device)
-    after = ratios(measure(model, sites, batches(), device=device), target)
+        changed = _forward(task, sites, target, shift=kind == "forward", batches=batches)
+    after = ratios(measure(task.outputs, sites, batches()), target)
     unshifted = [s.name for s in sites if kind != "bn" and not s.is_norm and s.bias is None]
     return Repaired(tuple(changed), before, after, tuple(unshifted), endpoints.sites.skipped)
 
@@ -130,35 +121,23 @@ def ratios(measured: Mapping[str, Moments], target: Mapping[str, Moments]) -> di
 
 
 def _forward(
-    model: nn.Module,
-    sites: Sequence[Site],
-    target: Mapping[str, Moments],
-    *,
-    shift: bool,
-    batches: NewBatches,
-    device: torch.device,
+    task: Task, sites: Sequence[Site], target: Mapping[str, Moments], *, shift: bool, batches: NewBatches
 ) -> list[str]:
     """REPAIR by measured statistics; returns the names of the tensors that it changed."""
     norms, layers = [site for site in sites if site.is_norm], [site for site in sites if not site.is_norm]
     for site in norms:
         _set_norm(site, target[site.name], shift=shift)
     changed = [name for site in norms for name in (f"{site.name}.weight", f"{site.name}.bias")]
-    measured = measure_corrected(model, layers, target, batches(), device=device, shift=shift)
+    measured = measure_corrected(task, layers, target, batches(), shift=shift)
     for site in layers:
         here = measured[site.name]
         changed += fold(site, here, target[site.name] if shift else Moments(here.mean, target[site.name].variance))
-    return changed + refresh(model, batches(), device)
+    return changed + refresh(task.model, batches(), task.outputs)
 
 
 @torch.no_grad()
 def measure_corrected(
-    model: nn.Module,
-    sites: Sequence[Site],
-    target: Mapping[str, Moments],
-    batches: Batches,
-    *,
-    device: torch.device,
-    shift: bool = True,
+    task: Task, sites: Sequence[Site], target: Mapping[str, Moments], batches: Batches, *, shift: bool = True
 ) -> dict[str, Moments]:
     """The moments at every one of these layers (no batch norms) while all layers before it have been corrected already.
 
@@ -182,16 +161,17 @@ def measure_corrected(
         shape = [-1 if number == axis % output.ndim else 1 for number in range(output.ndim)]
         return output * gain.reshape(shape).to(output) + offset.reshape(shape).to(output)
 
-    norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.running_mean is not None]
+    modules = task.model.modules()
+    norms = [module for module in modules if isinstance(module, _BatchNorm) and module.running_mean is not None]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.train()
         norm.momentum = 0.0  # only the batch counts here; they are re-estimated afterwards
     try:
         with hooked({name: site.module for name, site in by_name.items()}, visit):
-            for images, _ in batches:
-                if len(images) > 1:
-                    model(images.to(device))
+            for batch in batches:
+                if len(batch) > 1:
+                    task.outputs(batch)
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum

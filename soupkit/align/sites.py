@@ -64,13 +64,15 @@ class Sites:
 
 
 @torch.no_grad()
-def find_sites(model: nn.Module, images: Tensor) -> Sites:
-    """Run `images` through the model and find its sites. The layer that makes the model's output is none.
+def find_sites(model: nn.Module, run: Callable[[], object]) -> Sites:
+    """Run some examples through the model and find its sites. The layer that makes the model's output is none.
+
+    run: passes the examples through the model and returns its output.
 
     A layer is skipped that is called twice, shares its weight, computes its weight from others, or turns out not to be
     linear in it (weight standardisation): scaling it would not scale its output. Cost: two forward passes.
     """
-    seen = _run(model, images)
+    seen = _run(model, run)
     found: list[Site] = []
     skipped: dict[str, str] = {}
     shared = _shared(model)
@@ -101,7 +103,7 @@ class _Seen:
     before_norm: set[str]
 
 
-def _run(model: nn.Module, images: Tensor) -> _Seen:
+def _run(model: nn.Module, run: Callable[[], object]) -> _Seen:
     seen = _Seen({}, set())
     makers: dict[int, str] = {}
     kept: list[Tensor] = []  # an id is that of one tensor only as long as the tensor lives
@@ -116,7 +118,7 @@ def _run(model: nn.Module, images: Tensor) -> _Seen:
         kept.append(output)
 
     with hooked({name: module for name, module in model.named_modules() if _is_candidate(module)}, visit):
-        result = model(images)
+        result = run()
     for output in _tensors(result):
         if id(output) in makers:
             seen.layers[makers[id(output)]].is_output = True

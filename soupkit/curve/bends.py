@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from soupkit.curve.curve import Curve
+from soupkit.task.task import Batch, Task
 
 Weights = Sequence[Tensor]
 """The parameters of a model, in its own order."""
@@ -68,26 +69,37 @@ class Bends(nn.Module):
             target.copy_(source)
 
 
+class _Loss(nn.Module):
+    """A task's loss as the forward pass of a module that holds its model."""
+
+    def __init__(self, task: Task) -> None:
+        super().__init__()
+        self.model, self.loss = task.model, task.loss
+
+    def forward(self, batch: Batch) -> Tensor:
+        return self.loss(batch)
+
+
 class CurvePoint:
-    """A model whose weights are a point of a curve: forward and backward there, at one t after another.
+    """A task whose weights are a point of a curve: forward and backward there, at one t after another.
 
     `functional_call` puts the point in the place of the parameters, so any nn.Module will do. Batch-norm statistics are
     the model's own, shared by all points; its parameters stay as they are.
     """
 
-    def __init__(self, model: nn.Module, bends: Bends) -> None:
-        self.model, self.bends = model, bends
-        self.names = [name for name, _ in model.named_parameters()]
-        self.learns = [parameter.requires_grad for parameter in model.parameters()]
+    def __init__(self, task: Task, bends: Bends) -> None:
+        self.loss, self.bends = _Loss(task), bends
+        self.names = [name for name, _ in self.loss.named_parameters()]
+        self.learns = [parameter.requires_grad for parameter in self.loss.parameters()]
 
     def at(self, t: float) -> list[Tensor]:
         """w(t), ready to be differentiated."""
         return [w.requires_grad_(learns) for w, learns in zip(self.bends.point(t), self.learns, strict=True)]
 
-    def __call__(self, point: Weights, images: Tensor) -> Tensor:
-        """The logits of the model at a point."""
-        logits: Tensor = functional_call(self.model, dict(zip(self.names, point, strict=True)), (images,))
-        return logits
+    def __call__(self, point: Weights, batch: Batch) -> Tensor:
+        """The task's loss at a point, summed over the batch."""
+        loss: Tensor = functional_call(self.loss, dict(zip(self.names, point, strict=True)), (batch,))
+        return loss
 
 
 def _between(a: Tensor, b: Tensor, j: int, last: int) -> Tensor:

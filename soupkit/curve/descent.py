@@ -13,14 +13,13 @@ from torch import Tensor, nn
 from soupkit.curve.schedule import Rate
 from soupkit.errors import TaskError
 from soupkit.events import Advanced, Finished, Report, Started
+from soupkit.task.task import Batch
 
 LOWER_RATE = "lower the learning rate, or clip the gradient: --clip-grad 1"
 NUM_REPORTS = 200
 
-Batch = tuple[Any, Tensor, Tensor]
-"""Its place in the training, images, and targets float[b, classes] that sum to one per example."""
-Gradient = Callable[[Any, Tensor, Tensor], Tensor]
-"""(place, images, targets) → the mean loss, detached, after the gradients were put into the optimizer's parameters."""
+Gradient = Callable[[Any, Batch], Tensor]
+"""(place in the training, batch) → the mean loss, detached, after the optimizer's parameters got their gradients."""
 
 
 @dataclass
@@ -45,17 +44,19 @@ class Descent:
         """All that there are to do."""
         return self.updates_per_epoch * self.num_epochs
 
-    def run(self, batches: Iterable[Batch], report: Report, *, after: Callable[[int], None] = lambda _: None) -> None:
+    def run(
+        self, batches: Iterable[tuple[Any, Batch]], report: Report, *, after: Callable[[int], None] = lambda _: None
+    ) -> None:
         """Make the updates that are left; `after(num_done)` is called after each.
 
         Raises TaskError as soon as an epoch's mean loss is not finite.
         """
         report(Started("train", self.num_updates - self.num_done, "update"))
         total, count, reported = torch.zeros((), dtype=torch.float64), 0, self.num_done
-        for place, images, targets in batches:
-            loss = self._update(place, images, targets)
-            total = total.to(loss.device) + loss * len(images)
-            count += len(images)
+        for place, batch in batches:
+            loss = self._update(place, batch)
+            total = total.to(loss.device) + loss * len(batch)
+            count += len(batch)
             if self.num_done % self.updates_per_epoch == 0:
                 self.losses.append(self._checked(float(total) / count))
                 total, count = torch.zeros_like(total), 0
@@ -65,11 +66,11 @@ class Descent:
                 reported = self.num_done
         report(Finished("train"))
 
-    def _update(self, place: Any, images: Tensor, targets: Tensor) -> Tensor:
+    def _update(self, place: Any, batch: Batch) -> Tensor:
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate(self.num_done) * group.get("lr_scale", 1.0)
         self.optimizer.zero_grad()
-        loss = self.gradient(place, images, targets)
+        loss = self.gradient(place, batch)
         if self.clip_grad:
             nn.utils.clip_grad_norm_(_parameters(self.optimizer), self.clip_grad)
         self.optimizer.step()

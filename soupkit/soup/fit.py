@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -17,14 +17,15 @@ from soupkit.soup.journal import Journal
 from soupkit.soup.live import LOWER_RATE, LiveModel
 from soupkit.soup.schedule import Schedule, rate
 from soupkit.soup.subspace import Subspace
+from soupkit.task.task import Batch
 
 GROWTH = 1000.0
 """A loss that is so many times that of the first step does not come back."""
 LEAST_DIVERGED = 10.0
-"""Nats: a loss below is no divergence, however small the first one was; a guess among 1000 classes costs 6.9."""
+"""Nats: a loss below is no divergence, however small the first one was; a guess among a thousand costs 6.9."""
 
-ReadBatches = Callable[[list[np.ndarray], int], Iterator[tuple[Tensor, Tensor]]]
-"""(indices of each piece, epoch) → normalised images and classes."""
+ReadBatches = Callable[[list[np.ndarray], int], Iterable[Batch]]
+"""(indices of each piece, epoch) → one batch of each."""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from soupkit.events import Table
 from soupkit.soup.blocks import Layout
 from soupkit.soup.resident import FORMS, SCRATCH, Form, matrix_bytes
 from soupkit.soup.subspace import READ
-from soupkit.task.zero_shot import MOST_PROMPTS
+from soupkit.task.task import MOST_TOGETHER, Pass
 
 FLOAT = 4
 SHARE_OF_FREE = 0.8
@@ -36,9 +36,9 @@ WORKSPACES = 64 << 20
 class Demand:
     """What a search needs: the tensors, its ingredients, how much one example's activations take, and what is there.
 
-    process: bytes of this process now, the model included. pixels: what examples keep in memory. num_ranks: how many
-    processes share the directions. together: all directions are needed at once. prompt: bytes that one prompt keeps in
-    a text tower that is learned too, num_prompts: of how many; features: of them and of their gradient.
+    process: bytes of this process now, the model included. examples: what these keep in memory. num_ranks: how many
+    processes share the directions. together: all directions are needed at once. head: what passes through weights that
+    are learned too, to make a head of them: prompts, through CLIP's text tower.
     """
 
     layout: Layout
@@ -46,17 +46,17 @@ class Demand:
     batch_size: int
     activations: int
     process: int
-    pixels: int = 0
+    examples: int = 0
     num_ranks: int = 1
     together: bool = True
-    prompt: int = 0
-    num_prompts: int = 0
-    features: int = 0
+    head: Pass | None = None
 
     def prompts(self, piece: int) -> int:
-        """Prompts of one pass: they take no more than the images do, which are not there at the same time."""
-        fits = piece * self.activations // self.prompt if self.prompt else MOST_PROMPTS
-        return max(1, min(fits, MOST_PROMPTS, self.num_prompts or MOST_PROMPTS))
+        """Prompts of one pass: they take no more than examples do, which are not there at the same time."""
+        if self.head is None:
+            return MOST_TOGETHER
+        fits = piece * self.activations // self.head.each if self.head.each else MOST_TOGETHER
+        return max(1, min(fits, MOST_TOGETHER, self.head.num or MOST_TOGETHER))
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class MemoryPlan:
     piece: int
     parts: tuple[tuple[str, int], ...]
     limit: int
-    prompts: int = MOST_PROMPTS
+    prompts: int = MOST_TOGETHER
 
     @property
     def num_bytes(self) -> int:
@@ -137,7 +137,7 @@ def plan_for(demand: Demand, form: Form, model_batch: int, piece: int, limit: in
     layout, own = demand.layout, -(-model_batch // demand.num_ranks)
     num_bytes = FLOAT * layout.num_parameters
     widest = max((span.matrix[1] for span in layout.spans), default=0)
-    prompts = demand.prompts(piece)
+    prompts, head = demand.prompts(piece), demand.head or Pass(0, 0, 0)
     parts = (
         ("this process and the model", demand.process),
         ("gradient", num_bytes),
@@ -145,9 +145,9 @@ def plan_for(demand: Demand, form: Form, model_batch: int, piece: int, limit: in
         (f"directions, {own} × {form}", sum(matrix_bytes(*span.matrix, own, form) for span in layout.spans)),
         ("widened directions", FLOAT * max(SCRATCH, widest * own) if form in ("bfloat16", "int8") else 0),
         ("reading", READ * 20 + max((span.matrix[1] for span in layout.spans), default=0) * 20),
-        ("activations", int(BACKWARD * max(piece * demand.activations, prompts * demand.prompt))),
-        *((("prompts", demand.features),) if demand.features else ()),
-        ("examples", demand.pixels),
+        ("activations", int(BACKWARD * max(piece * demand.activations, prompts * head.each))),
+        *((("prompts", head.made),) if head.made else ()),
+        ("examples", demand.examples),
         ("workspaces of libraries", WORKSPACES),
     )
     return MemoryPlan(form, model_batch, piece, parts, limit, prompts)

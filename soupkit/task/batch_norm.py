@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from soupkit.errors import TaskError
+from soupkit.task.task import Batch
 
 
 def has_batch_norm(model: torch.nn.Module) -> bool:
@@ -17,10 +18,10 @@ def has_batch_norm(model: torch.nn.Module) -> bool:
 
 
 @torch.no_grad()
-def refresh(
-    model: torch.nn.Module, batches: Iterable[tuple[torch.Tensor, torch.Tensor]], device: torch.device
-) -> list[str]:
+def refresh(model: torch.nn.Module, batches: Iterable[Batch], forward: Callable[[Batch], object]) -> list[str]:
     """Replace the running statistics by their mean over `batches`, weighted by the sizes of the batches.
+
+    forward passes a batch through the model, as `Task.outputs` does.
 
     Needed after averaging weights (Izmailov et al. 2018, arXiv:1803.05407). As torch.optim.swa_utils.update_bn, and
     equal to it for equal batches, but a short last batch counts for what it holds, and only batch-norm modules are in
@@ -38,13 +39,13 @@ def refresh(
         return []
     with _only_training(model, list(layers.values())) as reached:
         num_seen = 0
-        for images, _ in batches:
-            if len(images) < 2:
+        for batch in batches:
+            if len(batch) < 2:
                 continue
-            num_seen += len(images)
+            num_seen += len(batch)
             for layer in layers.values():
-                layer.momentum = len(images) / num_seen
-            model(images.to(device))
+                layer.momentum = len(batch) / num_seen
+            forward(batch)
     if not num_seen:
         raise TaskError("batch norm cannot be refreshed: no batch had two examples or more")
     return [

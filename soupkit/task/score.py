@@ -1,26 +1,20 @@
-"""Metrics of predictions, with standard errors, and the paired comparison of two models on the same examples.
+"""Metrics of what a model says, with standard errors, and the paired comparison of two models on the same examples.
 
-Shapes: N examples, C classes.
+Shapes: N examples, K columns.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-from scipy.special import log_softmax, logsumexp
 
-from soupkit import metrics
 from soupkit.errors import TaskError
 from soupkit.metrics import Direction
 
-METRICS = ("top1", "top5", "nll", "ece")
-"""What soupkit computes itself."""
-COUNT_METRICS = {"top1": 1, "top5": 5}
-NUM_BINS = 15
 NUM_RESAMPLES = 10_000
 _CHUNK_BYTES = 1 << 26
 _Z95 = 1.959963984540054
@@ -30,9 +24,9 @@ _Z95 = 1.959963984540054
 class Score:
     """One metric of one model on some examples.
 
-    value: top1 and top5 as shares, NLL in nats, ECE as a share. num_right: for top1 and top5. margins: float32[N],
-    logit of the right class minus the best other; None where not every example was evaluated. stopped: the evaluation
-    ended early, after num_evaluated examples; value is then the most that could have been reached.
+    value: shares as shares, NLL in nats. num_right: for metrics that count. margins: float32[N], by how much each
+    example is right; None where not every example was evaluated. stopped: the evaluation ended early, after
+    num_evaluated examples; value is then the most that could have been reached.
     """
 
     metric: str
@@ -47,10 +41,70 @@ class Score:
 
 @dataclass(frozen=True)
 class Predictions:
-    """Logits float32[N, C] and the right classes int64[N]."""
+    """What a model says of examples, float32[N, …], and what is right, [N, …]."""
 
-    logits: np.ndarray
+    outputs: np.ndarray
     targets: np.ndarray
+
+
+Terms = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""(outputs, targets) → an array over the examples."""
+
+
+def mean(sums: np.ndarray, n: int) -> Any:
+    """The mean of a single column, out of its sum."""
+    return sums[..., 0] / n
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number of all outputs and targets together: `value` of the sums of per-example `terms`.
+
+    terms: → float64[N, K], raises TaskError for outputs that it can say nothing of. value: (sums [..., K], N) → [...];
+    so means are metrics, and F1 and calibration errors too. margins: → float32[N], how right each example is; given
+    for a metric that counts: its one term is 1 or 0, and a trial may end early. applies: whether it says anything.
+    """
+
+    name: str
+    direction: Direction
+    terms: Terms
+    value: Callable[[np.ndarray, int], Any] = mean
+    margins: Terms | None = None
+    applies: Callable[[np.ndarray], bool] = lambda _outputs: True
+
+    @property
+    def counts(self) -> bool:
+        """Whether an example is right or wrong, so that early stop is exact."""
+        return self.margins is not None
+
+    def columns(self, predictions: Predictions) -> np.ndarray:
+        """The terms of some examples. Raises TaskError when there are none."""
+        if len(predictions.targets) == 0:
+            raise TaskError("there are no examples to score")
+        return self.terms(predictions.outputs, predictions.targets)
+
+    def of(self, outputs: np.ndarray, targets: np.ndarray) -> Score:
+        """The score. Standard errors: Wilson's of what counts (`share_error`), sd/√N of means, else bootstrap.
+
+        Raises TaskError for no examples and for outputs that the terms refuse.
+        """
+        columns = self.columns(Predictions(outputs, targets))
+        n = len(columns)
+        value = float(self.value(columns.sum(0), n))
+        if self.margins is not None:
+            error, num_right = share_error(value * (1 - value), n), int(columns.sum())
+            return Score(self.name, value, error, n, num_right, self.margins(outputs, targets), n)
+        if columns.shape[1] == 1:
+            error = float(columns.std(ddof=1) / math.sqrt(n)) if n > 1 else 0.0
+        else:
+            error = float(bootstrap(columns, lambda sums: self.value(sums, n), seed=0, num_resamples=1000).std(ddof=1))
+        return Score(self.name, value, error, n, num_evaluated=n)
+
+
+def scores_of(predictions: Predictions, metrics: Mapping[str, Metric]) -> dict[str, Score]:
+    """Every one of the metrics that applies."""
+    outputs, targets = predictions.outputs, predictions.targets
+    return {name: metric.of(outputs, targets) for name, metric in metrics.items() if metric.applies(outputs)}
 
 
 @dataclass(frozen=True)
@@ -70,40 +124,11 @@ class Comparison:
         return dict(vars(self))
 
 
-def direction_of(metric: str) -> Direction:
-    """Which way is better. Raises TaskError for a metric that is not soupkit's."""
-    if metric not in METRICS:
-        raise TaskError(
-            f"metric {metric!r} is not known, expected one of {', '.join(METRICS)}",
-            hint="a metric of --score-command needs --direction max or min",
-        )
-    return metrics.direction_of(metric)
-
-
 def better(a: float, b: float, direction: Direction) -> bool:
     """Whether a is strictly better than b. NaN is worse than any number and no better than itself."""
     if math.isnan(a) or math.isnan(b):
         return math.isnan(b) and not math.isnan(a)
     return a > b if direction == "max" else a < b
-
-
-def num_ahead(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Classes ranked before the right one, int64[N]; ties go to the lower class as in argmax, NaN ranks first."""
-    right = logits[np.arange(len(targets)), targets][:, None]
-    later = np.arange(logits.shape[1])[None, :] >= targets[:, None]
-    behind = (logits < right) | ((logits == right) & later)
-    ahead: np.ndarray = (~behind).sum(1)
-    return ahead
-
-
-def margins(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Logit of the right class minus the best other, float32[N]; −inf where a logit is NaN."""
-    rows = np.arange(len(targets))
-    others = logits.astype(np.float32, copy=True)
-    others[rows, targets] = -np.inf
-    with np.errstate(invalid="ignore"):
-        found = logits[rows, targets].astype(np.float32) - others.max(1)
-    return np.where(np.isnan(found), np.float32(-np.inf), found)
 
 
 def share_error(variance: float, n: int) -> float:
@@ -116,75 +141,31 @@ def share_error(variance: float, n: int) -> float:
     return math.sqrt(variance / n + 1 / (4 * n * n)) / (1 + 1 / n)
 
 
-def score_predictions(predictions: Predictions, metric: str) -> Score:
-    """One metric. Standard errors: Wilson's for top1 and top5 (`share_error`), sd/√N for NLL, bootstrap for ECE.
-
-    NLL is in nats. ECE (Guo et al. 2017, arXiv:1706.04599, eq. 3): Σ_b n_b/N |accuracy_b − confidence_b| over 15 bins
-    of equal width. Raises TaskError for an unknown metric, no examples, top5 of fewer than six classes, or
-    outputs that are not numbers (for top1 and top5 these are merely wrong).
-    """
-    direction_of(metric)
-    columns = _columns(predictions, metric)
-    n = len(columns)
-    value = float(_value(columns.sum(0), n))
-    if metric in COUNT_METRICS:
-        num_right = int(columns.sum())
-        error = share_error(value * (1 - value), n)
-        found = margins(predictions.logits, predictions.targets)
-        return Score(metric, value, error, n, num_right, found, n)
-    if metric == "nll":
-        error = float(columns.std(ddof=1) / math.sqrt(n)) if n > 1 else 0.0
-    else:
-        error = float(_bootstrap(columns, lambda sums: _value(sums, n), seed=0, num_resamples=1000).std(ddof=1))
-    return Score(metric, value, error, n, num_evaluated=n)
-
-
-def all_scores(predictions: Predictions) -> dict[str, Score]:
-    """Every metric that applies: top5 only where there are more than five classes."""
-    names = [m for m in METRICS if m != "top5" or predictions.logits.shape[1] > 5]
-    return {metric: score_predictions(predictions, metric) for metric in names}
-
-
-def ensemble(predictions: Sequence[Predictions], kind: Literal["logits", "softmax"]) -> Predictions:
-    """Average logits, or probabilities (returned as their logarithms). Raises TaskError on different examples."""
-    first = predictions[0]
-    for other in predictions[1:]:
-        if other.logits.shape != first.logits.shape or not np.array_equal(other.targets, first.targets):
-            raise TaskError("an ensemble needs predictions of the same examples and classes")
-    stacked = np.stack([p.logits.astype(np.float64) for p in predictions])
-    if kind == "softmax":
-        mean = logsumexp(log_softmax(stacked, axis=2), axis=0) - math.log(len(predictions))
-    else:
-        mean = stacked.mean(0)
-    return Predictions(mean.astype(np.float32), first.targets)
-
-
-def compare(a: Predictions, b: Predictions, metric: str, *, seed: int = 0) -> Comparison:
+def compare(a: Predictions, b: Predictions, metric: Metric, *, seed: int = 0) -> Comparison:
     """Paired comparison on the same examples: the 95 % percentile interval of 10,000 resamples of the examples.
 
-    p-value: exact McNemar (the binomial test on the examples that only one of them has right) for top1 and top5, else
-    twice the smaller bootstrap tail. Where two models that are not the same are right on the same examples, no resample
-    differs: then the interval is ± z²/(n + z²), Wilson's 95 % bound on the share of examples that tell them apart, and
-    the standard error `share_error`. Raises TaskError when the examples differ. Cost: O(10,000 N).
+    p-value: exact McNemar (the binomial test on the examples that only one of them has right) for metrics that count,
+    else twice the smaller bootstrap tail. Where two models that are not the same are right on the same examples, no
+    resample differs: then the interval is ± z²/(n + z²), Wilson's 95 % bound on the share of examples that tell them
+    apart, and the standard error `share_error`. Raises TaskError when the examples differ. Cost: O(10,000 N).
     """
     if not np.array_equal(a.targets, b.targets):
         raise TaskError("a comparison needs predictions of the same examples")
-    direction_of(metric)
-    columns_a, columns_b = _columns(a, metric), _columns(b, metric)
+    columns_a, columns_b = metric.columns(a), metric.columns(b)
     n, width = columns_a.shape
 
     def difference(sums: np.ndarray) -> Any:
-        return _value(sums[..., :width], n) - _value(sums[..., width:], n)
+        return metric.value(sums[..., :width], n) - metric.value(sums[..., width:], n)
 
     columns = np.concatenate([columns_a, columns_b], 1)
-    resampled = _bootstrap(columns, difference, seed=seed, num_resamples=NUM_RESAMPLES)
+    resampled = bootstrap(columns, difference, seed=seed, num_resamples=NUM_RESAMPLES)
     low, high = np.quantile(resampled, [0.025, 0.975])
-    p_value = _mcnemar(columns_a, columns_b) if metric in COUNT_METRICS else _tails(resampled)
+    p_value = _mcnemar(columns_a, columns_b) if metric.counts else _tails(resampled)
     error, found = float(resampled.std(ddof=1)), float(difference(columns.sum(0)))
-    if metric in COUNT_METRICS and np.array_equal(columns_a, columns_b) and not np.array_equal(a.logits, b.logits):
+    if metric.counts and np.array_equal(columns_a, columns_b) and not np.array_equal(a.outputs, b.outputs):
         bound = _Z95**2 / (n + _Z95**2)
         error, low, high = share_error(0.0, n), -bound, bound
-    return Comparison(metric, found, error, float(low), float(high), p_value, n)
+    return Comparison(metric.name, found, error, float(low), float(high), p_value, n)
 
 
 def scores_to_json(scores: Mapping[str, Score]) -> dict[str, dict[str, Any]]:
@@ -199,34 +180,7 @@ def scores_to_json(scores: Mapping[str, Score]) -> dict[str, dict[str, Any]]:
     }
 
 
-def _columns(predictions: Predictions, metric: str) -> np.ndarray:
-    """Per-example terms float64[N, K] of which `_value` of the sums is the metric."""
-    logits, targets = predictions.logits, predictions.targets
-    if len(targets) == 0:
-        raise TaskError("there are no examples to score")
-    if metric in COUNT_METRICS:
-        if metric == "top5" and logits.shape[1] < 6:
-            raise TaskError(f"top5 says nothing about {logits.shape[1]} classes", hint="use top1")
-        return (num_ahead(logits, targets) < COUNT_METRICS[metric]).astype(np.float64)[:, None]
-    with np.errstate(invalid="ignore"):
-        log_p = log_softmax(logits.astype(np.float64), axis=1)
-    if np.isnan(log_p).any():
-        raise TaskError(f"the model's outputs are not numbers for {int(np.isnan(log_p).any(1).sum())} examples")
-    if metric == "nll":
-        return np.asarray(-log_p[np.arange(len(targets)), targets][:, None])
-    confidence = np.exp(log_p.max(1))
-    bins = np.clip(np.ceil(confidence * NUM_BINS).astype(np.int64) - 1, 0, NUM_BINS - 1)
-    gaps = np.zeros((len(targets), NUM_BINS))
-    gaps[np.arange(len(targets)), bins] = (num_ahead(logits, targets) < 1) - confidence
-    return gaps
-
-
-def _value(sums: np.ndarray, n: int) -> Any:
-    """A mean for one column; Σ_b |Σ (right − confidence)| / N for the bins of ECE."""
-    return sums[..., 0] / n if sums.shape[-1] == 1 else np.abs(sums).sum(-1) / n
-
-
-def _bootstrap(
+def bootstrap(
     columns: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], *, seed: int, num_resamples: int
 ) -> np.ndarray:
     """statistic(column sums) of resamples of the rows, with replacement: float64[num_resamples]."""

@@ -1,107 +1,181 @@
-"""A task: a model, the examples it is judged on, and how."""
+"""A task: what weights are loaded into, what judges them, and what they learn from."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Protocol
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Literal, Protocol, Self
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
-from soupkit.checkpoint.layout import companions
-from soupkit.errors import TaskError
-from soupkit.identity import digest, files_identity, versions
-from soupkit.task.data import DataRecipe, Splits, open_data
-from soupkit.task.examples import DEFAULT_LIMIT, Examples
-from soupkit.task.images import ImageSettings, for_characters
-from soupkit.task.models import ModelSpec, build, build_tokenizer, describe, image_settings
-from soupkit.task.score import COUNT_METRICS, Predictions, Score, num_ahead, score_predictions
+from soupkit.task.score import Metric, Predictions, Score, scores_of
 from soupkit.task.weights import arrays, load_weights
-from soupkit.task.zero_shot import ZeroShotClassifier
-from soupkit.world import ALONE, World
+from soupkit.world import World
 
-if TYPE_CHECKING:
-    from soupkit.checkpoint.checkpoint import Checkpoint
-
+Role = Literal["train", "held_out", "test"]
 FIRST_BATCH = 32
+MOST_TOGETHER = 256
+"""Inputs of a head that pass through its makers together, at most."""
 
 
-class TaskRecipe(DataRecipe, Protocol):
-    """The fields of `DataOptions` and `ModelOptions` that a task reads."""
+class Batch(Protocol):
+    """Some examples, as the task that made them understands them: nobody else looks into one."""
+
+    def __len__(self) -> int:
+        """How many examples there are."""
+
+
+class Examples(Protocol):
+    """The examples of a split as evaluation shows them."""
 
     @property
-    def model(self) -> str | None: ...
+    def targets(self) -> np.ndarray:
+        """What is right, [N, …]."""
+
     @property
-    def batch_size(self) -> int: ...
-    @property
-    def workers(self) -> int: ...
-    @property
-    def templates(self) -> tuple[str, ...]: ...
-    @property
-    def class_names(self) -> tuple[str, ...]: ...
+    def num_bytes(self) -> int:
+        """What of them stays in memory once all were shown."""
+
+    def __len__(self) -> int:
+        """N."""
+
+    def batches(self, *, batch_size: int, indices: np.ndarray | None = None) -> Iterator[Batch]:
+        """Batches in the order of `indices` (all, in order, when None)."""
+
+    def chunks(self, chunks: Sequence[np.ndarray]) -> Iterator[Batch]:
+        """One batch per array of indices. Work stops when the caller stops asking."""
 
 
-class Task:
-    """What weights are loaded into, and the examples that judge them.
+@dataclass(frozen=True)
+class Pass:
+    """What a head asks of memory: `num` inputs, bytes that each keeps for the backward pass, and all that is `made`."""
 
-    The ranks of `world` share the examples of every prediction; each gets all of it, so all must ask for it.
-    `train` shows training examples as evaluation does, for batch-norm statistics.
+    num: int
+    each: int
+    made: int
+
+
+class Head(Protocol):
+    """A part of a model that other weights make, once for all examples: the classes of CLIP, out of its text tower."""
+
+    def makers(self) -> set[str]:
+        """The checkpoint's names of the weights that make it."""
+
+    def forget(self) -> None:
+        """The weights changed: it is made anew when it is needed."""
+
+    def opened(self, at_once: int, world: World) -> AbstractContextManager[object]:
+        """Inside, a loss is differentiated to the head; on leaving, the gradient of all ranks goes through the makers.
+
+        at_once: how many inputs pass through them together. Every rank takes its share of them.
+        """
+
+    def passed(self) -> Pass:
+        """What one differentiation asks of memory. Cost: two small forward passes."""
+
+
+class Task(Protocol):
+    """A model, the examples it is judged on, and how.
+
+    An implementation derives from this and gives what has no body here. The ranks of `world` share the examples of
+    every prediction; each gets all of it, so all must ask for it. criterion: the metric that is the mean of the loss.
     """
 
-    def __init__(
-        self,
-        model: torch.nn.Module,
-        spec: ModelSpec,
-        splits: Splits,
-        settings: ImageSettings,
-        *,
-        device: torch.device,
-        batch_size: int = 128,
-        workers: int = 0,
-        max_bytes: int = DEFAULT_LIMIT,
-        world: World = ALONE,
-    ) -> None:
-        self.model = model.to(device).eval()
-        self.spec = spec
-        self.splits = splits
-        self.settings = settings
-        self.device = device
-        self.world = world
-        self.batch_size = batch_size
-        self.train, self.held_out, self.test = (
-            Examples(part, settings, workers=workers, max_bytes=max_bytes)
-            for part in (splits.train, splits.held_out, splits.test)
-        )
+    model: nn.Module
+    device: torch.device
+    world: World
+    batch_size: int
+    metrics: Mapping[str, Metric]
+    criterion: str
 
-    def load(self, tensors: Mapping[str, np.ndarray]) -> None:
-        """Load weights; the zero-shot head of a CLIP model is made anew. Raises TaskError, and then changed nothing."""
-        if isinstance(self.model, ZeroShotClassifier):
-            load_weights(self.model.clip, tensors)
-            self.model.rebuild_head()
-        else:
-            load_weights(self.model, tensors)
+    def split(self, role: Role) -> Examples:
+        """The examples that fit, select or report. Training examples are shown as evaluation does."""
+
+    def outputs(self, batch: Batch) -> Tensor:
+        """What the model says of a batch, [n, …] in float32 or more, differentiable."""
+
+    def loss(self, batch: Batch, temperature: Tensor | None = None) -> Tensor:
+        """What training makes small, summed over a batch: a scalar in float32 or more, differentiable.
+
+        temperature: a scalar that multiplies the outputs, and gets a gradient. (A sum, since adding up losses of single
+        examples would change the last bits of what is recorded; those of examples are a metric's `terms`.)
+        """
+
+    def example_bytes(self) -> int:
+        """What one example of a forward pass keeps for the backward pass."""
+
+    def fingerprint(self) -> str:
+        """Identifies everything but the weights that a score depends on, by content. Reads the data's files."""
 
     @property
-    def saved(self) -> torch.nn.Module:
+    def saved(self) -> nn.Module:
         """The part of the model whose weights make the checkpoint."""
-        return self.model.clip if isinstance(self.model, ZeroShotClassifier) else self.model
 
-    def saved_name(self, name: str) -> str:
-        """The checkpoint's name of a tensor of `model`: a CLIP model is wrapped by its classifier."""
-        return name.removeprefix("clip.") if isinstance(self.model, ZeroShotClassifier) else name
+    @property
+    def head(self) -> Head | None:
+        """What other weights make once for all examples; None in most models."""
+
+    @property
+    def train(self) -> Examples:
+        """What weights are fitted to."""
+        return self.split("train")
+
+    @property
+    def held_out(self) -> Examples:
+        """What selects."""
+        return self.split("held_out")
+
+    @property
+    def test(self) -> Examples:
+        """What reports."""
+        return self.split("test")
+
+    def load(self, tensors: Mapping[str, np.ndarray]) -> None:
+        """Load weights. Raises TaskError, and then changed nothing."""
+        load_weights(self.saved, tensors)
+        if self.head is not None:
+            self.head.forget()
 
     def tensors(self) -> dict[str, np.ndarray]:
         """The weights under their checkpoint's names; views of the model's memory on the CPU."""
         return arrays(self.saved)
 
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """The parameters under their checkpoint's names, each under all of its names."""
+        return dict(self.saved.named_parameters(remove_duplicate=False))
+
+    def saved_name(self, name: str) -> str:
+        """The checkpoint's name of a tensor of `model`."""
+        prefix = next(name for name, module in self.model.named_modules() if module is self.saved)
+        return name.removeprefix(f"{prefix}.") if prefix else name
+
+    def twin(self) -> Self:
+        """The same task with a model of its own, to load other weights into."""
+        twin = copy.copy(self)
+        twin.model = copy.deepcopy(self.model)
+        return twin
+
     @torch.inference_mode()
     def predict(self, examples: Examples, *, indices: np.ndarray | None = None) -> Predictions:
-        """Logits float32[N, C] and classes of the examples `indices` (all, in order, when None)."""
+        """Outputs float32[N, …] and targets of the examples `indices` (all, in order, when None)."""
         indices = np.arange(len(examples)) if indices is None else indices
         share = self.world.share(len(indices))
         batches = examples.batches(batch_size=self.batch_size, indices=indices[share.start : share.stop])
-        parts = self.world.gather([self._logits(images) for images, _ in batches])
-        return Predictions(np.concatenate([logits for part in parts for logits in part]), examples.targets[indices])
+        parts = self.world.gather([self.outputs(batch).cpu().numpy() for batch in batches])
+        return Predictions(np.concatenate([outputs for part in parts for outputs in part]), examples.targets[indices])
+
+    def score(self, examples: Examples, metric: str, *, indices: np.ndarray | None = None) -> Score:
+        """One metric of the loaded weights."""
+        predictions = self.predict(examples, indices=indices)
+        return self.metrics[metric].of(predictions.outputs, predictions.targets)
+
+    def scores(self, examples: Examples) -> dict[str, Score]:
+        """Every metric that applies."""
+        return scores_of(self.predict(examples), self.metrics)
 
     @torch.inference_mode()
     def trial(
@@ -114,85 +188,24 @@ class Task:
         from 32 to batch_size in a fixed way, so a trial that is not stopped computes the same with and without.
         """
         order = np.arange(len(examples)) if order is None else order
-        chunks = _growing(order, self.batch_size)
-        allowed = None if needed_right is None or metric not in COUNT_METRICS else len(order) - needed_right
+        judge, chunks = self.metrics[metric], _growing(order, self.batch_size)
+        allowed = None if needed_right is None or not judge.counts else len(order) - needed_right
         done: list[np.ndarray] = []
         num_seen = num_wrong = 0
         shares = [self.world.share(len(chunk)) for chunk in chunks]
         own = [chunk[share.start : share.stop] for chunk, share in zip(chunks, shares, strict=True)]
         batches = examples.chunks([part for part in own if len(part)])
         for chunk, part in zip(chunks, own, strict=True):
-            parts = self.world.gather(self._logits(next(batches)[0]) if len(part) else None)
+            parts = self.world.gather(self.outputs(next(batches)).cpu().numpy() if len(part) else None)
             done.append(np.concatenate([part for part in parts if part is not None]))
             num_seen += len(chunk)
             if allowed is None:
                 continue
-            num_wrong += int((num_ahead(done[-1], examples.targets[chunk]) >= COUNT_METRICS[metric]).sum())
+            num_wrong += len(chunk) - int(judge.terms(done[-1], examples.targets[chunk]).sum())
             if num_wrong > allowed:
                 return _stopped(metric, num_wrong=num_wrong, num_seen=num_seen, num_examples=len(order))
-        logits = np.concatenate(done)
         back = np.argsort(order)
-        return score_predictions(Predictions(logits[back], examples.targets[order[back]]), metric)
-
-    def fingerprint(self) -> str:
-        """Identifies everything but the weights that a score depends on, by content. Reads the data's files.
-
-        The model and the files that configure it, the data and its split, transform, prompts, device, libraries.
-        """
-        directory = self.spec.directory
-        beside = [] if directory is None else companions(directory)
-        return digest(
-            self.spec.to_json(),
-            files_identity((path.name, path) for path in beside),
-            self.splits.identity(),
-            self.settings.to_json(),
-            self.model.prompts if isinstance(self.model, ZeroShotClassifier) else None,
-            self.device.type,
-            versions(),
-        )
-
-    def _logits(self, images: torch.Tensor) -> np.ndarray:
-        logits: np.ndarray = self.model(images.to(self.device)).float().cpu().numpy()
-        return logits
-
-
-def open_task(checkpoint: Checkpoint, recipe: TaskRecipe, world: World, *, splits: Splits | None = None) -> Task:
-    """Build the model that `checkpoint` is of, open the data, and load the weights. Raises TaskError with a hint.
-
-    splits: those of an earlier task, to use its data again.
-    """
-    if recipe.data is None and splits is None:
-        raise TaskError("scoring needs data", hint="give --data, or a scorer of your own: --score-command")
-    spec = describe(checkpoint, recipe.model)
-    splits = splits or open_data(recipe)
-    device = world.torch_device()
-    model = _classifier(spec, splits, recipe)
-    settings = image_settings(model.clip if isinstance(model, ZeroShotClassifier) else model, spec)
-    if splits.characters:
-        settings = for_characters(settings)
-    task = Task(
-        model, spec, splits, settings, device=device, batch_size=recipe.batch_size, workers=recipe.workers, world=world
-    )
-    task.load(checkpoint)
-    return task
-
-
-def _classifier(spec: ModelSpec, splits: Splits, recipe: TaskRecipe) -> torch.nn.Module:
-    class_names = recipe.class_names or splits.class_names
-    if len(class_names) != len(splits.class_names):
-        raise TaskError(f"{len(class_names)} class names for data of {len(splits.class_names)} classes")
-    if spec.library == "open_clip":
-        tokenize = build_tokenizer(spec)
-        return ZeroShotClassifier(build(spec), tokenize, class_names=class_names, templates=recipe.templates)
-    unsaid = not spec.config and "num_classes" not in spec.kwargs
-    model = build(spec, num_classes=len(class_names) if unsaid else None)
-    num_classes = getattr(model, "num_classes", len(class_names))
-    if num_classes != len(class_names):
-        raise TaskError(
-            f"{spec.name} tells {num_classes} classes apart, the data has {len(class_names)}",
-            hint="score it on the data that it was trained for, or fine-tune it: soupkit finetune --base …",
-        )
-    return model
+        return judge.of(np.concatenate(done)[back], examples.targets[order[back]])
 
 
 def _growing(order: np.ndarray, batch_size: int) -> list[np.ndarray]:

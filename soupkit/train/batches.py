@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from soupkit.recipe.train import Finetune
-from soupkit.task.images import ImageSettings, Transform, image_mode, normalize
+from soupkit.task.images.transforms import ImageSettings, Transform, image_mode, normalize
 from soupkit.train.randomness import Stream, seeded
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from soupkit.errors import DivergedError
 from soupkit.events import Advanced, Finished, Measured, Report, Started, Warned
 from soupkit.recipe.train import Finetune
-from soupkit.task.images import ImageSettings
+from soupkit.task.images.transforms import ImageSettings
 from soupkit.train.averaging import Averaging
 from soupkit.train.batches import Labelled, finisher, loader, num_batches, train_transform
 from soupkit.train.optimize import build_optimizer, build_schedule

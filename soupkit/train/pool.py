@@ -30,7 +30,7 @@ from soupkit.events import Event, Report
 Work = Callable[..., Any]
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 GRACE_SECONDS = 10
-HEAVY = "soupkit.task.models"
+HEAVY = "soupkit.task.images.models"
 """What every work of ours imports, with torch and timm: the fork server has it before the first worker."""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from soupkit.errors import RecipeError
-from soupkit.task.models import build, parse_model
+from soupkit.task.images.models import build, parse_model
 
 
 def for_small_images(model: str) -> str:

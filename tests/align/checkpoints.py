@@ -19,7 +19,7 @@ from soupkit.checkpoint.tensors import write_tensors
 from soupkit.events import silent
 from soupkit.jobs.training.finetune import finetune
 from soupkit.recipe.train import Finetune
-from soupkit.task.models import build, describe
+from soupkit.task.images.models import build, describe
 from soupkit.world import World
 
 MODEL = "timm:test_resnet,num_classes=10,img_size=16"

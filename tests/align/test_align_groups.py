@@ -18,7 +18,7 @@ from soupkit.events import Event, Table, Told
 from soupkit.jobs.align import groups as align_groups_module
 from soupkit.jobs.align.groups import align_groups
 from soupkit.recipe.align_groups import AlignGroups
-from soupkit.task.models import ModelSpec, arrays, build, parse_model, write_config
+from soupkit.task.images.models import ModelSpec, arrays, build, parse_model, write_config
 from soupkit.world import World
 
 MODEL = "timm:test_resnet,img_size=32"

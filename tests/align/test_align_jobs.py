@@ -35,7 +35,7 @@ from soupkit.recipe.align import Align, Repair
 from soupkit.recipe.inspect import Reproduce, Verify
 from soupkit.recipe.merge import MergeGreedy, MergeInterpolate, MergeUniform, MergeWeighted
 from soupkit.stages.alignment import aligned as aligned_module
-from soupkit.task.models import ModelSpec, build
+from soupkit.task.images.models import ModelSpec, build
 from soupkit.world import World
 
 WORLD = World("cpu", 1)

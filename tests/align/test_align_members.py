@@ -6,6 +6,7 @@ from copy import deepcopy
 
 import numpy as np
 import torch
+from task.fake import Fake, Rows
 from torch import Tensor, nn
 
 from soupkit.align.graph.trace import permutation_spec
@@ -15,8 +16,7 @@ from soupkit.align.moments import measure
 from soupkit.align.permutation import random_permutation
 from soupkit.align.repair import measure_endpoints, ratios, target_moments
 from soupkit.align.sites import find_sites
-
-CPU = torch.device("cpu")
+from soupkit.task.weights import to_numpy
 
 
 def net(seed: int) -> nn.Module:
@@ -66,12 +66,12 @@ def test_children_get_the_statistics_of_their_parents() -> None:
         for row in matrix
     ]
     model = net(0)
-    data = [(images(), torch.zeros(32))]
-    repair_members(children, parents, matrix, model, kind="forward", batches=lambda: data, device=CPU)
-    sites = find_sites(model, images()).sites
-    load = [lambda model, state=parent: model.load_state_dict(state) for parent in parents]
-    endpoints = measure_endpoints(model, load, kind="forward", batches=lambda: data, device=CPU)
+    task, data = Fake(model), [Rows(images(), torch.zeros(32))]
+    repair_members(children, parents, matrix, task, kind="forward", batches=lambda: data)
+    sites = find_sites(model, lambda: model(images())).sites
+    states = [{name: to_numpy(tensor) for name, tensor in parent.items()} for parent in parents]
+    endpoints = measure_endpoints(task, states, kind="forward", batches=lambda: data)
     for child, row in zip(children, matrix, strict=True):
         model.load_state_dict(child)
-        found = ratios(measure(model, sites, data, device=CPU), target_moments(endpoints.moments, row.tolist()))
+        found = ratios(measure(task.outputs, sites, data), target_moments(endpoints.moments, row.tolist()))
         assert all(abs(ratio - 1) < 0.02 for ratio in found.values())

@@ -12,7 +12,7 @@ from soupkit.events import silent
 from soupkit.jobs.recipes.run import run
 from soupkit.recipe.run import Run
 from soupkit.recipe.steps import load_steps
-from soupkit.task.models import build, parse_model
+from soupkit.task.images.models import build, parse_model
 from soupkit.world import World
 
 FOLDER = Path(__file__).parents[2] / "recipes" / "align"

@@ -7,19 +7,20 @@ from copy import deepcopy
 
 import pytest
 import torch
+from task.fake import Fake, Rows
 from torch import Tensor, nn
 
 from soupkit.align.moments import Moments, measure
 from soupkit.align.repair import Kind, Repaired, fold, measure_endpoints, repair, target_moments
 from soupkit.align.sites import Site, find_sites
+from soupkit.task.weights import arrays
 
-CPU = torch.device("cpu")
 Net = Callable[[], nn.Module]
 
 
-def data(num: int = 3, size: int = 16) -> list[tuple[Tensor, Tensor]]:
+def data(num: int = 3, size: int = 16) -> list[Rows]:
     generator = torch.Generator().manual_seed(0)
-    return [(2 * torch.randn(size, 3, 8, 8, generator=generator) + 1, torch.zeros(size)) for _ in range(num)]
+    return [Rows(2 * torch.randn(size, 3, 8, 8, generator=generator) + 1, torch.zeros(size)) for _ in range(num)]
 
 
 def plain() -> nn.Module:
@@ -60,12 +61,12 @@ def trained_like(make: Net, seed: int) -> nn.Module:
     """Random weights, gains and shifts, and batch-norm statistics that fit the data."""
     torch.manual_seed(seed)
     model = make().eval()
-    model(data()[0][0])  # lazy layers take their shape
+    model(data()[0].inputs)  # lazy layers take their shape
     with torch.no_grad():
         for norm in (module for module in model.modules() if isinstance(module, nn.BatchNorm2d)):
             norm.weight.uniform_(0.5, 1.5)
             norm.bias.normal_()
-    torch.optim.swa_utils.update_bn(data(), model)
+    torch.optim.swa_utils.update_bn([batch.inputs for batch in data()], model)
     return model.eval()
 
 
@@ -79,14 +80,14 @@ def mean_of(models: list[nn.Module], coefficients: list[float]) -> nn.Module:
 
 
 def repaired(models: list[nn.Module], soup: nn.Module, coefficients: list[float], kind: Kind) -> Repaired:
-    load = [lambda model, source=each: model.load_state_dict(source.state_dict()) for each in models]
-    endpoints = measure_endpoints(soup, load, kind=kind, batches=data, device=CPU)
-    return repair(soup, endpoints, coefficients, kind=kind, batches=data, device=CPU)
+    task = Fake(soup)
+    endpoints = measure_endpoints(task, [arrays(each) for each in models], kind=kind, batches=data)
+    return repair(task, endpoints, coefficients, kind=kind, batches=data)
 
 
 def outputs(model: nn.Sequential, number: int) -> tuple[Tensor, Tensor]:
     """Mean and deviation of the channels after the first layers of a sequence, over all images at once."""
-    images = torch.cat([batch for batch, _ in data()])
+    images = torch.cat([batch.inputs for batch in data()])
     with torch.no_grad():
         values = model.double()[: number + 1](images.double())
     model.float()
@@ -165,7 +166,7 @@ def test_bn_is_torchs_own() -> None:
     models = [trained_like(normed, seed) for seed in range(2)]
     soup, expected = (mean_of(models, [0.5, 0.5]) for _ in range(2))
     result = repaired(models, soup, [0.5, 0.5], "bn")
-    torch.optim.swa_utils.update_bn(data(), expected)
+    torch.optim.swa_utils.update_bn([batch.inputs for batch in data()], expected)
     for name, tensor in expected.state_dict().items():
         assert torch.allclose(tensor.double(), soup.state_dict()[name].double(), rtol=1e-5, atol=1e-6), name
     assert all("running" in name or "num_batches" in name for name in result.changed)
@@ -231,7 +232,7 @@ class Standardised(nn.Linear):
 def test_layers_that_cannot_be_scaled_are_left_alone() -> None:
     model = Shared().eval()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    sites = find_sites(model, torch.randn(5, 4, generator=torch.Generator().manual_seed(0)))
+    sites = find_sites(model, lambda: model(torch.randn(5, 4, generator=torch.Generator().manual_seed(0))))
     assert [site.name for site in sites.sites] == ["free"]
     assert sites.skipped == {
         "twice": "it is called more than once",
@@ -249,23 +250,22 @@ def test_a_batch_norm_with_its_activation_built_in_is_seen_before_it() -> None:
 
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 4, 1), BatchNormAct2d(4), nn.Flatten(), nn.LazyLinear(2)).eval()
-    model(data()[0][0])
-    torch.optim.swa_utils.update_bn(data(), model)
+    model(data()[0].inputs)
+    torch.optim.swa_utils.update_bn([batch.inputs for batch in data()], model)
     model.eval()
-    sites = find_sites(model, data()[0][0])
+    sites = find_sites(model, lambda: model(data()[0].inputs))
     assert [site.name for site in sites.sites] == ["1"]
-    found = measure(model, sites.sites, data(), device=CPU)["1"]
+    found = measure(Fake(model).outputs, sites.sites, data())["1"]
     assert torch.allclose(found.mean, model[1].bias.double(), atol=1e-4)
     assert torch.allclose(found.std, model[1].weight.double(), rtol=1e-2)
 
 
 def test_batches_of_other_sizes_weigh_their_examples_equally() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 1))
-    sites = find_sites(model, data()[0][0]).sites
-    images = torch.cat([batch for batch, _ in data()])
-    whole = measure(model, sites, [(images, images)], device=CPU)["0"]
-    parts = measure(model, sites, [(images[:1], images), (images[1:40], images), (images[40:], images)], device=CPU)[
-        "0"
-    ]
+    sites = find_sites(model, lambda: model(data()[0].inputs)).sites
+    images = torch.cat([batch.inputs for batch in data()])
+    forward = Fake(model).outputs
+    whole = measure(forward, sites, [Rows(images, images)])["0"]
+    parts = measure(forward, sites, [Rows(part, part) for part in (images[:1], images[1:40], images[40:])])["0"]
     assert torch.allclose(whole.mean, parts.mean)
     assert torch.allclose(whole.variance, parts.variance)

@@ -30,7 +30,7 @@ from soupkit.recipe.align import Align, Barrier
 from soupkit.recipe.inspect import Reproduce, Verify
 from soupkit.stages.alignment import aligned as aligned_module
 from soupkit.stages.alignment.examples import example_inputs
-from soupkit.task.models import ModelSpec, build, load_weights, parse_model
+from soupkit.task.images.models import ModelSpec, build, load_weights, parse_model
 from soupkit.world import World
 
 VIT = "timm:test_vit,num_classes=10,img_size=32,depth=2"

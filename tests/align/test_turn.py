@@ -13,7 +13,7 @@ from soupkit.align.turns.towers import Tower, check_names, towers_again, towers_
 from soupkit.align.turns.turn import Turn, balanced, fold, heads, random_turn, turned
 from soupkit.errors import AlignError
 from soupkit.stages.alignment.examples import example_inputs
-from soupkit.task.models import ModelSpec, build, parse_model
+from soupkit.task.images.models import ModelSpec, build, parse_model
 
 VIT = "timm:test_vit,num_classes=5,img_size=32,depth=2"
 MODELS = {

@@ -26,7 +26,7 @@ from soupkit.align.graph.verify import verify
 from soupkit.errors import SoupkitError
 from soupkit.jobs.align.groups import share_of_parameters
 from soupkit.stages.alignment.examples import example_inputs
-from soupkit.task.models import build, parse_model
+from soupkit.task.images.models import build, parse_model
 
 TIMM = {
     "ResNet": "resnet18 resnet50 resnet50d wide_resnet50_2 seresnet50 ecaresnet26t",

@@ -21,7 +21,7 @@ from soupkit.align.matching.match import match_weights
 from soupkit.align.permutation import compose, random_permutation
 from soupkit.align.permuted import Permuted
 from soupkit.align.spec import PermutationSpec
-from soupkit.task.models import build, image_settings, parse_model
+from soupkit.task.images.models import build, image_settings, parse_model
 
 MODELS = (
     "resnet18",

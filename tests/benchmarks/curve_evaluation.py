@@ -32,8 +32,8 @@ from soupkit.jobs.training.finetune import finetune
 from soupkit.recipe.curve import CurveEvaluate, CurveFit
 from soupkit.recipe.evaluate import Evaluate
 from soupkit.recipe.train import Finetune
-from soupkit.task.images import eval_transform, normalize
-from soupkit.task.task import Task, open_task
+from soupkit.task.images.task import ImageTask, open_task
+from soupkit.task.images.transforms import eval_transform, normalize
 from soupkit.world import World
 
 Batches = Iterable[tuple[torch.Tensor, torch.Tensor]]
@@ -42,7 +42,7 @@ Batches = Iterable[tuple[torch.Tensor, torch.Tensor]]
 class Decoded(Dataset[tuple[torch.Tensor, int]]):
     """A split whose images are decoded whenever they are asked for."""
 
-    def __init__(self, task: Task, split: str) -> None:
+    def __init__(self, task: ImageTask, split: str) -> None:
         self.part, self.settings = getattr(task.splits, split), task.settings
         self.transform = eval_transform(task.settings)
 
@@ -72,7 +72,9 @@ def test(model: torch.nn.Module, batches: Batches) -> tuple[float, float]:
     return loss / count, 100 * (1 - right / count)
 
 
-def plain(task: Task, bends: list[Checkpoint], curve: Curve, num_points: int, train: Batches, rest: Batches) -> Any:
+def plain(
+    task: ImageTask, bends: list[Checkpoint], curve: Curve, num_points: int, train: Batches, rest: Batches
+) -> Any:
     """The loop of the published form."""
     states = [{name: torch.from_numpy(bend[name]) for name in bend} for bend in bends]
     found = []

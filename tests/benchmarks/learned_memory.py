@@ -37,7 +37,7 @@ def write_population(folder: Path, count: int) -> None:
 
     import soupkit.task.torchvision_ops  # noqa: F401
     from soupkit.checkpoint.tensors import write_tensors
-    from soupkit.task.models import arrays, build, parse_model, write_config
+    from soupkit.task.images.models import arrays, build, parse_model, write_config
 
     torch.manual_seed(0)
     spec = parse_model(MODEL)

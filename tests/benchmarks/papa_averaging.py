@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 import soupkit.task.torchvision_ops  # noqa: F401  (first: see there)
-from soupkit.task.models import build, parse_model
+from soupkit.task.images.models import build, parse_model
 from soupkit.train.population.exchange import Pull
 from soupkit.train.population.flat import Flat
 from soupkit.train.population.grid import Grid

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
+from task.fake import Fake, Rows
 from torch.func import functional_call
 from train.small import SmallModel, small_model
 
@@ -20,9 +21,9 @@ def weights(model: torch.nn.Module) -> list[torch.Tensor]:
     return [parameter.detach().clone().requires_grad_() for parameter in model.parameters()]
 
 
-def batch() -> tuple[torch.Tensor, torch.Tensor]:
+def batch() -> Rows:
     generator = torch.Generator().manual_seed(5)
-    return torch.randn(8, 3, 16, 16, generator=generator, dtype=torch.float64), torch.arange(8) % 10
+    return Rows(torch.randn(8, 3, 16, 16, generator=generator, dtype=torch.float64), torch.arange(8) % 10)
 
 
 def double(seed: int) -> SmallModel:
@@ -36,11 +37,11 @@ def reference(curve: Curve, bends: Sequence[Sequence[torch.Tensor]], t: float) -
     leaves = [[w.detach().clone().requires_grad_() for w in bend] for bend in bends]
     coefficients = curve.coefficients(t)
     point = [sum(float(c) * w for c, w in zip(coefficients, column)) for column in zip(*leaves)]
-    model, (images, targets) = double(0).train(), batch()
+    model, rows = double(0).train(), batch()
     names = [name for name, _ in model.named_parameters()]
-    logits = functional_call(model, dict(zip(names, point)), (images,))
+    logits = functional_call(model, dict(zip(names, point)), (rows.inputs,))
     penalty = sum(w.square().sum() for w in point)
-    loss = torch.nn.functional.cross_entropy(logits, targets) + 0.5 * WEIGHT_DECAY * penalty
+    loss = torch.nn.functional.cross_entropy(logits, rows.labels) + 0.5 * WEIGHT_DECAY * penalty
     flat = [w for bend in leaves for w in bend]
     found = iter(torch.autograd.grad(loss, flat, allow_unused=True))
     return [[next(found) for _ in bend] for bend in leaves]
@@ -51,9 +52,9 @@ def reference(curve: Curve, bends: Sequence[Sequence[torch.Tensor]], t: float) -
 def test_every_bend_gets_the_gradient_of_the_definition(kind: Kind, num_bends: int, t: float) -> None:
     model, curve = double(0).train(), Curve(kind, num_bends)
     bends = Bends(weights(double(0)), weights(double(1)), curve, fix_start=False, fix_end=False)
-    point_of, (images, targets) = CurvePoint(model, bends), batch()
+    point_of = CurvePoint(Fake(model, loss=torch.nn.functional.cross_entropy), bends)
     point = point_of.at(t)
-    torch.nn.functional.cross_entropy(point_of(point, images), targets).backward()
+    point_of(point, batch()).backward()
     bends.take_gradient(t, point, weight_decay=WEIGHT_DECAY)
     expected = reference(curve, bends.bends, t)
     scale = max(float(g.abs().max()) for bend in expected for g in bend)
@@ -82,9 +83,9 @@ def test_fixed_ends_and_frozen_weights_get_no_gradient() -> None:
     model.head.weight.requires_grad_(False)
     learned = [p.detach().clone().requires_grad_(p.requires_grad) for p in model.parameters()]
     bends = Bends(learned, weights(small_model(1)), Curve("bezier", 3), fix_start=True, fix_end=False)
-    point_of = CurvePoint(model, bends)
+    point_of = CurvePoint(Fake(model), bends)
     point = point_of.at(0.4)
-    point_of(point, torch.randn(4, 3, 16, 16)).sum().backward()
+    point_of(point, Rows(torch.randn(4, 3, 16, 16), torch.zeros(4, 10))).backward()
     bends.take_gradient(0.4, point, weight_decay=0.0)
     frozen = [name for name, _ in model.named_parameters()].index("head.weight")
     for j, bend in enumerate(bends.bends):
@@ -98,9 +99,9 @@ def test_the_model_keeps_its_parameters_and_shares_its_statistics() -> None:
     model = small_model(0).train()
     before = weights(model)
     bends = Bends(weights(small_model(1)), weights(small_model(2)), Curve("bezier", 3), fix_start=True, fix_end=True)
-    point_of = CurvePoint(model, bends)
+    point_of = CurvePoint(Fake(model), bends)
     mean = model.norm.running_mean.clone()
-    point_of(point_of.at(0.5), torch.randn(4, 3, 16, 16))
+    point_of(point_of.at(0.5), Rows(torch.randn(4, 3, 16, 16), torch.zeros(4, 10)))
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters()))
     assert not torch.equal(mean, model.norm.running_mean)
 

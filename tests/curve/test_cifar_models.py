@@ -10,7 +10,7 @@ import torch
 
 from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.checkpoint.tensors import write_tensors
-from soupkit.task.models import arrays, build, describe, parse_model, write_config
+from soupkit.task.images.models import arrays, build, describe, parse_model, write_config
 
 
 @pytest.mark.parametrize(

@@ -7,22 +7,23 @@ from typing import Any
 
 import pytest
 import torch
+from task.fake import Rows
 
 from soupkit.curve.descent import Descent
 from soupkit.errors import TaskError
 from soupkit.events import Advanced, Event, silent
 
 
-def batches(num: int) -> Iterator[tuple[Any, torch.Tensor, torch.Tensor]]:
+def batches(num: int) -> Iterator[tuple[Any, Rows]]:
     for number in range(num):
         size = 1 + number % 2
-        yield number, torch.full((size, 1), float(number)), torch.ones(size, 1)
+        yield number, Rows(torch.full((size, 1), float(number)), torch.ones(size, 1))
 
 
 def descent(weight: torch.Tensor, **values: Any) -> Descent:
-    def gradient(number: int, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    def gradient(number: int, batch: Rows) -> torch.Tensor:
         weight.grad = torch.ones_like(weight)
-        return images.mean()
+        return batch.inputs.mean()
 
     optimizer = torch.optim.SGD([weight], lr=1.0)
     return Descent(gradient, optimizer, lambda update: 0.1 * (update + 1), 2, 3, **values)
@@ -55,6 +56,6 @@ def test_the_gradient_is_clipped() -> None:
 
 def test_a_loss_that_is_not_finite_ends_it() -> None:
     weight = torch.zeros(1, requires_grad=True)
-    broken = [(0, torch.tensor([[float("nan")]]), torch.ones(1, 1))] * 2
+    broken = [(0, Rows(torch.tensor([[float("nan")]]), torch.ones(1, 1)))] * 2
     with pytest.raises(TaskError, match="became nan in epoch 1 of 3"):
         descent(weight).run(broken, silent)

@@ -25,7 +25,7 @@ from soupkit.recipe.curve import Ensemble, Fge
 from soupkit.recipe.evaluate import Evaluate
 from soupkit.recipe.inspect import Verify
 from soupkit.recipe.merge import MergeUniform
-from soupkit.task.task import Task
+from soupkit.task.images.task import ImageTask
 
 
 def recipe_of(base: str, out: Path, **values: Any) -> Fge:
@@ -117,14 +117,14 @@ def test_an_ensemble_is_that_of_evaluate_and_each_model_is_run_once(
     ends: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loads: list[int] = []
-    plain = Task.predict
+    plain = ImageTask.predict
 
     def counting(self: Any, examples: Any) -> Any:
         loads.append(len(examples))
         return plain(self, examples)
 
     events: list[Event] = []
-    monkeypatch.setattr(Task, "predict", counting)
+    monkeypatch.setattr(ImageTask, "predict", counting)
     first = ensemble(Ensemble(refs=ends, out=tmp_path / "scores", **few()), ALONE, events.append)
     assert len(loads) == 4
     again = ensemble(Ensemble(refs=ends, **few()), ALONE, events.append)

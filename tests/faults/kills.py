@@ -34,7 +34,7 @@ from faults.kill_processes import SIGNALS, adopt_orphans, in_child, orphans, wai
 from soupkit.cli.app import run_command_line
 from soupkit.commands import COMMANDS as ALL
 
-MODELS = ("soupkit.task.models", "sklearn.datasets", "matplotlib.pyplot")
+MODELS = ("soupkit.task.images.models", "sklearn.datasets", "matplotlib.pyplot")
 BAD = ("damaged", "rerun failed", "other bits", "litter")
 COLUMNS = ("trials", "killed before end", "whole after kill", *BAD, "left in TMPDIR")
 

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.cli.app import run_command_line
-from soupkit.task.models import ModelSpec, build
+from soupkit.task.images.models import ModelSpec, build
 
 CONFIG: dict[str, Any] = {
     "model_cfg": {

@@ -91,7 +91,7 @@ def test_the_recipe_keeps_selection_and_report_apart() -> None:
 
 
 def test_the_data_really_have_these_sizes() -> None:
-    from soupkit.task.data import open_data
+    from soupkit.task.images.data import open_data
 
     (recipe,) = [step.recipe for step in load().steps if step.name == "greedy"]
     splits = open_data(recipe)

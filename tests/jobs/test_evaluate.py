@@ -20,8 +20,9 @@ from soupkit.events import Event, Finished, Started, Table, Warned
 from soupkit.jobs.judge.evaluate import evaluate
 from soupkit.manifest import Manifest
 from soupkit.recipe.evaluate import Evaluate
-from soupkit.task.score import all_scores, compare, ensemble, scores_to_json
-from soupkit.task.task import open_task
+from soupkit.task.images.metrics import METRICS, all_scores, ensemble
+from soupkit.task.images.task import open_task
+from soupkit.task.score import compare, scores_to_json
 from soupkit.world import World
 
 WORLD = World("cpu", 1)
@@ -61,7 +62,7 @@ def test_every_row_is_what_the_task_computes(models: Path) -> None:
             key = str(models / name) if name else "ensemble of softmax"
             assert result["metrics"][key][split] == scores_to_json(all_scores(expected))
             if name != "resnet-0":
-                comparison = compare(expected, alone[0], "top1").to_json()
+                comparison = compare(expected, alone[0], METRICS["top1"]).to_json()
                 assert result["notes"]["comparisons"][split][key] == comparison
         assert str(models / "resnet-0") not in result["notes"]["comparisons"][split]
     tables = [event for event in events if isinstance(event, Table)]
@@ -81,7 +82,7 @@ def test_the_baseline_may_be_among_the_rows_or_beside_them(models: Path, metric:
     first, second, other = models / "resnet-0", models / "resnet-1", models / "vit"
     among, _ = run(recipe(first, second, baseline=str(second), metric=metric))
     assert among["notes"]["baseline"] == str(second)
-    expected = compare(predictions(first, "test"), predictions(second, "test"), metric).to_json()
+    expected = compare(predictions(first, "test"), predictions(second, "test"), METRICS[metric]).to_json()
     assert among["notes"]["comparisons"]["test"] == {str(first): expected}
     beside, events = run(recipe(first, baseline=str(other), metric=metric))
     assert set(beside["notes"]["comparisons"]["test"]) == {str(first)}

@@ -19,7 +19,7 @@ from soupkit.events import Event, Warned
 from soupkit.manifest import Manifest
 from soupkit.recipe.evaluate import Evaluate
 from soupkit.stages.inputs.seen import check_seen
-from soupkit.task.data import Splits, open_data
+from soupkit.task.images.data import Splits, open_data
 
 
 def recipe(data: object = "digits", **options: Any) -> Evaluate:

@@ -23,7 +23,7 @@ from soupkit.jobs.recipes.run import run
 from soupkit.jobs.soups.greedy import merge_greedy
 from soupkit.recipe.merge import MergeGreedy
 from soupkit.recipe.run import Run
-from soupkit.task import models
+from soupkit.task.images import models
 from soupkit.world import ALONE, cache_folder
 
 SCORER = """

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from soupkit.soup.blocks import lay_out
 from soupkit.soup.plan import Demand
-from soupkit.task.models import ModelSpec, build
-from soupkit.task.zero_shot import ZeroShotClassifier
+from soupkit.task.images.models import ModelSpec, build
+from soupkit.task.images.zero_shot import ZeroShotClassifier
+from soupkit.task.task import Pass
 
 CONFIG: dict[str, Any] = {
     "model_cfg": {
@@ -49,10 +50,8 @@ def test_the_gradient_of_the_text_tower_is_that_of_finite_differences(batch_size
     model = classifier()
     images = torch.randn(5, 3, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     targets = torch.tensor([0, 1, 2, 0, 1])
-    opened = model.open_head(batch_size)
-    loss_of(model, images, targets).backward()
-    assert opened.head.grad is not None
-    opened.backward(opened.head.grad)
+    with model.opened(batch_size):
+        loss_of(model, images, targets).backward()
     assert not model.head.requires_grad
     generator = torch.Generator().manual_seed(2)
     for name, parameter in model.clip.named_parameters():
@@ -77,15 +76,15 @@ def test_opening_the_head_leaves_every_mode_as_it_was() -> None:
     model = classifier()
     model.clip.visual.train()
     modes = [module.training for module in model.modules()]
-    model.open_head()
+    with model.opened():
+        pass
     model.rebuild_head()
     assert [module.training for module in model.modules()] == modes
 
 
 def test_prompts_of_a_pass_take_no_more_than_the_images() -> None:
-    demand = Demand(
-        lay_out({"w": (2, 2)}, "global"), 2, batch_size=8, activations=100, process=0, prompt=40, num_prompts=80
-    )
+    prompts = Pass(80, each=40, made=0)
+    demand = Demand(lay_out({"w": (2, 2)}, "global"), 2, batch_size=8, activations=100, process=0, head=prompts)
     assert demand.prompts(8) == 20
     assert demand.prompts(1) == 2
     assert demand.prompts(1000) == 80

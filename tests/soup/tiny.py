@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from types import SimpleNamespace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+from task.fake import Fake, Rows
 from torch import Tensor, nn
 
 from soupkit.checkpoint.checkpoint import slots_of
@@ -24,11 +25,9 @@ def network() -> nn.Sequential:
     return nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3))
 
 
-def fake_task() -> Any:
-    """What `LiveModel` needs of a task."""
-    return SimpleNamespace(
-        model=network(), device=torch.device("cpu"), settings=SimpleNamespace(input_size=(5,)), saved=None
-    )
+def task() -> Fake:
+    """The network, which learns to tell classes apart."""
+    return Fake(network(), loss=partial(nn.functional.cross_entropy, reduction="sum"))
 
 
 def tensors(num: int, *, seed: int = 0, spread: float = 0.1) -> list[dict[str, np.ndarray]]:
@@ -46,7 +45,7 @@ def tensors(num: int, *, seed: int = 0, spread: float = 0.1) -> list[dict[str, n
 
 def ingredients(num: int, *, blocks: str = "tensor", **options: Any) -> Ingredients:
     made = tensors(num, **options)
-    return Ingredients(made, layout_of(fake_task(), slots_of(made[0]), blocks))
+    return Ingredients(made, layout_of(task(), slots_of(made[0]), blocks))
 
 
 def flat(values: dict[str, np.ndarray], layout: Layout) -> np.ndarray:
@@ -67,7 +66,7 @@ def per_parameter(values_B: np.ndarray, layout: Layout) -> np.ndarray:
 
 
 def live(found: Ingredients, world: World = ALONE) -> LiveModel:
-    return LiveModel(fake_task(), found.layout, slots_of(found.checkpoints[0]), world)
+    return LiveModel(task(), found.layout, slots_of(found.checkpoints[0]), world)
 
 
 class Data:
@@ -78,9 +77,9 @@ class Data:
         self.images = torch.randn(num, 5, generator=generator)
         self.targets = torch.randint(0, 3, (num,), generator=generator)
 
-    def __call__(self, pieces: list[np.ndarray], _epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def __call__(self, pieces: list[np.ndarray], _epoch: int) -> Iterator[Rows]:
         for piece in pieces:
-            yield self.images[piece], self.targets[piece]
+            yield Rows(self.images[piece], self.targets[piece])
 
 
 def loss_at(weights: Tensor, layout: Layout, images: Tensor, targets: Tensor, temperature: Any = 1.0) -> Tensor:

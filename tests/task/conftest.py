@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from task.small import CLIP_CONFIG
 
-from soupkit.task.models import ModelSpec, build
+from soupkit.task.images.models import ModelSpec, build
 
 
 @pytest.fixture(scope="session")

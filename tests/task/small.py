@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from soupkit.recipe.evaluate import Evaluate
-from soupkit.task.models import build, parse_model, write_config
+from soupkit.task.images.models import build, parse_model, write_config
 
 CLIP_CONFIG = {
     "model_cfg": {

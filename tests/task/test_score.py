@@ -16,19 +16,16 @@ from scipy.stats import binom
 from sklearn.metrics import log_loss, top_k_accuracy_score
 
 from soupkit.errors import TaskError
-from soupkit.task.score import (
-    Predictions,
+from soupkit.task.images.metrics import (
+    METRICS,
     all_scores,
-    better,
-    compare,
     direction_of,
     ensemble,
     margins,
     num_ahead,
     score_predictions,
-    scores_to_json,
-    share_error,
 )
+from soupkit.task.score import Predictions, better, compare, scores_to_json, share_error
 
 
 def predictions(num: int = 400, classes: int = 10, *, seed: int = 0, skill: float = 2.0) -> Predictions:
@@ -67,7 +64,7 @@ def test_models_that_are_right_on_the_same_examples_are_not_equal_for_certain(
     """None of 50 examples tells them apart: up to 7.1 % of all may, by Wilson's 95 % bound."""
     one = np.where(np.arange(50)[:, None] < right, [1.0, 0.0], [0.0, 1.0]).astype(np.float32)
     targets = np.zeros(50, np.int64)
-    found = compare(Predictions(one, targets), Predictions(one * np.float32(other), targets), "top1")
+    found = compare(Predictions(one, targets), Predictions(one * np.float32(other), targets), METRICS["top1"])
     assert (found.difference, found.p_value) == (0, 1)
     error, bound = (0.0, 0.0) if alike else (1 / 102, 3.8415 / 53.8415)
     assert found.standard_error == pytest.approx(error)
@@ -78,7 +75,7 @@ def test_models_that_are_right_on_the_same_examples_are_not_equal_for_certain(
 def test_counts_are_scikit_learns(metric: str, k: int) -> None:
     given_ = predictions()
     score = score_predictions(given_, metric)
-    expected = top_k_accuracy_score(given_.targets, given_.logits, k=k, labels=range(10))
+    expected = top_k_accuracy_score(given_.targets, given_.outputs, k=k, labels=range(10))
     assert score.value == pytest.approx(expected, abs=0)
     assert score.num_right == round(expected * 400)
     assert score.standard_error == pytest.approx(wilson(score.num_right or 0, 400))
@@ -88,7 +85,7 @@ def test_counts_are_scikit_learns(metric: str, k: int) -> None:
 def test_nll_is_scikit_learns() -> None:
     given_ = predictions()
     score = score_predictions(given_, "nll")
-    probabilities = softmax(given_.logits.astype(np.float64), axis=1)
+    probabilities = softmax(given_.outputs.astype(np.float64), axis=1)
     assert score.value == pytest.approx(log_loss(given_.targets, probabilities, labels=range(10)), rel=1e-9)
     each = -np.log(probabilities[np.arange(400), given_.targets])
     assert score.standard_error == pytest.approx(each.std(ddof=1) / 20)
@@ -107,7 +104,7 @@ def test_ece_by_hand() -> None:
 
 
 def slow_ece(given_: Predictions) -> float:
-    p = softmax(given_.logits.astype(np.float64), axis=1)
+    p = softmax(given_.outputs.astype(np.float64), axis=1)
     confidence, right = p.max(1), p.argmax(1) == given_.targets
     found = 0.0
     for low, high in pairwise(np.linspace(0, 1, 16)):
@@ -142,7 +139,7 @@ def test_a_model_that_answers_nothing_is_not_right() -> None:
     assert score_predictions(constant, "top1").num_right == 1
     broken = Predictions(np.full((10, 10), np.nan, np.float32), np.arange(10))
     assert score_predictions(broken, "top1").num_right == 0
-    assert (margins(broken.logits, broken.targets) == -np.inf).all()
+    assert (margins(broken.outputs, broken.targets) == -np.inf).all()
     for metric in ("nll", "ece"):
         with pytest.raises(TaskError, match="not numbers for 10 examples"):
             score_predictions(broken, metric)
@@ -154,9 +151,9 @@ def test_margins_by_sorting() -> None:
     assert found is not None
     assert found.dtype == np.float32
     for i in range(50):
-        others = np.delete(given_.logits[i], given_.targets[i])
-        assert found[i] == given_.logits[i, given_.targets[i]] - others.max()
-    right = torch.from_numpy(given_.logits).argmax(1).numpy() == given_.targets
+        others = np.delete(given_.outputs[i], given_.targets[i])
+        assert found[i] == given_.outputs[i, given_.targets[i]] - others.max()
+    right = torch.from_numpy(given_.outputs).argmax(1).numpy() == given_.targets
     assert ((found > 0) == right).all()
 
 
@@ -188,24 +185,24 @@ def test_better(a: float, b: float, in_max: bool, in_min: bool) -> None:
 
 def test_ensembles_by_hand() -> None:
     parts = [predictions(seed=seed) for seed in (0, 1, 2)]
-    mean = np.mean([p.logits for p in parts], axis=0)
-    np.testing.assert_allclose(ensemble(parts, "logits").logits, mean, rtol=1e-5, atol=1e-6)
-    probabilities = np.mean([softmax(p.logits.astype(np.float64), axis=1) for p in parts], axis=0)
+    mean = np.mean([p.outputs for p in parts], axis=0)
+    np.testing.assert_allclose(ensemble(parts, "logits").outputs, mean, rtol=1e-5, atol=1e-6)
+    probabilities = np.mean([softmax(p.outputs.astype(np.float64), axis=1) for p in parts], axis=0)
     mixed = ensemble(parts, "softmax")
-    np.testing.assert_allclose(softmax(mixed.logits, axis=1), probabilities, rtol=1e-5)
+    np.testing.assert_allclose(softmax(mixed.outputs, axis=1), probabilities, rtol=1e-5)
     assert score_predictions(mixed, "nll").value == pytest.approx(log_loss(parts[0].targets, probabilities), rel=1e-5)
 
 
 def test_an_ensemble_of_different_examples_is_refused() -> None:
     one = predictions()
     with pytest.raises(TaskError, match="same examples"):
-        ensemble([one, Predictions(one.logits, one.targets[::-1].copy())], "logits")
+        ensemble([one, Predictions(one.outputs, one.targets[::-1].copy())], "logits")
 
 
 @pytest.mark.parametrize("metric", ["top1", "top5", "nll", "ece"])
 def test_a_comparison_is_antisymmetric_and_of_the_values(metric: str) -> None:
     a, b = predictions(seed=0), predictions(seed=1, skill=4.0)
-    there, back = compare(a, b, metric), compare(b, a, metric)
+    there, back = compare(a, b, METRICS[metric]), compare(b, a, METRICS[metric])
     assert there.difference == pytest.approx(score_predictions(a, metric).value - score_predictions(b, metric).value)
     assert back.difference == pytest.approx(-there.difference)
     assert back.p_value == pytest.approx(there.p_value, abs=0.02)
@@ -216,7 +213,7 @@ def test_a_comparison_is_antisymmetric_and_of_the_values(metric: str) -> None:
 def test_a_model_equals_itself() -> None:
     a = predictions()
     for metric in ("top1", "nll", "ece"):
-        found = compare(a, a, metric)
+        found = compare(a, a, METRICS[metric])
         assert (found.difference, found.low, found.high, found.p_value) == (0, 0, 0, 1)
 
 
@@ -226,7 +223,7 @@ def test_mcnemar_by_summing_the_tail() -> None:
     right, wrong = np.array([1.0, 0.0], np.float32), np.array([0.0, 1.0], np.float32)
     a = np.array([right if i < 29 else wrong for i in range(40)])
     b = np.array([right if 9 <= i < 31 else wrong for i in range(40)])
-    found = compare(Predictions(a, targets), Predictions(b, targets), "top1")
+    found = compare(Predictions(a, targets), Predictions(b, targets), METRICS["top1"])
     assert found.difference == pytest.approx(7 / 40)
     assert found.p_value == pytest.approx(2 * sum(binom.pmf(k, 11, 0.5) for k in range(3)))
 
@@ -237,15 +234,15 @@ def test_bootstrap_intervals_by_drawing_one_by_one() -> None:
     drawn: dict[str, list[float]] = {"top1": [], "nll": [], "ece": []}
     for _ in range(1500):
         rows = random.integers(0, 60, 60)
-        one, other = (Predictions(p.logits[rows], p.targets[rows]) for p in (a, b))
-        top1 = [(p.logits.argmax(1) == p.targets).mean() for p in (one, other)]
-        log_p = [np.log(softmax(p.logits.astype(np.float64), axis=1)) for p in (one, other)]
+        one, other = (Predictions(p.outputs[rows], p.targets[rows]) for p in (a, b))
+        top1 = [(p.outputs.argmax(1) == p.targets).mean() for p in (one, other)]
+        log_p = [np.log(softmax(p.outputs.astype(np.float64), axis=1)) for p in (one, other)]
         nll = [-x[np.arange(60), one.targets].mean() for x in log_p]
         drawn["top1"].append(float(top1[0] - top1[1]))
         drawn["nll"].append(float(nll[0] - nll[1]))
         drawn["ece"].append(float(slow_ece(one) - slow_ece(other)))
     for metric, values in drawn.items():
-        found = compare(a, b, metric)
+        found = compare(a, b, METRICS[metric])
         low, high = np.quantile(values, [0.025, 0.975])
         assert found.low == pytest.approx(low, abs=0.1 * (high - low))
         assert found.high == pytest.approx(high, abs=0.1 * (high - low))
@@ -257,16 +254,16 @@ def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
     covered = 0
     for seed in range(100):
         a, b = (predictions(150, seed=2 * seed + i) for i in (0, 1))
-        found = compare(a, b, "nll", seed=seed)
+        found = compare(a, b, METRICS["nll"], seed=seed)
         covered += found.low <= 0 <= found.high
     assert 88 <= covered <= 99
 
 
 def test_large_n_is_drawn_in_chunks_with_the_same_law(monkeypatch: pytest.MonkeyPatch) -> None:
     a, b = predictions(300, seed=0), predictions(300, seed=1)
-    whole = compare(a, b, "nll")
+    whole = compare(a, b, METRICS["nll"])
     monkeypatch.setattr("soupkit.task.score._CHUNK_BYTES", 8 * 300 * 64)
-    chunked = compare(a, b, "nll")
+    chunked = compare(a, b, METRICS["nll"])
     assert (chunked.low, chunked.high) == pytest.approx((whole.low, whole.high), abs=0.1 * (whole.high - whole.low))
 
 

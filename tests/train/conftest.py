@@ -9,7 +9,7 @@ from train.small import SETTINGS, finetune_recipe
 
 from soupkit.events import silent
 from soupkit.jobs.training.finetune import finetune
-from soupkit.task.data import Splits, open_data
+from soupkit.task.images.data import Splits, open_data
 from soupkit.train.loop import TrainingData
 from soupkit.world import World
 

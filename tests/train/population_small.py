@@ -10,7 +10,7 @@ import torch
 from train.small import SETTINGS, small_model
 
 from soupkit.recipe.population import TrainPopulation
-from soupkit.task.data import Splits, open_data
+from soupkit.task.images.data import Splits, open_data
 from soupkit.train.loop import TrainingData
 from soupkit.train.population.flat import Flat
 from soupkit.train.population.grid import Grid

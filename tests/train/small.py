@@ -10,7 +10,7 @@ import torch
 from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.checkpoint.hashing import content_hash
 from soupkit.recipe.train import Finetune, FinetuneSweep
-from soupkit.task.images import ImageSettings
+from soupkit.task.images.transforms import ImageSettings
 from soupkit.train.sweep import LOCK_NAME
 
 SETTINGS = ImageSettings((3, 16, 16), (0.5,) * 3, (0.5,) * 3, "bilinear", 1.0, "squash")

@@ -7,6 +7,7 @@ from itertools import pairwise
 import pytest
 import timm.utils
 import torch
+from task.fake import Fake, Rows
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, get_swa_multi_avg_fn, update_bn
 from train.noise import copy_of, equal, images, training
@@ -90,10 +91,10 @@ def test_refreshed_statistics_are_those_of_update_bn() -> None:
         averaging.update()
         if step in (2, 4):
             theirs.update_parameters(model)
-    batches = [(images(number), torch.zeros(16)) for number in range(100, 104)]
-    update_bn(batches, theirs)
+    batches = [Rows(images(number), torch.zeros(16)) for number in range(100, 104)]
+    update_bn([batch.inputs for batch in batches], theirs)
     raw = copy_of(model.state_dict())
-    found = averaging.averaged_state(refresh=lambda inner: refresh(inner, batches, CPU))
+    found = averaging.averaged_state(refresh=lambda inner: refresh(inner, batches, Fake(inner).outputs))
     for name, tensor in found.items():
         if name != "norm.num_batches_tracked":
             torch.testing.assert_close(tensor, theirs.module.state_dict()[name], rtol=1e-12, atol=1e-14)

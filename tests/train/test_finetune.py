@@ -23,9 +23,10 @@ from soupkit.jobs.training.finetune import finetune
 from soupkit.manifest import Manifest
 from soupkit.recipe.evaluate import Evaluate
 from soupkit.stages.training.start import prepare
-from soupkit.task.models import ModelSpec, build
-from soupkit.task.score import all_scores, scores_to_json
-from soupkit.task.task import open_task
+from soupkit.task.images.metrics import all_scores
+from soupkit.task.images.models import ModelSpec, build
+from soupkit.task.images.task import open_task
+from soupkit.task.score import scores_to_json
 from soupkit.task.weights import arrays
 from soupkit.world import World
 

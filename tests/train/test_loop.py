@@ -15,7 +15,7 @@ from train.small import SETTINGS, SmallModel, finetune_recipe, small_model
 from soupkit.errors import RecipeError, TaskError
 from soupkit.events import Advanced, Event, Finished, Started, silent
 from soupkit.recipe.train import Finetune
-from soupkit.task.images import eval_transform, normalize
+from soupkit.task.images.transforms import eval_transform, normalize
 from soupkit.train.batches import loader, train_transform
 from soupkit.train.loop import TrainingData, fit, soft_cross_entropy
 from soupkit.train.optimize import build_optimizer, build_schedule, warmup_updates

@@ -21,7 +21,7 @@ from train.small import SETTINGS, small_model
 
 from soupkit.errors import RecipeError, TaskError
 from soupkit.events import Advanced, Event, silent
-from soupkit.task.data import open_data
+from soupkit.task.images.data import open_data
 from soupkit.task.score import Score
 from soupkit.train.loop import TrainingData, fit
 from soupkit.train.population.members import Member

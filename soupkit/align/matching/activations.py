@@ -16,8 +16,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from soupkit.align.graph.expression import Atom, AxisExpr, names_in
+from soupkit.align.moments import Forward
 from soupkit.align.sites import CONVOLUTIONS, hooked
 from soupkit.align.spec import PermutationSpec
+from soupkit.task.task import Batch
 
 NUM_ROWS = 4096
 """Positions of which activations are kept: correlations are known to about 1/64."""
@@ -68,12 +70,11 @@ def with_taps(spec: PermutationSpec, taps: Iterable[Tap]) -> PermutationSpec:
 
 
 @torch.no_grad()
-def activations(
-    model: nn.Module, taps: Iterable[Tap], batches: Iterable[tuple[Tensor, Tensor]], *, device: torch.device
-) -> dict[str, Tensor]:
+def activations(model: nn.Module, taps: Iterable[Tap], batches: Iterable[Batch], forward: Forward) -> dict[str, Tensor]:
     """Every tap's values, standardised per channel and divided by √R: float32[C, R].
 
-    The same positions of the same images whatever the weights, so that models can be compared. Channels that never
+    forward passes a batch through the model. The same positions of the same examples whatever the weights, so that
+    models can be compared. Channels that never
     change are zero. Memory: C × R floats per tap. Cost: one forward pass over the batches.
     """
     by_module: dict[str, list[Tap]] = {}
@@ -92,8 +93,8 @@ def activations(
             rows[tap.name].append(values_rc[places.to(values_rc.device)].float())
 
     with hooked({name: model.get_submodule(name) for name in by_module}, visit):
-        for images, _ in chosen:
-            model(images.to(device))
+        for batch in chosen:
+            forward(batch)
     return {name: _standardised(torch.cat(parts)[:NUM_ROWS]) for name, parts in rows.items() if parts}
 
 

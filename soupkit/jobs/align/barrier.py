@@ -24,14 +24,15 @@ from soupkit.manifest import Manifest
 from soupkit.recipe.align import Barrier as BarrierRecipe
 from soupkit.recipe.parse import recipe_to_json
 from soupkit.report.plots import compare_lines
-from soupkit.stages.alignment.repaired import loader, training_batches
+from soupkit.stages.alignment.repaired import training_batches
 from soupkit.stages.alignment.rotated import check_matching, matched_ingredients
 from soupkit.stages.inputs.seen import check_seen
 from soupkit.stages.outputs.described import describe_inputs
 from soupkit.stages.outputs.findings import write_findings
 from soupkit.task.batch_norm import refresh
+from soupkit.task.images.task import open_task
 from soupkit.task.score import share_error
-from soupkit.task.task import Task, open_task
+from soupkit.task.task import Task
 from soupkit.world import World
 
 REPAIRED = "repaired"
@@ -112,7 +113,7 @@ def _lines(
     batches = training_batches(task, recipe)
 
     def refreshed(_at: float) -> None:
-        refresh(task.model, batches(), task.device)
+        refresh(task.model, batches(), task.outputs)
 
     plain: Change | None = refreshed if recipe.bn == "refresh" else None
     ends: dict[str, tuple[Sequence[Checkpoint], Change | None]] = {
@@ -130,12 +131,10 @@ def _lines(
 def _repairing(views: Sequence[Checkpoint], task: Task, recipe: BarrierRecipe) -> Change:
     kind, batches = recipe.repair, training_batches(task, recipe)
     assert kind != "off"
-    endpoints = measure_endpoints(
-        task.model, [loader(view) for view in views], kind=kind, batches=batches, device=task.device
-    )
+    endpoints = measure_endpoints(task, views, kind=kind, batches=batches)
 
     def change(at: float) -> None:
-        repair(task.model, endpoints, [1 - at, at], kind=kind, batches=batches, device=task.device)
+        repair(task, endpoints, [1 - at, at], kind=kind, batches=batches)
 
     return change
 

@@ -19,7 +19,7 @@ from soupkit.errors import AlignError
 from soupkit.events import Finished, Report, Started, Table, Told, Warned
 from soupkit.recipe.align_groups import AlignGroups
 from soupkit.stages.alignment.examples import example_inputs
-from soupkit.task.models import ModelSpec, build, describe, load_weights, parse_model
+from soupkit.task.images.models import ModelSpec, build, describe, load_weights, parse_model
 from soupkit.world import World
 
 

@@ -16,8 +16,9 @@ from soupkit.stages.alignment.repaired import _rounded, repaired, training_batch
 from soupkit.stages.inputs.recorded import open_as_recorded
 from soupkit.stages.inputs.seen import check_seen
 from soupkit.stages.outputs.soup import Record, copying, plan_soup, show_plan, write_soup
-from soupkit.task.score import all_scores, scores_to_json
-from soupkit.task.task import Task, open_task
+from soupkit.task.images.metrics import all_scores
+from soupkit.task.images.task import ImageTask, open_task
+from soupkit.task.score import scores_to_json
 from soupkit.world import World
 
 COMMAND = "repair"
@@ -76,7 +77,7 @@ def _endpoints(soup: Checkpoint, manifest: Manifest) -> tuple[list[float], list[
     return coefficients.tolist(), [views[row] for row in rows]
 
 
-def _measure(task: Task, written: Checkpoint) -> dict[str, Any]:
+def _measure(task: ImageTask, written: Checkpoint) -> dict[str, Any]:
     task.load(written)
     parts = {"held_out": task.held_out, "test": task.test}
     return {name: scores_to_json(all_scores(task.predict(examples))) for name, examples in parts.items()}

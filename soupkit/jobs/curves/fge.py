@@ -15,7 +15,6 @@ from torch import Tensor
 from soupkit.checkpoint.hashing import content_hash
 from soupkit.checkpoint.output import OutputDirectory
 from soupkit.curve.descent import Descent
-from soupkit.curve.ensembles import KINDS, RunningEnsemble
 from soupkit.curve.schedule import Cycles
 from soupkit.events import Cell, Report, Scored, Table, Told, Wrote
 from soupkit.manifest import Manifest
@@ -25,11 +24,12 @@ from soupkit.recipe.train import Finetune
 from soupkit.report.curves import cycle_plot
 from soupkit.stages.outputs.described import describe_inputs, describe_outputs
 from soupkit.stages.training.descent import precision, training_batches, updates_per_epoch
-from soupkit.stages.training.start import Start, model_bytes, prepare, saved, write_model
-from soupkit.task.score import Predictions, all_scores, scores_to_json
-from soupkit.task.task import Task
+from soupkit.stages.training.start import Start, model_bytes, prepare, saved, task_of, write_model
+from soupkit.task.images.ensembles import KINDS, RunningEnsemble
+from soupkit.task.images.metrics import all_scores
+from soupkit.task.score import Predictions, scores_to_json
+from soupkit.task.task import Batch
 from soupkit.task.weights import load_weights
-from soupkit.train.loop import soft_cross_entropy
 from soupkit.train.optimize import build_optimizer
 from soupkit.train.randomness import Stream, seeded, torch_threads
 from soupkit.world import World
@@ -90,15 +90,7 @@ class _Run:
         start = self.start
         assert start.base is not None
         self.base, self.content = start.base, content_hash(start.base, threads=self.world.num_threads)
-        self.task = Task(
-            start.model,
-            start.spec,
-            start.splits,
-            start.settings,
-            device=self.device,
-            batch_size=self.recipe.batch_size,
-            workers=self.recipe.workers,
-        )
+        self.task = task_of(start, self.recipe, self.device)
         self.examples = {"held_out": self.task.held_out, "test": self.task.test}
         self.ensembles = {split: RunningEnsemble() for split in SPLITS}
         self.origin = [parameter.detach().clone() for parameter in start.model.parameters()]
@@ -110,10 +102,9 @@ class _Run:
         self._look(0)
         model.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
 
-        def gradient(_: Any, images: Tensor, targets: Tensor) -> Tensor:
+        def gradient(_: Any, batch: Batch) -> Tensor:
             with precision(self.training, self.device):
-                logits = model(images)
-            loss = soft_cross_entropy(logits, targets)
+                loss = self.task.loss(batch) / len(batch)
             loss.backward()  # type: ignore[no-untyped-call]
             return loss.detach()
 
@@ -137,7 +128,8 @@ class _Run:
     def _look(self, num_done: int) -> dict[str, Predictions]:
         """Predict and note error and distance from the start; these are for the figure and choose nothing."""
         predictions = {split: self.task.predict(self.examples[split]) for split in SPLITS}
-        errors = {split: 1 - float((p.logits.argmax(1) == p.targets).mean()) for split, p in predictions.items()}
+        top1 = self.task.metrics["top1"]
+        errors = {split: 1 - top1.of(p.outputs, p.targets).value for split, p in predictions.items()}
         self.trace.append({"epoch": num_done / self.per_epoch, "error": errors, "distance": self._distance()})
         return predictions
 

@@ -37,11 +37,10 @@ from soupkit.stages.inputs.ordered import say_order
 from soupkit.stages.inputs.seen import check_seen
 from soupkit.stages.outputs.described import describe_inputs, describe_outputs
 from soupkit.stages.training.descent import precision, refresh_statistics, training_batches, updates_per_epoch
-from soupkit.stages.training.start import Start, model_bytes, prepare, saved, write_model
-from soupkit.task.models import write_config
+from soupkit.stages.training.start import Start, model_bytes, prepare, saved, task_of, write_model
+from soupkit.task.images.models import write_config
+from soupkit.task.task import Batch, Task
 from soupkit.task.weights import arrays, load_weights
-from soupkit.task.zero_shot import ZeroShotClassifier
-from soupkit.train.loop import soft_cross_entropy
 from soupkit.train.optimize import build_optimizer
 from soupkit.train.randomness import Stream, seeded, torch_threads
 from soupkit.world import World
@@ -106,7 +105,7 @@ def _open(recipe: CurveFit, world: World, report: Report) -> _Fit:
     training = as_finetune(recipe, base=ends[0].reference)
     start = prepare(training, report)
     check_seen(ends[1:], start.splits, recipe, report, selects=False)
-    _check_text_towers(start.model, ends)
+    _check_heads(task_of(start, training, world.torch_device()), ends)
     load_weights(saved(start.model), ends[0])  # strictly: a curve cannot begin with a new head
     alignment = None
     if recipe.align:
@@ -115,16 +114,15 @@ def _open(recipe: CurveFit, world: World, report: Report) -> _Fit:
     return _Fit(recipe, training, ends, start, world.torch_device(), alignment)
 
 
-def _check_text_towers(model: torch.nn.Module, ends: Sequence[Checkpoint]) -> None:
-    """A CLIP classifier's head is made once: the text tower that makes it must be that of both ends."""
-    if isinstance(model, ZeroShotClassifier):
-        for name in sorted(model.text_names() & ends[0].keys() & ends[1].keys()):
-            if not np.array_equal(ends[0][name], ends[1][name]):
-                raise CompatibilityError(
-                    f"{ends[0].reference}, {ends[1].reference}: {name} of the text tower differs: "
-                    "a curve keeps one head",
-                    hint="take models whose text tower rested while they were trained, as in soupkit finetune",
-                )
+def _check_heads(task: Task, ends: Sequence[Checkpoint]) -> None:
+    """A CLIP model's head is made once: the text tower that makes it must be that of both ends."""
+    makers = task.head.makers() if task.head else set()
+    for name in sorted(makers & ends[0].keys() & ends[1].keys()):
+        if not np.array_equal(ends[0][name], ends[1][name]):
+            raise CompatibilityError(
+                f"{ends[0].reference}, {ends[1].reference}: {name} of the text tower differs: a curve keeps one head",
+                hint="take models whose text tower rested while they were trained, as in soupkit finetune",
+            )
 
 
 def state_path(out: Path) -> Path:
@@ -137,13 +135,14 @@ def _train(fit: _Fit, state: Path, contents: Sequence[str], report: Report) -> t
 
     Garipov et al. 2018 (arXiv:1802.10026, §3.1, eq. 2).
     """
-    recipe, model = fit.recipe, fit.start.model.to(fit.device)
+    recipe, task = fit.recipe, task_of(fit.start, fit.training, fit.device)
+    model = task.model
     model.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     bends = _bends(fit)
     per_epoch = updates_per_epoch(fit.start, fit.training)
     optimizer = build_optimizer(bends, dataclasses.replace(fit.training, weight_decay=0.0))
     rate = curve_rate(recipe.lr, per_epoch * recipe.epochs)
-    descent = Descent(_gradient(fit, bends), optimizer, rate, per_epoch, recipe.epochs, recipe.clip_grad)
+    descent = Descent(_gradient(fit, task, bends), optimizer, rate, per_epoch, recipe.epochs, recipe.clip_grad)
     about = _about(recipe, contents)
 
     def save(num_done: int) -> None:
@@ -159,16 +158,15 @@ def _train(fit: _Fit, state: Path, contents: Sequence[str], report: Report) -> t
     return bends, descent.losses
 
 
-def _gradient(fit: _Fit, bends: Bends) -> Gradient:
+def _gradient(fit: _Fit, task: Task, bends: Bends) -> Gradient:
     """The gradient of every bend at one random point, which depends on the seed and the place of the batch alone."""
-    recipe, point_of = fit.recipe, CurvePoint(fit.start.model, bends)
+    recipe, point_of = fit.recipe, CurvePoint(task, bends)
 
-    def gradient(place: Any, images: Tensor, targets: Tensor) -> Tensor:
+    def gradient(place: Any, batch: Batch) -> Tensor:
         t = float(np.random.default_rng([recipe.seed, POINTS_STREAM, place.epoch, place.number]).random())
         point = point_of.at(t)
         with precision(fit.training, fit.device):
-            logits = point_of(point, images)
-        loss = soft_cross_entropy(logits, targets)
+            loss = point_of(point, batch) / len(batch)
         loss.backward()  # type: ignore[no-untyped-call]
         bends.take_gradient(t, point, weight_decay=recipe.weight_decay)
         return loss.detach()

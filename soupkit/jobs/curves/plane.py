@@ -35,7 +35,7 @@ from soupkit.stages.outputs.described import describe_inputs
 from soupkit.stages.outputs.findings import write_findings
 from soupkit.stages.scoring.path import show_plan
 from soupkit.stages.scoring.points import Point, score_points
-from soupkit.task.data import open_data
+from soupkit.task.images.data import open_data
 from soupkit.world import World
 
 CURVE_POINTS = 61

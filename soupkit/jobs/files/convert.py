@@ -160,7 +160,7 @@ def _finisher(recipe: Convert) -> Finish:
     if recipe.model is None:
         return lambda _directory: None
     import soupkit.task.torchvision_ops  # noqa: F401  (before timm and open_clip)
-    from soupkit.task.models import build, load_weights, write_config
+    from soupkit.task.images.models import build, load_weights, write_config
     from soupkit.task.spec import parse_model
 
     spec = parse_model(recipe.model)

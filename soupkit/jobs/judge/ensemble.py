@@ -9,7 +9,6 @@ from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.checkpoint.output import OutputDirectory
 from soupkit.checkpoint.quantized import refuse_quantized
 from soupkit.checkpoint.reference import open_references
-from soupkit.curve.ensembles import KINDS, RunningEnsemble
 from soupkit.events import Advanced, Cell, Finished, Report, Started, Table, Told, Wrote
 from soupkit.manifest import Manifest
 from soupkit.recipe.curve import Ensemble
@@ -20,9 +19,11 @@ from soupkit.stages.inputs.seen import check_seen
 from soupkit.stages.outputs.described import describe_inputs
 from soupkit.stages.outputs.findings import write_findings, write_scores
 from soupkit.stages.scoring.scoring import contents_of
-from soupkit.task.models import describe
-from soupkit.task.score import Comparison, Predictions, all_scores, compare, scores_to_json
-from soupkit.task.task import Task, open_task
+from soupkit.task.images.ensembles import KINDS, RunningEnsemble
+from soupkit.task.images.metrics import METRICS, all_scores
+from soupkit.task.images.models import describe
+from soupkit.task.images.task import ImageTask, open_task
+from soupkit.task.score import Comparison, Predictions, compare, scores_to_json
 from soupkit.world import World
 
 SPLITS = ("held_out", "test")
@@ -51,7 +52,8 @@ def ensemble(recipe: Ensemble, world: World, report: Report) -> dict[str, Any]:
         **{kind: {split: scores_to_json(all_scores(p)) for split, p in each.items()} for kind, each in scored.items()},
     }
     comparisons = {
-        kind: {split: compare(each[split], best[1][split], "top1") for split in SPLITS} for kind, each in scored.items()
+        kind: {split: compare(each[split], best[1][split], METRICS["top1"]) for split in SPLITS}
+        for kind, each in scored.items()
     }
     report(_table(names[best[0]], metrics, comparisons, len(names)))
     manifest = Manifest(
@@ -75,7 +77,7 @@ def ensemble(recipe: Ensemble, world: World, report: Report) -> dict[str, Any]:
 def _predict(
     checkpoints: Sequence[Checkpoint],
     contents: Sequence[str],
-    task: Task,
+    task: ImageTask,
     recipe: Ensemble,
     world: World,
     report: Report,
@@ -109,7 +111,7 @@ def _predict(
 
 
 def _predictions(
-    checkpoint: Checkpoint, task: Task, memory: Remembered, key: str
+    checkpoint: Checkpoint, task: ImageTask, memory: Remembered, key: str
 ) -> tuple[dict[str, Predictions], bool]:
     """Held-out and test predictions of a checkpoint, remembered by its weights and the task; and whether they were."""
     examples = {"held_out": task.held_out, "test": task.test}
@@ -120,7 +122,7 @@ def _predictions(
             return {split: Predictions(logits[split], examples[split].targets) for split in SPLITS}, True
     task.load(checkpoint)
     found = {split: task.predict(examples[split]) for split in SPLITS}
-    memory.write(key, {}, {split: each.logits for split, each in found.items()})
+    memory.write(key, {}, {split: each.outputs for split, each in found.items()})
     return found, False
 
 

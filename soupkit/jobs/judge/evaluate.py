@@ -23,19 +23,11 @@ from soupkit.stages.inputs.seen import check_seen
 from soupkit.stages.outputs.described import describe_inputs
 from soupkit.stages.outputs.findings import write_findings, write_scores
 from soupkit.task.external import CommandScorer
-from soupkit.task.models import describe
-from soupkit.task.score import (
-    Comparison,
-    Predictions,
-    Score,
-    all_scores,
-    compare,
-    direction_of,
-    ensemble,
-    scores_to_json,
-)
-from soupkit.task.sources import Role
-from soupkit.task.task import Task, open_task
+from soupkit.task.images.metrics import METRICS, all_scores, direction_of, ensemble
+from soupkit.task.images.models import describe
+from soupkit.task.images.task import ImageTask, open_task
+from soupkit.task.score import Comparison, Predictions, Score, compare, scores_to_json
+from soupkit.task.task import Role
 from soupkit.world import World
 
 Metrics = Mapping[str, Score]
@@ -128,7 +120,7 @@ def _score_inside(
     return {str(role): found for role, found in results.items()}, splits.description
 
 
-def _load(checkpoint: Checkpoint, task: Task, recipe: Evaluate, world: World) -> Task:
+def _load(checkpoint: Checkpoint, task: ImageTask, recipe: Evaluate, world: World) -> ImageTask:
     """The task with this checkpoint's weights; another architecture gets a model of its own, and the same data."""
     if describe(checkpoint, recipe.model) != task.spec:
         return open_task(checkpoint, recipe, world, splits=task.splits)
@@ -138,7 +130,7 @@ def _load(checkpoint: Checkpoint, task: Task, recipe: Evaluate, world: World) ->
 
 def _row(name: str, predictions: Predictions, reference: Predictions | None, recipe: Evaluate) -> Row:
     metric = metric_of(recipe)
-    comparison = compare(predictions, reference, metric) if reference is not None else None
+    comparison = compare(predictions, reference, METRICS[metric]) if reference is not None else None
     scores = all_scores(predictions)
     if metric not in scores:
         raise RecipeError(f"metric is {metric!r}, expected one of {', '.join(scores)} for these data")

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.checkpoint.reference import open_references
@@ -24,10 +22,8 @@ from soupkit.stages.learning.learning import begin, dry_run, learn, settings_of
 from soupkit.stages.learning.search import Outcome, Search, open_search
 from soupkit.stages.learning.written import learned, score_uniform, write_learned
 from soupkit.stages.scoring.ranked import without_the_best
-from soupkit.task.data import Part
-from soupkit.task.images import Transform, normalize
-from soupkit.train.batches import train_transform
-from soupkit.train.randomness import Stream, seeded
+from soupkit.task.images.task import ImageTask
+from soupkit.train.augmented import Augmented
 from soupkit.world import World
 
 
@@ -90,7 +86,7 @@ def _search(search: Search, recipe: MergeTwa, start_N: np.ndarray) -> Outcome:
         subspace,
         make,
         settings_of(recipe, search.memory, optimizer="sgd", momentum=recipe.momentum, schedule=recipe.schedule),
-        read=_augmented(search, recipe) if recipe.fit == "train" and recipe.augment else None,
+        read=_augmented(search.soup.task, recipe) if recipe.fit == "train" and recipe.augment else None,
     )
     beta, gamma = (part.detach().numpy() for part in run.coordinates.point())
     notes = {"cross_fitting": chosen, "dimensions": ranks}
@@ -102,38 +98,9 @@ def _ranks(ranks: list[int]) -> str:
     return str(ranks[0]) if len(ranks) == 1 else f"{min(ranks)} to {max(ranks)}"
 
 
-def _augmented(search: Search, recipe: MergeTwa) -> ReadBatches:
-    """Training examples as training sees them: random crops and flips, drawn by seed, epoch and example.
-
-    So they depend neither on how a batch is cut nor on ranks or workers.
-    """
-    splits, settings = search.soup.task.splits, search.soup.task.settings
+def _augmented(task: ImageTask, recipe: MergeTwa) -> ReadBatches:
+    """Training examples as training sees them."""
     how = Finetune(
         out=recipe.out, base="given", crop_scale=recipe.crop_scale, hflip=recipe.hflip, batch_size=recipe.batch_size
     )
-    transform = train_transform(settings, how, characters=splits.characters)
-
-    def read(pieces: list[np.ndarray], epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        drawn = _Drawn(splits.train, transform, recipe.seed, epoch)
-        chunks: Any = [piece.tolist() for piece in pieces]
-        if not chunks:
-            return
-        loaded = torch.utils.data.DataLoader(
-            drawn, batch_sampler=chunks, num_workers=recipe.workers, generator=torch.Generator()
-        )
-        for pixels, targets in loaded:
-            yield normalize(pixels, settings), targets
-
-    return read
-
-
-class _Drawn(torch.utils.data.Dataset[tuple[Tensor, int]]):
-    """Augmented pixels and class by index; worker processes get a copy of it."""
-
-    def __init__(self, part: Part, transform: Transform, seed: int, epoch: int) -> None:
-        self.part, self.transform, self.seed, self.epoch = part, transform, seed, epoch
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        image, target = self.part[index]
-        with seeded(self.seed, Stream.AUGMENTATION, self.epoch, index):
-            return self.transform(image), int(target)
+    return Augmented(task, how, seed=recipe.seed, workers=recipe.workers)

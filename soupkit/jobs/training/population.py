@@ -39,7 +39,7 @@ from soupkit.stages.training.start import (
     write_model,
 )
 from soupkit.stages.training.trajectory import refresher
-from soupkit.task.examples import Examples
+from soupkit.task.images.examples import ImageExamples
 from soupkit.train.folder import held
 from soupkit.train.population.flat import Flat
 from soupkit.train.population.grid import Grid
@@ -218,7 +218,7 @@ def _write_averages(
     """EMA and SWA of a member, as checkpoint directories in its own; their scores for its manifest."""
     recipe = member.recipe
     trajectory = trajectory_of(directory, start, recipe, member.averages, inputs)
-    examples = Examples(start.splits.train, start.settings)
+    examples = ImageExamples(start.splits.train, start.settings)
     scored = trajectory.finish(
         refresher(start.model, examples, recipe, device=member.device),
         lambda path: score_written(path, start.splits, recipe, world.alone(), report, name=path.name),

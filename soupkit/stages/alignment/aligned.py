@@ -23,9 +23,9 @@ from soupkit.errors import AlignError
 from soupkit.events import Advanced, Finished, Report, Started, Told
 from soupkit.stages.alignment.examples import example_inputs
 from soupkit.stages.inputs.download import download
-from soupkit.task.models import build, describe, load_weights
+from soupkit.task.images.models import build, describe, load_weights
+from soupkit.task.images.task import open_task
 from soupkit.task.spec import ModelSpec
-from soupkit.task.task import open_task
 from soupkit.world import World
 
 By = Literal["weights", "activations", "both"]
@@ -145,7 +145,7 @@ def _tensors(
     for checkpoint, own in zip(checkpoints, weights, strict=True):
         task.load(checkpoint)
         batches = task.train.batches(batch_size=recipe.batch_size, indices=indices)
-        models.append(weighed_equally(own, activations(task.model, taps, batches, device=device)))
+        models.append(weighed_equally(own, activations(task.model, taps, batches, task.outputs)))
         report(Advanced("activations"))
     report(Finished("activations"))
     return with_taps(spec, taps), models

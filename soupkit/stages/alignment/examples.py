@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from soupkit.task.models import ModelSpec, image_settings
+from soupkit.task.images.models import ModelSpec, image_settings
 
 NUM_TOKENS = 1000
 """Example texts use the first tokens of a vocabulary only: every vocabulary has these."""

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
-import torch
 
 from soupkit.align.moments import Batches
 from soupkit.align.repair import Kind, Repaired, measure_endpoints
@@ -16,10 +15,8 @@ from soupkit.checkpoint.header import Slot
 from soupkit.events import Report, Scored, Table, Told
 from soupkit.merge.mixture import Mixture
 from soupkit.stages.scoring.scoring import SoupTask
-from soupkit.task.score import Score, score_predictions, scores_to_json
+from soupkit.task.score import Score, scores_to_json
 from soupkit.task.task import Task
-from soupkit.task.weights import load_weights
-from soupkit.task.zero_shot import ZeroShotClassifier
 
 MOST_ROWS = 40
 
@@ -56,14 +53,12 @@ def repaired(
     Notes: the held-out loss before and after, whether it is kept, each layer's variance ratio before and after.
     """
     before = _held_out_loss(task)
-    measured = measure_endpoints(
-        task.model, [loader(each) for each in endpoints], kind=kind, batches=batches, device=task.device
-    )
-    result = repair_model(task.model, measured, coefficients, kind=kind, batches=batches, device=task.device)
+    measured = measure_endpoints(task, endpoints, kind=kind, batches=batches)
+    result = repair_model(task, measured, coefficients, kind=kind, batches=batches)
     after = _held_out_loss(task)
     kept = force or after.value < before.value
     for name, score in (("soup", before), ("repaired", after)):
-        report(Scored(name, "nll", score.value, score.standard_error, score.num_examples, "held-out"))
+        report(Scored(name, score.metric, score.value, score.standard_error, score.num_examples, "held-out"))
     report(_ratio_table(result))
     report(Told(_verdict(before, after, kept=kept, force=force)))
     if result.without_shift:
@@ -74,23 +69,10 @@ def repaired(
 
 
 def training_batches(task: Task, recipe: Any) -> Callable[[], Batches]:
-    """The same training images at each call, as evaluation shows them."""
+    """The same training examples at each call, as evaluation shows them."""
     num = recipe.num_batches if hasattr(recipe, "num_batches") else recipe.bn_batches
     order = np.random.default_rng(recipe.split_seed).permutation(len(task.train))[: num * recipe.batch_size]
     return lambda: task.train.batches(batch_size=recipe.batch_size, indices=order)
-
-
-def loader(tensors: Mapping[str, Array]) -> Callable[[torch.nn.Module], None]:
-    """What loads these weights into a model, or into a copy of it."""
-
-    def load(model: torch.nn.Module) -> None:
-        if isinstance(model, ZeroShotClassifier):
-            load_weights(model.clip, tensors)
-            model.rebuild_head()
-        else:
-            load_weights(model, tensors)
-
-    return load
 
 
 def _rounded(tensors: Mapping[str, Array], slots: Mapping[str, Slot]) -> dict[str, Array]:
@@ -100,7 +82,7 @@ def _rounded(tensors: Mapping[str, Array], slots: Mapping[str, Slot]) -> dict[st
 
 
 def _held_out_loss(task: Task) -> Score:
-    return score_predictions(task.predict(task.held_out), "nll")
+    return task.score(task.held_out, task.criterion)
 
 
 def _verdict(before: Score, after: Score, *, kept: bool, force: bool) -> str:
@@ -125,8 +107,8 @@ def _notes(result: Repaired, before: Score, after: Score, *, kept: bool) -> dict
         dict[str, Any],
         {
             "kept": kept,
-            "held_out_before": scores_to_json({"nll": before}),
-            "held_out_after": scores_to_json({"nll": after}),
+            "held_out_before": scores_to_json({before.metric: before}),
+            "held_out_after": scores_to_json({after.metric: after}),
             "variance_ratios_before": dict(result.before),
             "variance_ratios_after": dict(result.after),
             "without_shift": list(result.without_shift),

@@ -13,8 +13,9 @@ from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.checkpoint.seen import Entry, seen_by
 from soupkit.errors import SoupkitError, TaskError
 from soupkit.events import Report, Told, Warned
-from soupkit.task.data import Splits, open_data, overlap
-from soupkit.task.sources import EMBEDDED, FACTORIES, Role
+from soupkit.task.images.data import Splits, open_data, overlap
+from soupkit.task.images.sources import EMBEDDED, FACTORIES
+from soupkit.task.task import Role
 
 if TYPE_CHECKING:
     from soupkit.stages.scoring.scoring import SoupTask

@@ -12,7 +12,7 @@ from soupkit.errors import TaskError
 from soupkit.events import Warned
 from soupkit.stages.learning.search import Outcome, Search
 from soupkit.stages.scoring.scoring import SoupTask
-from soupkit.task.score import Predictions, compare, direction_of
+from soupkit.task.score import Predictions, compare
 
 TOO_MANY = 3.0
 """Standard errors of the paired difference on the same examples."""
@@ -48,10 +48,10 @@ def _verdict(search: Search, coefficients_KB: np.ndarray) -> dict[str, Any]:
     uniform, found = (_predictions(search, each_KB) for each_KB in (search.mean_KB(), coefficients_KB))
     named = {"split": "held_out", "metric": metric, "num_examples": len(task.held_out)}
     try:
-        compared = compare(found, uniform, metric)
+        compared = compare(found, uniform, task.metrics[metric])
     except TaskError:  # outputs that are not numbers
         return named | {"difference": None, "standard_error": None, "clearly_worse": True}
-    worse = -compared.difference if direction_of(metric) == "max" else compared.difference
+    worse = -compared.difference if task.metrics[metric].direction == "max" else compared.difference
     return named | {
         "difference": compared.difference,
         "standard_error": compared.standard_error,

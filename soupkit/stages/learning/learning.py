@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import torch
 
 from soupkit.checkpoint.dtypes import FLOATING
 from soupkit.events import Told
@@ -22,9 +21,8 @@ from soupkit.soup.plan import MemoryPlan, give_back_memory
 from soupkit.soup.subspace import Subspace
 from soupkit.stages.learning.search import Search
 from soupkit.stages.outputs.soup import show_plan
-from soupkit.task.score import direction_of, score_predictions
-from soupkit.task.weights import to_torch
-from soupkit.task.zero_shot import evaluating
+from soupkit.task.activations import evaluating
+from soupkit.task.images.metrics import direction_of
 
 
 def dry_run(search: Search) -> dict[str, Any]:
@@ -46,8 +44,8 @@ def begin(search: Search) -> LiveModel:
         search.ingredients.plan.slots,
         search.world,
         batch_statistics=search.batch_statistics,
-        text_moves=search.text_moves,
-        prompts=search.memory.prompts,
+        head_moves=search.head_moves,
+        at_once=search.memory.prompts,
     )
     give_back_memory()
     return model
@@ -99,7 +97,7 @@ def _cross_fit(
             if before:
                 before()
             with evaluating(task.model):
-                return score_predictions(task.predict(task.held_out, indices=outside), recipe.metric).value
+                return task.score(task.held_out, recipe.metric, indices=outside).value
 
         if search.journal.result(name) is None:
             search.report(Told(f"fold {number + 1} of {recipe.folds}: {len(inside)} learn, {len(outside)} score"))
@@ -143,7 +141,4 @@ def _load_outside(search: Search) -> None:
     if slots:
         options = StreamOptions(integers=search.recipe.integers, threads=1, hash=False)
         values = combined(search.ingredients.checkpoints, mixture, slots=slots, options=options)
-        state = search.soup.task.saved.state_dict()
-        with torch.no_grad():
-            for name, value in values.items():
-                state[name].copy_(to_torch(value))
+        search.soup.task.load({**search.soup.task.tensors(), **values})

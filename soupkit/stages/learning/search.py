@@ -25,7 +25,7 @@ from soupkit.recipe.soup import MergeTwa
 from soupkit.soup import subspace as spaces
 from soupkit.soup.blocks import Layout
 from soupkit.soup.journal import Journal
-from soupkit.soup.live import activation_bytes, layout_of, prompt_bytes
+from soupkit.soup.live import layout_of
 from soupkit.soup.plan import SHARE_OF_FREE, Demand, MemoryPlan, choose, free_bytes, give_back_memory, resident_bytes
 from soupkit.soup.subspace import Subspace
 from soupkit.stages.inputs.download import download
@@ -33,9 +33,8 @@ from soupkit.stages.inputs.seen import check_seen
 from soupkit.stages.outputs.soup import Ingredients, prepare
 from soupkit.stages.scoring.scoring import REFRESHING, SoupTask
 from soupkit.task.batch_norm import has_batch_norm
-from soupkit.task.examples import Examples
-from soupkit.task.score import direction_of
-from soupkit.task.zero_shot import ZeroShotClassifier
+from soupkit.task.images.metrics import direction_of
+from soupkit.task.task import Examples
 from soupkit.world import World
 
 HOW_NOT_WHAT = (
@@ -58,8 +57,8 @@ class Search:
     layout: Layout
     journal: Journal
     memory: MemoryPlan
-    text_moves: bool = False
-    """Whether the text tower of a CLIP model changes along the directions."""
+    head_moves: bool = False
+    """Whether weights that make the model's head change along the directions."""
     began: float = field(default_factory=time.perf_counter)
 
     @property
@@ -135,10 +134,10 @@ def open_search(
     recipe = soup.recipe = _settled(recipe, soup, report)
     layout = layout_of(soup.task, ingredients.plan.slots, recipe.blocks)
     journal = Journal.beside(recipe.out, identity_of(recipe, checkpoints, soup), world=world, resume=recipe.resume)
-    moves = world.in_main(lambda: _text_moves(recipe, soup))
+    moves = world.in_main(lambda: _head_moves(recipe, soup))
 
     def plan() -> MemoryPlan:
-        return _plan(recipe, soup, layout, journal, world, together=together, text_moves=moves)
+        return _plan(recipe, soup, layout, journal, world, together=together, head_moves=moves)
 
     memory = world.broadcast(plan() if world.is_main else None)
     return Search(recipe, world, report, command, ingredients, soup, layout, journal, memory, moves)
@@ -165,12 +164,11 @@ def _settled(recipe: Any, soup: SoupTask, report: Report) -> Any:
     return recipe
 
 
-def _text_moves(recipe: Any, soup: SoupTask) -> bool:
-    """Whether a CLIP model's text tower differs among the ingredients, or is scaled by what is learned."""
-    model = soup.task.model
-    if not isinstance(model, ZeroShotClassifier):
+def _head_moves(recipe: Any, soup: SoupTask) -> bool:
+    """Whether weights that make the head differ among the ingredients, or are scaled by what is learned."""
+    if soup.task.head is None:
         return False
-    names = sorted(model.text_names() & soup.ingredients.plan.slots.keys())
+    names = sorted(soup.task.head.makers() & soup.ingredients.plan.slots.keys())
     if names and (isinstance(recipe, MergeTwa) or getattr(recipe, "constraint", "sum") == "none"):
         return True
     first, *others = soup.ingredients.checkpoints
@@ -198,24 +196,25 @@ def _plan(
     world: World,
     *,
     together: bool,
-    text_moves: bool,
+    head_moves: bool,
 ) -> MemoryPlan:
     """The plan of an interrupted run of the same command, since results depend on it in the last bits, or a new one."""
     kept = journal.result("plan")
     if kept is not None:
         return MemoryPlan(**{**kept, "parts": tuple(map(tuple, kept["parts"]))})
     whole = recipe.bn == "batch" and has_batch_norm(soup.task.model)
-    process, free, pixels = _memory_now(soup)
+    process, free, examples = _memory_now(soup)
+    head = soup.task.head
     demand = Demand(
         layout,
         len(soup.ingredients.checkpoints),
         recipe.batch_size,
-        activation_bytes(soup.task),
+        soup.task.example_bytes(),
         process,
-        pixels=pixels,
+        examples=examples,
         num_ranks=world.size,
         together=together,
-        **(_prompts(soup) if text_moves else {}),
+        head=head.passed() if head and head_moves else None,
     )
     plan = choose(
         demand,
@@ -229,14 +228,6 @@ def _plan(
     return plan
 
 
-def _prompts(soup: SoupTask) -> dict[str, int]:
-    """What a text tower that is learned asks of memory, as `Demand` takes it."""
-    model = soup.task.model
-    assert isinstance(model, ZeroShotClassifier)
-    num_bytes = 3 * 4 * len(model.prompts) * int(model.encode(model.tokens[:1]).shape[-1])
-    return {"prompt": prompt_bytes(soup.task), "num_prompts": len(model.prompts), "features": num_bytes}
-
-
 def _memory_now(soup: SoupTask) -> tuple[int, int, int]:
     """Bytes of this process, bytes that it may have, those included, and bytes of decoded examples; on the device."""
     task = soup.task
@@ -244,5 +235,5 @@ def _memory_now(soup: SoupTask) -> tuple[int, int, int]:
         own = torch.cuda.memory_allocated(task.device)
         return own, torch.cuda.mem_get_info(task.device)[0] + own, 0
     give_back_memory()
-    pixels = sum(part.num_bytes for part in (task.held_out, task.test, task.train))
-    return resident_bytes(), free_bytes() // task.world.size, pixels
+    examples = sum(part.num_bytes for part in (task.held_out, task.test, task.train))
+    return resident_bytes(), free_bytes() // task.world.size, examples

@@ -20,7 +20,8 @@ from soupkit.stages.learning.ground import by_itself, keep_the_better
 from soupkit.stages.learning.search import Outcome, Search
 from soupkit.stages.outputs.soup import Record, write_soup
 from soupkit.task.batch_norm import has_batch_norm
-from soupkit.task.score import all_scores, scores_to_json
+from soupkit.task.images.metrics import all_scores
+from soupkit.task.score import scores_to_json
 
 SHOWN = 12
 """Ingredients in the table of coefficients."""

@@ -16,7 +16,7 @@ def decide(recipe: Any, report: Report) -> Direction:
     """
     metric = metrics.metric_of(recipe)
     if not recipe.score_command:
-        from soupkit.task.score import direction_of  # knows whether soupkit computes it
+        from soupkit.task.images.metrics import direction_of  # knows whether soupkit computes it
 
         direction_of(metric)
     elif recipe.metric is None and recipe.direction == "auto":

@@ -24,7 +24,7 @@ from soupkit.stages.inputs.seen import check_seen
 from soupkit.stages.outputs.described import describe_inputs
 from soupkit.stages.outputs.findings import write_findings
 from soupkit.stages.scoring.points import Point, PointScorer, score_points
-from soupkit.task.data import open_data
+from soupkit.task.images.data import open_data
 from soupkit.world import World
 
 

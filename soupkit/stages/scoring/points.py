@@ -25,8 +25,9 @@ from soupkit.stages.inputs.curve import needs_refresh
 from soupkit.stages.inputs.download import download
 from soupkit.stages.scoring.scoring import contents_of
 from soupkit.task.batch_norm import refresh
-from soupkit.task.score import score_predictions, scores_to_json
-from soupkit.task.task import Task, open_task
+from soupkit.task.images.metrics import score_predictions
+from soupkit.task.images.task import ImageTask, open_task
+from soupkit.task.score import scores_to_json
 from soupkit.train.pool import run_in_processes
 from soupkit.train.randomness import torch_threads
 from soupkit.world import World, available_cores
@@ -59,7 +60,7 @@ class PointScorer:
     def __init__(self, checkpoints: Sequence[Checkpoint], recipe: Any, world: World) -> None:
         self.recipe, self.threads = recipe, world.num_threads
         self.agreement = check_compatible(checkpoints, mismatch="warn")
-        self.task: Task = open_task(checkpoints[0], recipe, world.alone())
+        self.task: ImageTask = open_task(checkpoints[0], recipe, world.alone())
         self.splits = ("train", "held_out", "test") if recipe.train else ("held_out", "test")
         self._checkpoints = checkpoints
         self._kept: list[dict[str, Array]] = []
@@ -99,7 +100,7 @@ class PointScorer:
             order = np.random.default_rng(self.recipe.split_seed).permutation(len(self.task.train))
             images = order[: self.recipe.bn_batches * self.recipe.batch_size]
             batches = self.task.train.batches(batch_size=self.recipe.batch_size, indices=images)
-            refresh(self.task.model, batches, self.task.device)
+            refresh(self.task.model, batches, self.task.outputs)
 
 
 Todo = Sequence[tuple[int, str]]

@@ -24,8 +24,9 @@ from soupkit.stages.inputs.download import download
 from soupkit.stages.outputs.soup import Ingredients, stream_options, write_soup
 from soupkit.task.batch_norm import refresh
 from soupkit.task.external import CommandScorer
-from soupkit.task.score import Score, all_scores, score_predictions, scores_to_json
-from soupkit.task.task import Task, open_task
+from soupkit.task.images.metrics import all_scores, score_predictions
+from soupkit.task.images.task import ImageTask, open_task
+from soupkit.task.score import Score, scores_to_json
 from soupkit.world import ALONE, World
 
 REFRESHING = ("refresh", "batch")
@@ -39,7 +40,7 @@ class SoupTask:
         self.ingredients = ingredients
         self.recipe = recipe
         self.world = world
-        self.task: Task = open_task(ingredients.checkpoints[0], recipe, world)
+        self.task: ImageTask = open_task(ingredients.checkpoints[0], recipe, world)
 
     def load(self, mixture: Mixture) -> dict[str, Array]:
         """Load a mixture into the model; returns refreshed batch-norm statistics, empty unless --bn asks for them."""
@@ -58,7 +59,7 @@ class SoupTask:
         order = np.random.default_rng(self.recipe.split_seed).permutation(len(self.task.train))
         images = order[: self.recipe.bn_batches * self.recipe.batch_size]
         batches = self.task.train.batches(batch_size=self.recipe.batch_size, indices=images)
-        changed = map(self.task.saved_name, refresh(self.task.model, batches, self.task.device))
+        changed = map(self.task.saved_name, refresh(self.task.model, batches, self.task.outputs))
         tensors = self.task.tensors()
         return {name: np.ascontiguousarray(tensors[name]).astype(NUMPY_DTYPES[slots[name].dtype]) for name in changed}
 

@@ -8,23 +8,24 @@ from contextlib import AbstractContextManager
 import numpy as np
 import torch
 
-from soupkit.curve.descent import Batch
 from soupkit.recipe.train import Finetune
 from soupkit.stages.training.start import Start
 from soupkit.task.batch_norm import refresh
-from soupkit.task.examples import Examples
-from soupkit.train.batches import finisher, loader, num_batches, train_transform
+from soupkit.task.images.examples import ImageBatch, ImageExamples, shown_to
+from soupkit.train.batches import Place, finisher, loader, num_batches, train_transform
 from soupkit.train.loop import amp_dtype
 
 
-def training_batches(start: Start, training: Finetune, *, device: torch.device, first: int = 0) -> Iterator[Batch]:
-    """The batches of all epochs on `device`, from number `first` on: (place, images, soft targets)."""
+def training_batches(
+    start: Start, training: Finetune, *, device: torch.device, first: int = 0
+) -> Iterator[tuple[Place, ImageBatch]]:
+    """The batches of all epochs on `device`, from number `first` on, each with its place; targets are soft."""
     finish = finisher(start.settings, training, num_classes=len(start.splits.class_names), device=device)
     transform = train_transform(start.settings, training, characters=start.splits.characters)
     pin = device.type == "cuda"
     for place, pixels, targets in loader(start.splits.train, transform, training, pin_memory=pin, first=first):
         images, mixed = finish(place, pixels, targets)
-        yield place, images.contiguous(memory_format=torch.channels_last), mixed
+        yield place, ImageBatch(images.contiguous(memory_format=torch.channels_last), mixed)
 
 
 def updates_per_epoch(start: Start, training: Finetune) -> int:
@@ -40,7 +41,9 @@ def precision(training: Finetune, device: torch.device) -> AbstractContextManage
 
 def refresh_statistics(start: Start, training: Finetune, *, num_batches: int, device: torch.device) -> None:
     """Re-estimate the batch-norm statistics of the model's present weights on training data, unaugmented."""
-    examples = Examples(start.splits.train, start.settings, workers=training.workers)
+    examples = ImageExamples(start.splits.train, start.settings, workers=training.workers)
     order = np.random.default_rng(training.split_seed).permutation(len(examples))
     indices = order[: num_batches * training.batch_size]
-    refresh(start.model, examples.batches(batch_size=training.batch_size, indices=indices), device)
+    refresh(
+        start.model, examples.batches(batch_size=training.batch_size, indices=indices), shown_to(start.model, device)
+    )

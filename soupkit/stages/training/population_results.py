@@ -19,9 +19,10 @@ from soupkit.recipe.population import TrainPopulation
 from soupkit.recipe.train import Finetune
 from soupkit.report.plots import dot_plot, line_plots
 from soupkit.stages.training.population_folder import SOUPS, RunFolder
-from soupkit.task.data import Splits
-from soupkit.task.score import Predictions, all_scores, ensemble, num_ahead, scores_to_json, share_error
-from soupkit.task.task import open_task
+from soupkit.task.images.data import Splits
+from soupkit.task.images.metrics import all_scores, ensemble, num_ahead
+from soupkit.task.images.task import open_task
+from soupkit.task.score import Predictions, scores_to_json, share_error
 from soupkit.train.population.regularise import REGULARISATION, member_name
 from soupkit.train.population.state import find_state, read_history
 from soupkit.world import World
@@ -140,7 +141,7 @@ def mean_accuracy(predictions: Sequence[Predictions]) -> dict[str, Any]:
     Models err on the same examples, so the error is that of the mean over examples of the share of models that are
     right: `share_error` of var_i(share_i).
     """
-    right = np.stack([num_ahead(each.logits, each.targets) < 1 for each in predictions])
+    right = np.stack([num_ahead(each.outputs, each.targets) < 1 for each in predictions])
     shares, each_value = right.mean(0), right.mean(1)
     num = len(shares)
     error = share_error(float(shares.var()), num)

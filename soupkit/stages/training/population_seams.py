@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -17,11 +18,10 @@ from soupkit.recipe.population import TrainPopulation
 from soupkit.soup.greedy import greedy
 from soupkit.stages.alignment.examples import example_inputs
 from soupkit.stages.alignment.repaired import training_batches
-from soupkit.stages.training.start import Start, saved
-from soupkit.task.score import Score, score_predictions
+from soupkit.stages.training.start import Start, saved, task_of
+from soupkit.task.score import Score
 from soupkit.task.task import Task
 from soupkit.task.weights import to_numpy
-from soupkit.task.zero_shot import ZeroShotClassifier
 from soupkit.train.population.population import Judge, Named, Seams
 
 NUM_CONTROLS = 4
@@ -30,25 +30,20 @@ NUM_CONTROLS = 4
 def seams_of(recipe: TrainPopulation, start: Start, device: torch.device) -> Seams:
     """The callables that the recipe's method needs; none that it does not."""
     judged = recipe.method == "greedy" or recipe.tournament or recipe.selection
-    task = _task(recipe, start, device) if judged or recipe.repair != "off" else None
+    own = replace(start, model=deepcopy(start.model))  # no member's is touched
+    task = task_of(own, recipe, device) if judged or recipe.repair != "off" else None
     return Seams(
         judge=_judge(task) if judged and task else None,
         greedy=_greedy_picks if judged else None,
         align=_aligner(start, recipe.seed) if recipe.align else None,
-        repair=_repairer(task, recipe, device) if recipe.repair != "off" and task else None,
+        repair=_repairer(task, recipe) if recipe.repair != "off" and task else None,
     )
-
-
-def _task(recipe: TrainPopulation, start: Start, device: torch.device) -> Task:
-    """The data, and a model of its own, so that no member's is touched."""
-    model, size = deepcopy(start.model), recipe.batch_size
-    return Task(model, start.spec, start.splits, start.settings, device=device, batch_size=size, workers=recipe.workers)
 
 
 def _judge(task: Task) -> Judge:
     def judge(tensors: Mapping[str, Tensor], metric: str) -> Score:
         task.load({name: to_numpy(tensor) for name, tensor in tensors.items()})
-        return score_predictions(task.predict(task.held_out), metric)
+        return task.score(task.held_out, metric)
 
     return judge
 
@@ -71,18 +66,16 @@ def _aligner(start: Start, seed: int) -> Callable[[Sequence[Named]], None]:
     return align
 
 
-def _repairer(
-    task: Task, recipe: TrainPopulation, device: torch.device
-) -> Callable[[Sequence[Named], Sequence[Named], np.ndarray], None]:
+def _repairer(task: Task, recipe: TrainPopulation) -> Callable[[Sequence[Named], Sequence[Named], np.ndarray], None]:
     """REPAIR by a few training batches, the same each time."""
-    if isinstance(task.model, ZeroShotClassifier):
+    if task.head is not None:
         raise AlignError("repair of a zero-shot CLIP population is not offered", hint="soupkit repair, after training")
     assert recipe.repair != "off"
     kind, batches = recipe.repair, training_batches(task, recipe)
 
     def repair(children: Sequence[Named], parents: Sequence[Named], coefficients: np.ndarray) -> None:
         whole = [_whole(task, each) for each in children], [_whole(task, each) for each in parents]
-        repair_members(*whole, coefficients, task.model, kind=kind, batches=batches, device=device)
+        repair_members(*whole, coefficients, task, kind=kind, batches=batches)
 
     return repair
 

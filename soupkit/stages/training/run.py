@@ -29,7 +29,7 @@ from soupkit.stages.training.start import (
     write_model,
 )
 from soupkit.stages.training.trajectory import Trajectory, num_written, refresher
-from soupkit.task.examples import Examples
+from soupkit.task.images.examples import ImageExamples
 from soupkit.train.averages import averagings
 from soupkit.train.averaging import Averaging
 from soupkit.train.batches import num_batches
@@ -82,7 +82,7 @@ def _write_run(
     content = write_model(directory, start)
     metrics = score_written(directory, start.splits, recipe, world, report)
     averages = trajectory.finish(
-        refresher(start.model, Examples(start.splits.train, start.settings), recipe, device=device),
+        refresher(start.model, ImageExamples(start.splits.train, start.settings), recipe, device=device),
         lambda written: score_written(written, start.splits, recipe, world, report, name=written.name),
     )
     return Manifest(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -20,13 +20,14 @@ from soupkit.events import Report, Scored, Told
 from soupkit.recipe.train import Finetune
 from soupkit.stages.inputs.seen import check_seen
 from soupkit.stages.outputs.described import describe_inputs
-from soupkit.task.data import Splits, open_data
-from soupkit.task.images import ImageSettings, for_characters, image_mode
-from soupkit.task.models import ModelSpec, build, build_tokenizer, describe, image_settings, write_config
-from soupkit.task.score import all_scores, scores_to_json
-from soupkit.task.task import open_task
+from soupkit.task.images.data import Splits, open_data
+from soupkit.task.images.metrics import all_scores
+from soupkit.task.images.models import ModelSpec, build, build_tokenizer, describe, image_settings, write_config
+from soupkit.task.images.task import ImageTask, open_task
+from soupkit.task.images.transforms import ImageSettings, for_characters, image_mode
+from soupkit.task.images.zero_shot import ZeroShotClassifier
+from soupkit.task.score import scores_to_json
 from soupkit.task.weights import arrays, load_weights
-from soupkit.task.zero_shot import ZeroShotClassifier
 from soupkit.train.loop import TrainingData
 from soupkit.train.optimize import build_optimizer
 from soupkit.train.probe import Probe, head_prefixes
@@ -43,6 +44,15 @@ class Start:
     model: torch.nn.Module
     splits: Splits
     settings: ImageSettings
+
+
+class Batched(Protocol):
+    """What a recipe says of batches."""
+
+    @property
+    def batch_size(self) -> int: ...
+    @property
+    def workers(self) -> int: ...
 
 
 def prepare(recipe: Finetune, report: Report) -> Start:
@@ -69,6 +79,19 @@ def prepare(recipe: Finetune, report: Report) -> Start:
     settings = image_settings(saved(model), spec)
     image_mode(settings)  # refuses a number of channels that no image has
     return Start(base, spec, model, splits, for_characters(settings) if splits.characters else settings)
+
+
+def task_of(start: Start, recipe: Batched, device: torch.device) -> ImageTask:
+    """The model and the data as a task, in evaluation mode on `device`."""
+    return ImageTask(
+        start.model,
+        start.spec,
+        start.splits,
+        start.settings,
+        device=device,
+        batch_size=recipe.batch_size,
+        workers=recipe.workers,
+    )
 
 
 def score_written(

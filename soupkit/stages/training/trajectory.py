@@ -27,7 +27,7 @@ from soupkit.recipe.parse import recipe_to_json
 from soupkit.recipe.train import Finetune
 from soupkit.stages.outputs.described import describe_outputs
 from soupkit.task.batch_norm import refresh
-from soupkit.task.examples import Examples
+from soupkit.task.images.examples import ImageExamples, shown_to
 from soupkit.task.weights import arrays, to_numpy
 from soupkit.train.averaging import Averaging
 
@@ -131,9 +131,11 @@ def _arrays(state: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def refresher(
-    model: torch.nn.Module, examples: Examples, recipe: Finetune, *, device: torch.device
+    model: torch.nn.Module, examples: ImageExamples, recipe: Finetune, *, device: torch.device
 ) -> Callable[[torch.nn.Module], Any]:
     """Re-estimates a model's batch-norm statistics on at most MOST_REFRESH_BATCHES batches of training examples."""
     order = np.random.default_rng(recipe.split_seed).permutation(len(examples))
     chosen = order[: MOST_REFRESH_BATCHES * recipe.batch_size]
-    return lambda _: refresh(model, examples.batches(batch_size=recipe.batch_size, indices=chosen), device)
+    return lambda _: refresh(
+        model, examples.batches(batch_size=recipe.batch_size, indices=chosen), shown_to(model, device)
+    )

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from soupkit.errors import RecipeError
-from soupkit.task.zero_shot import ZeroShotClassifier
+from soupkit.task.images.zero_shot import ZeroShotClassifier
 from soupkit.world import World
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from soupkit.recipe.train import Finetune
-from soupkit.task.zero_shot import ZeroShotClassifier
+from soupkit.task.images.zero_shot import ZeroShotClassifier
 from soupkit.train.averages import averagings
 from soupkit.train.batches import Place, finisher, loader, num_batches, train_transform
 from soupkit.train.loop import TrainingData, Updater

@@ -2,21 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 import torch
 
 from soupkit.errors import TaskError
-from soupkit.task.data import Part
-from soupkit.task.images import ImageSettings, Transform, eval_transform, normalize
+from soupkit.task.images.data import Part
+from soupkit.task.images.transforms import ImageSettings, Transform, eval_transform, normalize
+from soupkit.task.task import Batch
 
-Batch = tuple[torch.Tensor, torch.Tensor]
 DEFAULT_LIMIT = 1 << 30
 
 
-class Examples:
+@dataclass(frozen=True)
+class ImageBatch:
+    """Normalised images float32[n, C, H, W], and classes int64[n] or shares of them float32[n, classes]."""
+
+    images: torch.Tensor
+    targets: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+def shown_to(model: torch.nn.Module, device: torch.device) -> Callable[[Batch], torch.Tensor]:
+    """Passes batches of images through a model: what a task does with its own."""
+
+    def forward(batch: Batch) -> torch.Tensor:
+        assert isinstance(batch, ImageBatch)
+        logits: torch.Tensor = model(batch.images.to(device)).float()
+        return logits
+
+    return forward
+
+
+class ImageExamples:
     """The examples of a split under the deterministic transform of evaluation.
 
     Pixels are kept as bytes after resizing, when all of them fit into `max_bytes`; otherwise they are decoded in each
@@ -52,15 +75,15 @@ class Examples:
             raise TaskError(f"example {int(known.argmin())} has no label")
         return known
 
-    def batches(self, *, batch_size: int, indices: np.ndarray | None = None) -> Iterator[Batch]:
-        """Images float32[b, C, H, W] and classes int64[b], in the order of `indices` (all, in order, when None)."""
+    def batches(self, *, batch_size: int, indices: np.ndarray | None = None) -> Iterator[ImageBatch]:
+        """Batches in the order of `indices` (all, in order, when None)."""
         wanted = np.arange(len(self)) if indices is None else indices
         return self.chunks([wanted[i : i + batch_size] for i in range(0, len(wanted), batch_size)])
 
-    def chunks(self, chunks: Sequence[np.ndarray]) -> Iterator[Batch]:
+    def chunks(self, chunks: Sequence[np.ndarray]) -> Iterator[ImageBatch]:
         """The same for batches of any sizes: one per array of indices. Work stops when the caller stops asking."""
         for indices, pixels in zip(chunks, self._decoded(chunks), strict=True):
-            yield normalize(pixels, self.settings), torch.from_numpy(self.targets[indices])
+            yield ImageBatch(normalize(pixels, self.settings), torch.from_numpy(self.targets[indices]))
 
     def _decoded(self, chunks: Sequence[np.ndarray]) -> Iterator[torch.Tensor]:
         """Pixels uint8[b, C, H, W] of each chunk, from memory or decoded and then kept."""

@@ -12,9 +12,9 @@ from task.small import described, recipe
 
 from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.errors import TaskError
-from soupkit.task.models import build, build_tokenizer, describe
-from soupkit.task.task import open_task
-from soupkit.task.zero_shot import ZeroShotClassifier
+from soupkit.task.images.models import build, build_tokenizer, describe
+from soupkit.task.images.task import open_task
+from soupkit.task.images.zero_shot import ZeroShotClassifier
 from soupkit.world import World
 
 NAMES = ("cat", "dog", "a very long name of {} things")
@@ -64,17 +64,17 @@ def test_templates_need_a_place_for_the_name(classifier: ZeroShotClassifier, tem
 def test_a_task_renews_the_head_when_weights_are_loaded(clip_directory: Path) -> None:
     checkpoint = Checkpoint(clip_directory)
     task = open_task(checkpoint, recipe(class_names=tuple(f"the digit {i}" for i in range(10))), WORLD)
-    before = task.predict(task.held_out).logits
+    before = task.predict(task.held_out).outputs
     other = {
         name: array * np.float32(1.5) if name.startswith("transformer") else array for name, array in checkpoint.items()
     }
     task.load(other)
-    after = task.predict(task.held_out).logits
+    after = task.predict(task.held_out).outputs
     assert not np.allclose(before, after)
     text = task.model.clip.encode_text(task.model.tokens[:1], normalize=True)[0]  # type: ignore[union-attr, operator, index]
     torch.testing.assert_close(task.model.head[:, 0], text.detach(), rtol=1e-5, atol=1e-6)  # type: ignore[index]
     task.load(checkpoint)
-    np.testing.assert_array_equal(task.predict(task.held_out).logits, before)
+    np.testing.assert_array_equal(task.predict(task.held_out).outputs, before)
     assert set(task.tensors()) == set(checkpoint)
 
 

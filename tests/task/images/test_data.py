@@ -15,8 +15,8 @@ from sklearn.datasets import load_digits
 
 from soupkit.errors import TaskError
 from soupkit.recipe.shared import DataOptions
-from soupkit.task.data import Splits, balanced_order, open_data, overlap
-from soupkit.task.pools import ArrayImages
+from soupkit.task.images.data import Splits, balanced_order, open_data, overlap
+from soupkit.task.images.pools import ArrayImages
 
 
 def digits(**values: object) -> Splits:

@@ -7,7 +7,7 @@ import pytest
 from sklearn.datasets import load_digits
 from sklearn.neighbors import KNeighborsClassifier
 
-from soupkit.task.glyphs import glyph_classes, render_glyphs
+from soupkit.task.images.glyphs import glyph_classes, render_glyphs
 
 
 def flat(images: np.ndarray) -> np.ndarray:

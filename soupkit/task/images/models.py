@@ -17,9 +17,9 @@ import torch
 from timm.models import get_pretrained_cfg
 from timm.models._hub import save_config_for_hf  # timm has no other public way to write a config.json without weights
 
-import soupkit.task.cifar_models  # noqa: F401  (registers its models with timm)
+import soupkit.task.images.cifar_models  # noqa: F401  (registers its models with timm)
 from soupkit.errors import TaskError
-from soupkit.task.images import ImageSettings
+from soupkit.task.images.transforms import ImageSettings
 from soupkit.task.spec import OPEN_CLIP_CONFIG, TIMM_CONFIG, ModelSpec, describe, parse_model
 from soupkit.task.weights import arrays, load_weights
 

@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 
 from soupkit.errors import TaskError
-from soupkit.task.data import Part
-from soupkit.task.examples import Examples
-from soupkit.task.images import ImageSettings
+from soupkit.task.images.data import Part
+from soupkit.task.images.examples import ImageExamples
+from soupkit.task.images.transforms import ImageSettings
 
 SETTINGS = ImageSettings((1, 4, 4), (0.0,), (1.0,), "nearest", 1.0, "squash")
 
@@ -30,13 +30,13 @@ class Counted:
         return Image.new("L", (8, 8), index), index % 3
 
 
-def examples(num: int, *, known: bool = True, **options: int) -> tuple[Examples, Counted]:
+def examples(num: int, *, known: bool = True, **options: int) -> tuple[ImageExamples, Counted]:
     pool = Counted(num, known=known)
-    return Examples(Part(pool, np.arange(num)[::-1]), SETTINGS, **options), pool
+    return ImageExamples(Part(pool, np.arange(num)[::-1]), SETTINGS, **options), pool
 
 
 def greys(batches: object) -> list[int]:
-    return [round(image.mean().item() * 255) for images, _ in batches for image in images]  # type: ignore[attr-defined]
+    return [round(image.mean().item() * 255) for batch in batches for image in batch.images]  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("max_bytes", [1 << 20, 0])
@@ -48,9 +48,9 @@ def test_every_pass_has_the_images_asked_for(max_bytes: int, workers: int) -> No
     assert greys(shown.batches(batch_size=4, indices=some)) == [17, 21, 13, 0]
     assert greys(shown.batches(batch_size=10)) == backwards
     assert greys(shown.batches(batch_size=7)) == backwards
-    for images, targets in shown.batches(batch_size=5):
-        assert images.dtype == torch.float32
-        assert (targets == (images[:, 0, 0, 0] * 255).round().long() % 3).all()
+    for batch in shown.batches(batch_size=5):
+        assert batch.images.dtype == torch.float32
+        assert (batch.targets == (batch.images[:, 0, 0, 0] * 255).round().long() % 3).all()
 
 
 def test_images_are_decoded_once_where_memory_allows() -> None:

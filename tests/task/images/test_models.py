@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from task.small import CLIP_CONFIG, described, saved
 
 from soupkit.errors import TaskError
-from soupkit.task.models import (
+from soupkit.task.images.models import (
     ModelSpec,
     build,
     build_tokenizer,

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from soupkit.curve.ensembles import RunningEnsemble
 from soupkit.errors import TaskError
-from soupkit.task.score import Predictions, ensemble
+from soupkit.task.images.ensembles import RunningEnsemble
+from soupkit.task.images.metrics import ensemble
+from soupkit.task.score import Predictions
 
 
 def members(num: int, *, scale: float = 3.0) -> list[Predictions]:
@@ -22,22 +23,22 @@ def test_it_is_the_ensemble_of_all_members(kind: str) -> None:
     for number, member in enumerate(members(4), start=1):
         running.add(member)
         expected = ensemble(members(4)[:number], kind)  # type: ignore[arg-type]
-        np.testing.assert_allclose(running.predictions(kind).logits, expected.logits, rtol=1e-5, atol=1e-6)  # type: ignore[arg-type]
+        np.testing.assert_allclose(running.predictions(kind).outputs, expected.outputs, rtol=1e-5, atol=1e-6)  # type: ignore[arg-type]
 
 
 def test_certain_members_stay_finite() -> None:
     running = RunningEnsemble()
     for member in members(2, scale=2000.0):
         running.add(member)
-    assert np.isfinite(running.predictions("softmax").logits).all()
+    assert np.isfinite(running.predictions("softmax").outputs).all()
 
 
 def test_members_must_be_of_the_same_examples() -> None:
     running, (first, second) = RunningEnsemble(), members(2)
     running.add(first)
     for other in (
-        Predictions(second.logits[:, :4], second.targets),
-        Predictions(second.logits, (second.targets + 1) % 5),
+        Predictions(second.outputs[:, :4], second.targets),
+        Predictions(second.outputs, (second.targets + 1) % 5),
     ):
         with pytest.raises(TaskError, match="same examples"):
             running.add(other)

@@ -22,7 +22,7 @@ KINDS: tuple[Kind, ...] = ("logits", "softmax")
 class RunningEnsemble:
     """The means of logits and of probabilities over the members so far.
 
-    Equal to `soupkit.task.score.ensemble` of all of them, with the memory of two: float64[N, C] each.
+    Equal to `soupkit.task.images.metrics.ensemble` of all of them, with the memory of two: float64[N, C] each.
     """
 
     num_members: int = 0
@@ -31,7 +31,7 @@ class RunningEnsemble:
 
     def add(self, member: Predictions) -> None:
         """Take in one member. Raises TaskError for predictions of other examples or classes than before."""
-        logits = member.logits.astype(np.float64)
+        logits = member.outputs.astype(np.float64)
         if self._targets is None:
             self._targets = member.targets
             self._sums = {kind: np.zeros_like(logits) for kind in KINDS}

@@ -16,7 +16,7 @@ from PIL import Image, UnidentifiedImageError
 
 from soupkit.errors import TaskError
 from soupkit.identity import digest
-from soupkit.task.glyphs import glyph_classes, render_glyphs
+from soupkit.task.images.glyphs import glyph_classes, render_glyphs
 
 Example = tuple[Image.Image, int]
 

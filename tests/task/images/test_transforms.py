@@ -16,8 +16,8 @@ from task.small import CLIP_CONFIG
 
 from soupkit.cli.app import run_command_line
 from soupkit.errors import TaskError
-from soupkit.task.images import ImageSettings, eval_transform, for_characters, normalize
-from soupkit.task.models import ModelSpec, build, image_settings
+from soupkit.task.images.models import ModelSpec, build, image_settings
+from soupkit.task.images.transforms import ImageSettings, eval_transform, for_characters, normalize
 
 SETTINGS = ImageSettings((3, 32, 32), (0.4, 0.5, 0.6), (0.2, 0.3, 0.4), "bicubic", 0.9, "center")
 

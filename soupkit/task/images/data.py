@@ -12,8 +12,9 @@ import xxhash
 
 from soupkit.errors import TaskError
 from soupkit.identity import data_identity, digest
-from soupkit.task.pools import Example, FileImages, LabelledImages, content_of
-from soupkit.task.sources import Role, Source, open_source
+from soupkit.task.images.pools import Example, FileImages, LabelledImages, content_of
+from soupkit.task.images.sources import Source, open_source
+from soupkit.task.task import Role
 
 ROLES: tuple[Role, ...] = ("train", "held_out", "test")
 

@@ -6,16 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import timm.data
 
 from soupkit.errors import TaskError
-from soupkit.task.absent import has_no
-from soupkit.task.pools import ArrayImages, FactoryImages, FileImages, Glyphs, LabelledImages
+from soupkit.task.images.absent import has_no
+from soupkit.task.images.pools import ArrayImages, FactoryImages, FileImages, Glyphs, LabelledImages
+from soupkit.task.task import Role
 
-Role = Literal["train", "held_out", "test"]
 EMBEDDED = ("digits", "glyphs")
 FACTORIES = ("torch", "hfds", "hfids", "tfds", "wds")
 FOLDERS: dict[Role, tuple[str, ...]] = {

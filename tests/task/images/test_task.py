@@ -14,11 +14,11 @@ from task.small import described, recipe, saved
 
 from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.errors import TaskError
-from soupkit.task.data import Part, Splits, open_data
-from soupkit.task.images import ImageSettings
-from soupkit.task.score import score_predictions
+from soupkit.task.images.data import Part, Splits, open_data
+from soupkit.task.images.metrics import score_predictions
+from soupkit.task.images.task import ImageTask, open_task
+from soupkit.task.images.transforms import ImageSettings
 from soupkit.task.spec import ModelSpec
-from soupkit.task.task import Task, open_task
 from soupkit.world import World
 
 WORLD = World("cpu", 1)
@@ -58,11 +58,11 @@ class LookUp(torch.nn.Module):
         return self.logits[pixels[:, 0] * 256 + pixels[:, 1]]
 
 
-def look_up_task(logits: np.ndarray, targets: np.ndarray, batch_size: int) -> Task:
+def look_up_task(logits: np.ndarray, targets: np.ndarray, batch_size: int) -> ImageTask:
     part = Part(Numbered(targets), np.arange(len(targets)))
     splits = Splits(part, part, part, tuple("abcdefgh"), True, {"data": "numbers"})
     spec = ModelSpec("timm", "look-up")
-    return Task(LookUp(logits), spec, splits, SETTINGS, device=torch.device("cpu"), batch_size=batch_size)
+    return ImageTask(LookUp(logits), spec, splits, SETTINGS, device=torch.device("cpu"), batch_size=batch_size)
 
 
 @settings(deadline=None, max_examples=80)
@@ -125,18 +125,18 @@ def test_predictions_are_those_of_the_model_alone(resnet: Path) -> None:
     task = open_task(Checkpoint(resnet), recipe(), WORLD)
     found = task.predict(task.held_out)
     model = saved(resnet.parent / "again", "timm:test_resnet,num_classes=10,img_size=32")
-    images = torch.cat([images for images, _ in task.held_out.batches(batch_size=50)])
+    images = torch.cat([batch.images for batch in task.held_out.batches(batch_size=50)])
     with torch.no_grad():
         expected = torch.cat([model(part) for part in images.split(128)]).numpy()
-    np.testing.assert_allclose(found.logits, expected, rtol=1e-4, atol=1e-5)
-    assert found.logits.dtype == np.float32
+    np.testing.assert_allclose(found.outputs, expected, rtol=1e-4, atol=1e-5)
+    assert found.outputs.dtype == np.float32
     np.testing.assert_array_equal(found.targets, task.splits.held_out.targets)
 
 
 def test_the_whole_digit_is_shown(resnet: Path) -> None:
     task = open_task(Checkpoint(resnet), recipe(), WORLD)
     assert (task.settings.crop_pct, task.settings.input_size) == (1.0, (3, 32, 32))
-    images, _ = next(task.test.batches(batch_size=100))
+    images = next(task.test.batches(batch_size=100)).images
     source = np.stack([np.asarray(task.splits.test[i][0]) for i in range(100)]) / 255
     shrunk = torch.nn.functional.adaptive_avg_pool2d(images * 0.5 + 0.5, 8)[:, 0].numpy()
     assert np.abs(shrunk - source).mean() < 0.1
@@ -147,15 +147,15 @@ def test_loading_and_tensors(resnet: Path) -> None:
     checkpoint = Checkpoint(resnet)
     task = open_task(checkpoint, recipe(), WORLD)
     assert set(task.tensors()) == set(checkpoint)
-    before = task.predict(task.test).logits
+    before = task.predict(task.test).outputs
     task.load(
         {name: array * np.float32(0.5) if array.dtype == np.float32 else array for name, array in checkpoint.items()}
     )
-    assert not np.allclose(task.predict(task.test).logits, before)
+    assert not np.allclose(task.predict(task.test).outputs, before)
     with pytest.raises(TaskError, match=r"lacks fc\.bias"):
         task.load({name: array for name, array in checkpoint.items() if name != "fc.bias"})
     task.load(checkpoint)
-    np.testing.assert_array_equal(task.predict(task.test).logits, before)
+    np.testing.assert_array_equal(task.predict(task.test).outputs, before)
 
 
 def test_the_fingerprint_tells_tasks_apart(resnet: Path) -> None:
@@ -177,7 +177,7 @@ def test_a_bare_file_needs_a_model_and_takes_its_classes_from_the_data(resnet: P
         open_task(Checkpoint(bare), recipe(), WORLD)
     task = open_task(Checkpoint(bare), recipe(model="timm:test_resnet,img_size=32"), WORLD)
     whole = open_task(Checkpoint(resnet), recipe(), WORLD)
-    np.testing.assert_array_equal(task.predict(task.test).logits, whole.predict(whole.test).logits)
+    np.testing.assert_array_equal(task.predict(task.test).outputs, whole.predict(whole.test).outputs)
 
 
 def test_another_number_of_classes_is_refused(tmp_path: Path) -> None:
@@ -201,4 +201,4 @@ def test_a_dict_and_a_described_model_are_enough(resnet: Path) -> None:
             return resnet
 
     task = open_task(Fake(Checkpoint(resnet).items()), recipe(), WORLD, splits=open_data(recipe()))  # type: ignore[arg-type]
-    assert task.predict(task.test).logits.shape == (100, 10)
+    assert task.predict(task.test).outputs.shape == (100, 10)

@@ -1,0 +1,153 @@
+"""Images, classes, and the models that tell them apart."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+
+from soupkit.checkpoint.layout import companions
+from soupkit.errors import TaskError
+from soupkit.identity import digest, files_identity, versions
+from soupkit.task.activations import kept_by_one_more
+from soupkit.task.images.data import ROLES, DataRecipe, Splits, open_data
+from soupkit.task.images.examples import DEFAULT_LIMIT, ImageBatch, ImageExamples, shown_to
+from soupkit.task.images.metrics import METRICS
+from soupkit.task.images.models import build, build_tokenizer, image_settings
+from soupkit.task.images.transforms import ImageSettings, for_characters
+from soupkit.task.images.zero_shot import ZeroShotClassifier
+from soupkit.task.spec import ModelSpec, describe
+from soupkit.task.task import Batch, Role, Task
+from soupkit.world import ALONE, World
+
+if TYPE_CHECKING:
+    from soupkit.checkpoint.checkpoint import Checkpoint
+
+
+class TaskRecipe(DataRecipe, Protocol):
+    """The fields of `DataOptions` and `ModelOptions` that a task reads."""
+
+    @property
+    def model(self) -> str | None: ...
+    @property
+    def batch_size(self) -> int: ...
+    @property
+    def workers(self) -> int: ...
+    @property
+    def templates(self) -> tuple[str, ...]: ...
+    @property
+    def class_names(self) -> tuple[str, ...]: ...
+
+
+class ImageTask(Task):
+    """Image classification: a timm model, or CLIP with a head of class names; `metrics` are those of its logits."""
+
+    metrics = METRICS
+    criterion = "nll"
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        spec: ModelSpec,
+        splits: Splits,
+        settings: ImageSettings,
+        *,
+        device: torch.device,
+        batch_size: int = 128,
+        workers: int = 0,
+        max_bytes: int = DEFAULT_LIMIT,
+        world: World = ALONE,
+    ) -> None:
+        self.model = model.to(device).eval()
+        self.spec = spec
+        self.splits = splits
+        self.settings = settings
+        self.device = device
+        self.world = world
+        self.batch_size = batch_size
+        self._examples = {
+            role: ImageExamples(splits.part(role), settings, workers=workers, max_bytes=max_bytes) for role in ROLES
+        }
+
+    @property
+    def saved(self) -> torch.nn.Module:
+        """The model, or the CLIP model that its classifier wraps."""
+        return self.model.clip if isinstance(self.model, ZeroShotClassifier) else self.model
+
+    @property
+    def head(self) -> ZeroShotClassifier | None:
+        """A CLIP model's classifier makes its head of the text tower."""
+        return self.model if isinstance(self.model, ZeroShotClassifier) else None
+
+    def split(self, role: Role) -> ImageExamples:
+        """The examples of one part of the data."""
+        return self._examples[role]
+
+    def outputs(self, batch: Batch) -> torch.Tensor:
+        """Logits [n, C]."""
+        return shown_to(self.model, self.device)(batch)
+
+    def loss(self, batch: Batch, temperature: torch.Tensor | None = None) -> torch.Tensor:
+        """The cross-entropy of β · logits and the class (or the classes' shares, which sum to one)."""
+        assert isinstance(batch, ImageBatch)
+        logits = self.outputs(batch)
+        scaled = logits if temperature is None else logits * temperature.to(logits)
+        return torch.nn.functional.cross_entropy(scaled, batch.targets.to(logits.device), reduction="sum")
+
+    def example_bytes(self) -> int:
+        """Measured, on one image more than one."""
+        one = torch.zeros(1, *self.settings.input_size, device=self.device)
+        return kept_by_one_more(self.model, self.model, one)
+
+    def fingerprint(self) -> str:
+        """The model and the files that configure it, the data and its split, transform, prompts, device, libraries."""
+        directory = self.spec.directory
+        beside = [] if directory is None else companions(directory)
+        return digest(
+            self.spec.to_json(),
+            files_identity((path.name, path) for path in beside),
+            self.splits.identity(),
+            self.settings.to_json(),
+            None if self.head is None else self.head.prompts,
+            self.device.type,
+            versions(),
+        )
+
+
+def open_task(checkpoint: Checkpoint, recipe: TaskRecipe, world: World, *, splits: Splits | None = None) -> ImageTask:
+    """Build the model that `checkpoint` is of, open the data, and load the weights. Raises TaskError with a hint.
+
+    splits: those of an earlier task, to use its data again.
+    """
+    if recipe.data is None and splits is None:
+        raise TaskError("scoring needs data", hint="give --data, or a scorer of your own: --score-command")
+    spec = describe(checkpoint, recipe.model)
+    splits = splits or open_data(recipe)
+    device = world.torch_device()
+    model = _classifier(spec, splits, recipe)
+    settings = image_settings(model.clip if isinstance(model, ZeroShotClassifier) else model, spec)
+    if splits.characters:
+        settings = for_characters(settings)
+    task = ImageTask(
+        model, spec, splits, settings, device=device, batch_size=recipe.batch_size, workers=recipe.workers, world=world
+    )
+    task.load(checkpoint)
+    return task
+
+
+def _classifier(spec: ModelSpec, splits: Splits, recipe: TaskRecipe) -> torch.nn.Module:
+    class_names = recipe.class_names or splits.class_names
+    if len(class_names) != len(splits.class_names):
+        raise TaskError(f"{len(class_names)} class names for data of {len(splits.class_names)} classes")
+    if spec.library == "open_clip":
+        tokenize = build_tokenizer(spec)
+        return ZeroShotClassifier(build(spec), tokenize, class_names=class_names, templates=recipe.templates)
+    unsaid = not spec.config and "num_classes" not in spec.kwargs
+    model = build(spec, num_classes=len(class_names) if unsaid else None)
+    num_classes = getattr(model, "num_classes", len(class_names))
+    if num_classes != len(class_names):
+        raise TaskError(
+            f"{spec.name} tells {num_classes} classes apart, the data has {len(class_names)}",
+            hint="score it on the data that it was trained for, or fine-tune it: soupkit finetune --base …",
+        )
+    return model

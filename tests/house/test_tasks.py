@@ -1,0 +1,36 @@
+"""What is learned and scored is known to `soupkit.task` alone: nothing else names what only images and classes have."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+PACKAGE = Path(__file__).parents[2] / "soupkit"
+WORDS = ("logits", "class_names", "cross_entropy", "zeroshot", "zero_shot", "pixels")
+OTHER_MEANING = {
+    "align/graph/rules_shape.py",  # neighbours that become channels
+    "report/html_charts.py",  # of a picture in a page
+    "soup/learned.py",  # of coefficients
+}
+STILL = {
+    *("recipe/shared.py", "stages/training/start.py", "stages/training/descent.py", "jobs/curves/fit.py"),
+    *("jobs/judge/ensemble.py", "train/augmented.py", "train/batches.py", "train/loop.py"),
+    *("train/population/grid.py", "train/population/members.py", "train/population/vectorised.py"),
+}
+"""Training of images, and their recipes: this list only becomes shorter."""
+
+
+def names(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        for field in ("id", "attr", "arg", "name", "module"):
+            if isinstance(value := getattr(node, field, None), str):
+                yield value.lower()
+
+
+def test_only_tasks_know_what_images_and_classes_are() -> None:
+    found = {
+        path.relative_to(PACKAGE).as_posix()
+        for path in PACKAGE.rglob("*.py")
+        if path.relative_to(PACKAGE).parts[0] != "task"
+        and any(word in name for name in names(ast.parse(path.read_text(encoding="utf-8"))) for word in WORDS)
+    }
+    assert found - OTHER_MEANING == STILL
