@@ -16,7 +16,6 @@ from soupkit.stages.alignment.repaired import _rounded, repaired, training_batch
 from soupkit.stages.inputs.recorded import open_as_recorded
 from soupkit.stages.inputs.seen import check_seen
 from soupkit.stages.outputs.soup import Record, copying, plan_soup, show_plan, write_soup
-from soupkit.task.images.metrics import all_scores
 from soupkit.task.images.task import ImageTask, open_task
 from soupkit.task.score import scores_to_json
 from soupkit.world import World
@@ -80,4 +79,4 @@ def _endpoints(soup: Checkpoint, manifest: Manifest) -> tuple[list[float], list[
 def _measure(task: ImageTask, written: Checkpoint) -> dict[str, Any]:
     task.load(written)
     parts = {"held_out": task.held_out, "test": task.test}
-    return {name: scores_to_json(all_scores(task.predict(examples))) for name, examples in parts.items()}
+    return {name: scores_to_json(task.scores(examples)) for name, examples in parts.items()}

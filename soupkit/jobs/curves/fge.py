@@ -24,10 +24,10 @@ from soupkit.recipe.train import Finetune
 from soupkit.report.curves import cycle_plot
 from soupkit.stages.outputs.described import describe_inputs, describe_outputs
 from soupkit.stages.training.descent import precision, training_batches, updates_per_epoch
-from soupkit.stages.training.start import Start, model_bytes, prepare, saved, task_of, write_model
+from soupkit.stages.training.start import Start, model_bytes, prepare, task_of, write_model
 from soupkit.task.images.ensembles import KINDS, RunningEnsemble
-from soupkit.task.images.metrics import all_scores
-from soupkit.task.score import Predictions, scores_to_json
+from soupkit.task.images.task import saved
+from soupkit.task.score import Predictions, scores_of, scores_to_json
 from soupkit.task.task import Batch
 from soupkit.task.weights import load_weights
 from soupkit.train.optimize import build_optimizer
@@ -133,6 +133,9 @@ class _Run:
         self.trace.append({"epoch": num_done / self.per_epoch, "error": errors, "distance": self._distance()})
         return predictions
 
+    def _scores(self, predictions: Predictions) -> dict[str, Any]:
+        return scores_to_json(scores_of(predictions, self.task.metrics))
+
     def _distance(self) -> float:
         pairs = zip(self.start.model.parameters(), self.origin, strict=True)
         return math.sqrt(sum(float((a.detach() - b).double().square().sum()) for a, b in pairs))
@@ -143,14 +146,12 @@ class _Run:
         folder = self.directory / name
         folder.mkdir()
         content = write_model(folder, self.start)
-        single = {split: scores_to_json(all_scores(p)) for split, p in predictions.items()}
+        single = {split: self._scores(p) for split, p in predictions.items()}
         step: dict[str, Any] = {"member": name, "epoch": num_done / self.per_epoch, "single": single}
         for split, each in predictions.items():
             self.ensembles[split].add(each)
         for kind in KINDS:
-            step[kind] = {
-                split: scores_to_json(all_scores(self.ensembles[split].predictions(kind))) for split in SPLITS
-            }
+            step[kind] = {split: self._scores(self.ensembles[split].predictions(kind)) for split in SPLITS}
         self.members.append(name)
         self.steps.append(step)
         self.outputs[name] = describe_outputs(folder, content)

@@ -37,8 +37,16 @@ from soupkit.stages.inputs.ordered import say_order
 from soupkit.stages.inputs.seen import check_seen
 from soupkit.stages.outputs.described import describe_inputs, describe_outputs
 from soupkit.stages.training.descent import precision, refresh_statistics, training_batches, updates_per_epoch
-from soupkit.stages.training.start import Start, model_bytes, prepare, saved, task_of, write_model
-from soupkit.task.images.models import write_config
+from soupkit.stages.training.start import (
+    Start,
+    file_name_of,
+    model_bytes,
+    prepare,
+    task_of,
+    write_config_of,
+    write_model,
+)
+from soupkit.task.images.task import saved
 from soupkit.task.task import Batch, Task
 from soupkit.task.weights import arrays, load_weights
 from soupkit.train.optimize import build_optimizer
@@ -231,10 +239,8 @@ def _write_bend(directory: Path, fit: _Fit, bends: Bends, bend: int) -> str:
     if not bends.trained[bend]:
         end = fit.ends[0 if bend == 0 else -1]
         tensors = {name: end[name] for name in arrays(saved(model))}
-        name = "open_clip_model.safetensors" if start.spec.library == "open_clip" else "model.safetensors"
-        write_tensors(directory, tensors, file_name=name)
-        names = start.splits.class_names
-        write_config(start.spec, saved(model), directory, class_names=names, settings=start.settings)
+        write_tensors(directory, tensors, file_name=file_name_of(start))
+        write_config_of(directory, start)
         return content_hash(tensors, threads=1)
     bends.write_into(model, bend)
     model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]

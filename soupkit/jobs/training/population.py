@@ -29,17 +29,16 @@ from soupkit.stages.training.population_seams import seams_of
 from soupkit.stages.training.run import trajectory_of
 from soupkit.stages.training.start import (
     Start,
-    build_classifier,
     describe_base,
     model_bytes,
     prepare,
-    saved,
     score_written,
     training_data,
     write_model,
 )
 from soupkit.stages.training.trajectory import refresher
 from soupkit.task.images.examples import ImageExamples
+from soupkit.task.images.task import build_classifier, saved
 from soupkit.train.folder import held
 from soupkit.train.population.flat import Flat
 from soupkit.train.population.grid import Grid

@@ -22,7 +22,6 @@ from soupkit.soup.subspace import Subspace
 from soupkit.stages.learning.search import Search
 from soupkit.stages.outputs.soup import show_plan
 from soupkit.task.activations import evaluating
-from soupkit.task.images.metrics import direction_of
 
 
 def dry_run(search: Search) -> dict[str, Any]:
@@ -89,7 +88,7 @@ def _cross_fit(
 ) -> dict[str, Any]:
     """Scores of every fold after 0, 1, 2, … epochs, and the number of epochs with the best mean."""
     recipe, task = search.recipe, search.soup.task
-    scores = []
+    scores, lower = [], task.metrics[recipe.metric].direction == "min"
     for number, (inside, outside) in enumerate(folds(num_examples, recipe.folds, recipe.seed)):
         name = f"{stage}/fold-{number}"
 
@@ -107,11 +106,11 @@ def _cross_fit(
                 before_epoch=None if search.batch_statistics else before,
                 after_epoch=score,
                 patience=recipe.patience,
-                lower_is_better=direction_of(recipe.metric) == "min",
+                lower_is_better=lower,
             )
             search.journal.finish(name, learned.scores)
         scores.append(search.journal.result(name))
-    best, means = best_epoch(scores, lower_is_better=direction_of(recipe.metric) == "min")
+    best, means = best_epoch(scores, lower_is_better=lower)
     search.report(Told(f"cross-fitting chose {best} epochs: {recipe.metric} {means[best]:.4f} on examples not learned"))
     return {"epochs": best, "metric": recipe.metric, "mean_scores": means, "fold_scores": scores}
 

@@ -20,7 +20,6 @@ from soupkit.stages.learning.ground import by_itself, keep_the_better
 from soupkit.stages.learning.search import Outcome, Search
 from soupkit.stages.outputs.soup import Record, write_soup
 from soupkit.task.batch_norm import has_batch_norm
-from soupkit.task.images.metrics import all_scores
 from soupkit.task.score import scores_to_json
 
 SHOWN = 12
@@ -41,7 +40,7 @@ def _scores_of_uniform(search: Search) -> dict[str, Any]:
     splits = {"held_out": task.held_out} | ({"test": task.test} if search.recipe.test else {})
     with by_itself(search.soup):
         search.soup.load(search.mixture(search.mean_KB()))
-        return {name: scores_to_json(all_scores(task.predict(examples))) for name, examples in splits.items()}
+        return {name: scores_to_json(task.scores(examples)) for name, examples in splits.items()}
 
 
 def learned(search: Search, run: Callable[[], Outcome]) -> Outcome:

@@ -20,12 +20,12 @@ def training_batches(
     start: Start, training: Finetune, *, device: torch.device, first: int = 0
 ) -> Iterator[tuple[Place, ImageBatch]]:
     """The batches of all epochs on `device`, from number `first` on, each with its place; targets are soft."""
-    finish = finisher(start.settings, training, num_classes=len(start.splits.class_names), device=device)
+    finish = finisher(start.settings, training, num_classes=start.splits.num_classes, device=device)
     transform = train_transform(start.settings, training, characters=start.splits.characters)
     pin = device.type == "cuda"
-    for place, pixels, targets in loader(start.splits.train, transform, training, pin_memory=pin, first=first):
-        images, mixed = finish(place, pixels, targets)
-        yield place, ImageBatch(images.contiguous(memory_format=torch.channels_last), mixed)
+    for read in loader(start.splits.train, transform, training, pin_memory=pin, first=first):
+        images, mixed = finish(*read)
+        yield read[0], ImageBatch(images.contiguous(memory_format=torch.channels_last), mixed)
 
 
 def updates_per_epoch(start: Start, training: Finetune) -> int:

@@ -18,7 +18,8 @@ from soupkit.recipe.population import TrainPopulation
 from soupkit.soup.greedy import greedy
 from soupkit.stages.alignment.examples import example_inputs
 from soupkit.stages.alignment.repaired import training_batches
-from soupkit.stages.training.start import Start, saved, task_of
+from soupkit.stages.training.start import Start, task_of
+from soupkit.task.images.task import saved
 from soupkit.task.score import Score
 from soupkit.task.task import Task
 from soupkit.task.weights import to_numpy

@@ -18,18 +18,18 @@ from soupkit.report.tensorboard import EventFile, watched
 from soupkit.stages.outputs.described import describe_outputs
 from soupkit.stages.training.start import (
     Start,
-    _file_name,
-    _write_config,
     describe_base,
+    file_name_of,
     model_bytes,
     prepare,
-    saved,
     score_written,
     training_data,
+    write_config_of,
     write_model,
 )
 from soupkit.stages.training.trajectory import Trajectory, num_written, refresher
 from soupkit.task.images.examples import ImageExamples
+from soupkit.task.images.task import saved
 from soupkit.train.averages import averagings
 from soupkit.train.averaging import Averaging
 from soupkit.train.batches import num_batches
@@ -122,8 +122,8 @@ def trajectory_of(
         saved(start.model),
         recipe,
         averages,
-        write_config=lambda into: _write_config(into, start),
-        file_name=_file_name(start),
+        write_config=lambda into: write_config_of(into, start),
+        file_name=file_name_of(start),
         inputs=inputs,
         updates_per_epoch=num_batches(len(start.splits.train), recipe.batch_size),
     )

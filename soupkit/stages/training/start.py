@@ -15,17 +15,15 @@ from soupkit.checkpoint.hashing import content_hash
 from soupkit.checkpoint.quantized import refuse_quantized
 from soupkit.checkpoint.reference import open_checkpoint
 from soupkit.checkpoint.tensors import write_tensors
-from soupkit.errors import RecipeError, TaskError
+from soupkit.errors import RecipeError
 from soupkit.events import Report, Scored, Told
 from soupkit.recipe.train import Finetune
 from soupkit.stages.inputs.seen import check_seen
 from soupkit.stages.outputs.described import describe_inputs
 from soupkit.task.images.data import Splits, open_data
-from soupkit.task.images.metrics import all_scores
-from soupkit.task.images.models import ModelSpec, build, build_tokenizer, describe, image_settings, write_config
-from soupkit.task.images.task import ImageTask, open_task
+from soupkit.task.images.models import ModelSpec, describe, image_settings, write_config
+from soupkit.task.images.task import ImageTask, build_classifier, open_task, saved
 from soupkit.task.images.transforms import ImageSettings, for_characters, image_mode
-from soupkit.task.images.zero_shot import ZeroShotClassifier
 from soupkit.task.score import scores_to_json
 from soupkit.task.weights import arrays, load_weights
 from soupkit.train.loop import TrainingData
@@ -101,7 +99,7 @@ def score_written(
     task = open_task(Checkpoint(directory), replace(recipe, base=str(directory), model=None), world, splits=splits)
     metrics = {}
     for split, examples in (("held_out", task.held_out), ("test", task.test)):
-        scores = all_scores(task.predict(examples))
+        scores = task.scores(examples)
         metrics[split] = scores_to_json(scores)
         top1 = scores["top1"]
         note = f"{recipe.out.name}/{name}" if name else recipe.out.name
@@ -109,37 +107,21 @@ def score_written(
     return metrics
 
 
-def build_classifier(spec: ModelSpec, splits: Splits, recipe: Finetune) -> torch.nn.Module:
-    """A timm model with a head for the data's classes, or CLIP's image tower under the head that its text tower makes.
-
-    That head is made once, from the base: it stays as it is, and the text tower with it.
-    """
-    if spec.library == "timm":
-        return build(spec, num_classes=len(splits.class_names))
-    names = recipe.class_names or splits.class_names
-    if len(names) != len(splits.class_names):
-        raise TaskError(f"{len(names)} class names for data of {len(splits.class_names)} classes")
-    return ZeroShotClassifier(build(spec), build_tokenizer(spec), class_names=names, templates=recipe.templates)
-
-
-def saved(model: torch.nn.Module) -> torch.nn.Module:
-    """The part of the model whose weights make the checkpoint."""
-    return model.clip if isinstance(model, ZeroShotClassifier) else model
-
-
 def write_model(directory: Path, start: Start) -> str:
     """Weights and configuration; returns the content hash of the weights."""
     weights = arrays(saved(start.model))
-    write_tensors(directory, weights, file_name=_file_name(start))
-    _write_config(directory, start)
+    write_tensors(directory, weights, file_name=file_name_of(start))
+    write_config_of(directory, start)
     return content_hash(weights, threads=1)
 
 
-def _file_name(start: Start) -> str:
+def file_name_of(start: Start) -> str:
+    """The name under which the weights' library looks for them."""
     return "open_clip_model.safetensors" if start.spec.library == "open_clip" else "model.safetensors"
 
 
-def _write_config(directory: Path, start: Start) -> None:
+def write_config_of(directory: Path, start: Start) -> None:
+    """The configuration that the weights' library reads."""
     names = start.splits.class_names
     write_config(start.spec, saved(start.model), directory, class_names=names, settings=start.settings)
 
@@ -164,7 +146,7 @@ def _with_new_head(base: Checkpoint, model: torch.nn.Module, report: Report) -> 
 def training_data(start: Start) -> TrainingData:
     """What the training split is to the loop."""
     splits = start.splits
-    return TrainingData(splits.train, start.settings, len(splits.class_names), splits.characters)
+    return TrainingData(splits.train, start.settings, splits.num_classes, splits.characters)
 
 
 def describe_base(base: Checkpoint | None, recipe: Finetune, world: World) -> list[dict[str, Any]]:

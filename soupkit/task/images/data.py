@@ -73,6 +73,11 @@ class Splits:
     description: dict[str, Any]
     data_dir: Path | None = None
 
+    @property
+    def num_classes(self) -> int:
+        """How many classes there are."""
+        return len(self.class_names)
+
     def part(self, role: Role) -> Part:
         """The split of that name."""
         return {"train": self.train, "held_out": self.held_out, "test": self.test}[role]

@@ -24,7 +24,16 @@ if TYPE_CHECKING:
     from soupkit.checkpoint.checkpoint import Checkpoint
 
 
-class TaskRecipe(DataRecipe, Protocol):
+class Prompts(Protocol):
+    """What the head of a CLIP model is made of."""
+
+    @property
+    def templates(self) -> tuple[str, ...]: ...
+    @property
+    def class_names(self) -> tuple[str, ...]: ...
+
+
+class TaskRecipe(DataRecipe, Prompts, Protocol):
     """The fields of `DataOptions` and `ModelOptions` that a task reads."""
 
     @property
@@ -33,10 +42,6 @@ class TaskRecipe(DataRecipe, Protocol):
     def batch_size(self) -> int: ...
     @property
     def workers(self) -> int: ...
-    @property
-    def templates(self) -> tuple[str, ...]: ...
-    @property
-    def class_names(self) -> tuple[str, ...]: ...
 
 
 class ImageTask(Task):
@@ -72,7 +77,7 @@ class ImageTask(Task):
     @property
     def saved(self) -> torch.nn.Module:
         """The model, or the CLIP model that its classifier wraps."""
-        return self.model.clip if isinstance(self.model, ZeroShotClassifier) else self.model
+        return saved(self.model)
 
     @property
     def head(self) -> ZeroShotClassifier | None:
@@ -114,6 +119,21 @@ class ImageTask(Task):
         )
 
 
+def saved(model: torch.nn.Module) -> torch.nn.Module:
+    """The part of a model whose weights make the checkpoint: of CLIP as a classifier, CLIP."""
+    return model.clip if isinstance(model, ZeroShotClassifier) else model
+
+
+def build_classifier(spec: ModelSpec, splits: Splits, recipe: Prompts) -> torch.nn.Module:
+    """A timm model with a head for the data's classes, or CLIP's image tower under the head that its text tower makes.
+
+    That head is made once, from the base: it stays as it is, and the text tower with it.
+    """
+    if spec.library == "timm":
+        return build(spec, num_classes=len(splits.class_names))
+    return _zero_shot(spec, _class_names(splits, recipe), recipe)
+
+
 def open_task(checkpoint: Checkpoint, recipe: TaskRecipe, world: World, *, splits: Splits | None = None) -> ImageTask:
     """Build the model that `checkpoint` is of, open the data, and load the weights. Raises TaskError with a hint.
 
@@ -136,12 +156,9 @@ def open_task(checkpoint: Checkpoint, recipe: TaskRecipe, world: World, *, split
 
 
 def _classifier(spec: ModelSpec, splits: Splits, recipe: TaskRecipe) -> torch.nn.Module:
-    class_names = recipe.class_names or splits.class_names
-    if len(class_names) != len(splits.class_names):
-        raise TaskError(f"{len(class_names)} class names for data of {len(splits.class_names)} classes")
+    class_names = _class_names(splits, recipe)
     if spec.library == "open_clip":
-        tokenize = build_tokenizer(spec)
-        return ZeroShotClassifier(build(spec), tokenize, class_names=class_names, templates=recipe.templates)
+        return _zero_shot(spec, class_names, recipe)
     unsaid = not spec.config and "num_classes" not in spec.kwargs
     model = build(spec, num_classes=len(class_names) if unsaid else None)
     num_classes = getattr(model, "num_classes", len(class_names))
@@ -151,3 +168,14 @@ def _classifier(spec: ModelSpec, splits: Splits, recipe: TaskRecipe) -> torch.nn
             hint="score it on the data that it was trained for, or fine-tune it: soupkit finetune --base …",
         )
     return model
+
+
+def _class_names(splits: Splits, recipe: Prompts) -> tuple[str, ...]:
+    names = recipe.class_names or splits.class_names
+    if len(names) != len(splits.class_names):
+        raise TaskError(f"{len(names)} class names for data of {len(splits.class_names)} classes")
+    return names
+
+
+def _zero_shot(spec: ModelSpec, class_names: tuple[str, ...], recipe: Prompts) -> torch.nn.Module:
+    return ZeroShotClassifier(build(spec), build_tokenizer(spec), class_names=class_names, templates=recipe.templates)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from soupkit.errors import RecipeError
-from soupkit.task.images.zero_shot import ZeroShotClassifier
+from soupkit.task.images.task import saved
 from soupkit.world import World
 
 
@@ -63,7 +63,7 @@ class Grid:
         """The model, whose gradients are averaged over the ranks that share its batches (DistributedDataParallel)."""
         if self.num_parts == 1 or self._mesh is None:
             return model
-        group, unused = self._mesh["data"].get_group(), isinstance(model, ZeroShotClassifier)  # its text tower rests
+        group, unused = self._mesh["data"].get_group(), saved(model) is not model  # its text tower rests
         return nn.parallel.DistributedDataParallel(model, process_group=group, find_unused_parameters=unused)
 
     def share(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, float]:

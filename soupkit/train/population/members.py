@@ -10,18 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from soupkit.recipe.train import Finetune
-from soupkit.task.images.zero_shot import ZeroShotClassifier
+from soupkit.task.images.task import saved
 from soupkit.train.averages import averagings
 from soupkit.train.batches import Place, finisher, loader, num_batches, train_transform
 from soupkit.train.loop import TrainingData, Updater
 from soupkit.train.population.grid import Grid
 from soupkit.train.probe import Probe
 from soupkit.train.randomness import Stream, seeded
-
-
-def state_of(model: nn.Module) -> nn.Module:
-    """The part of a model that is trained and saved: of CLIP as a classifier, CLIP."""
-    return model.clip if isinstance(model, ZeroShotClassifier) else model
 
 
 class Batch(NamedTuple):
@@ -56,7 +51,7 @@ class Member:
         self.updater = Updater(
             model, recipe, device=device, num_updates=self.num_updates, updates_per_epoch=self.per_epoch
         )
-        self.averages = averagings(recipe, state_of(model), epochs=recipe.epochs, updates_per_epoch=self.per_epoch)
+        self.averages = averagings(recipe, saved(model), epochs=recipe.epochs, updates_per_epoch=self.per_epoch)
         for average in self.averages.values():
             average.attach(self.updater.optimizer)
         self.probe: Probe | None = None
