@@ -19,7 +19,7 @@ LOWER_RATE = "lower the learning rate, or clip the gradient: --clip-grad 1"
 NUM_REPORTS = 200
 
 Gradient = Callable[[Any, Batch], Tensor]
-"""(place in the training, batch) → the mean loss, detached, after the optimizer's parameters got their gradients."""
+"""(place in the training, batch) → the mean loss, detached; the optimizer's parameters got their gradients."""
 
 
 @dataclass

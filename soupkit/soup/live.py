@@ -40,12 +40,13 @@ def layout_of(task: Task, slots: Mapping[str, Slot], blocks: str) -> Layout:
 class LiveModel:
     """A task's model in evaluation mode, with `weights` and `gradient` float32[D] in the order of a layout.
 
-    Batch norm uses its running statistics and dropout is off, so that a loss depends neither on how a batch is cut nor
-    on ranks, and what is learned is what is written. batch_statistics: batch norm alone is in training mode, so a loss
-    does not depend on the scale of the weights before it (as TWA is published); then a batch is never cut, and rank 0
-    computes all of it: the others hold their directions. head_moves: weights that make the model's head
-    lie in the span and differ, so they get a gradient through it; at_once: inputs of one pass through them, at most.
-    Memory: 8 D bytes and the activations of one piece of a batch, or of one pass for the head.
+    Batch norm uses its running statistics and dropout is off, so that a loss depends neither on how a batch
+    is cut nor on ranks, and what is learned is what is written. batch_statistics: batch norm alone is in
+    training mode, so a loss does not depend on the scale of the weights before it (as TWA is published); then
+    a batch is never cut, and rank 0 computes all of it: the others hold their directions. head_moves: weights
+    that make the model's head lie in the span and differ, so they get a gradient through it; at_once: inputs
+    of one pass through them, at most. Memory: 8 D bytes and the activations of one piece of a batch, or of
+    one pass for the head.
     """
 
     def __init__(
@@ -101,8 +102,9 @@ class LiveModel:
     def backward(self, batches: Iterable[Batch], *, num_examples: int, temperature: Tensor | None = None) -> float:
         """Fill `gradient` with that of the mean loss over all ranks' batches; returns the mean.
 
-        temperature: β on the outputs, a scalar that gets its gradient too. num_examples: of all ranks together. Each
-        batch is one forward and one backward pass. Raises DivergedError when the loss is not finite.
+        temperature: β on the outputs, a scalar that gets its gradient too. num_examples: of all ranks
+        together. Each batch is one forward and one backward pass. Raises DivergedError when the loss is not
+        finite.
         """
         self.gradient.zero_()
         head, total = self.task.head if self.head_moves else None, torch.zeros((), dtype=torch.float64)

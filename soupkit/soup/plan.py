@@ -36,9 +36,9 @@ WORKSPACES = 64 << 20
 class Demand:
     """What a search needs: the tensors, its ingredients, how much one example's activations take, and what is there.
 
-    process: bytes of this process now, the model included. examples: what these keep in memory. num_ranks: how many
-    processes share the directions. together: all directions are needed at once. head: what passes through weights that
-    are learned too, to make a head of them: prompts, through CLIP's text tower.
+    process: bytes of this process now, the model included. examples: what these keep in memory. num_ranks:
+    how many processes share the directions. together: all directions are needed at once. head: what passes
+    through weights that are learned too, to make a head of them: prompts, through CLIP's text tower.
     """
 
     layout: Layout
@@ -98,9 +98,9 @@ def choose(
 ) -> MemoryPlan:
     """The most exact form in which all models fit together; else model batches in int8, or the disk.
 
-    Together is better than in batches, since the soup of a batch stays as it is in the next; that is worth smaller
-    passes, which change no result. What is given is kept.
-    Raises RecipeError when nothing fits, naming the least that would.
+    Together is better than in batches, since the soup of a batch stays as it is in the next; that is worth
+    smaller passes, which change no result. What is given is kept. Raises RecipeError when nothing fits,
+    naming the least that would.
     """
     pieces = [piece] if piece else _pieces(demand, limit)
     plans = list(_candidates(demand, limit, pieces, form, model_batch))

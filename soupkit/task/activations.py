@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 
 def kept_by_one_more(model: nn.Module, forward: Callable[[Tensor], Tensor], one: Tensor) -> int:
-    """Bytes that one input more than one keeps for the backward pass. Parameters that are saved are not counted.
+    """Bytes that one input more than one keeps for the backward pass.
 
-    Cost: two small forward passes.
+    Parameters that are saved are not counted. Cost: two small forward passes.
     """
     return max(_kept(model, forward, torch.cat([one, one])) - _kept(model, forward, one), 0)
 

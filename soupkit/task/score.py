@@ -1,4 +1,4 @@
-"""Metrics of what a model says, with standard errors, and the paired comparison of two models on the same examples.
+"""Metrics of what a model says, with standard errors, and the paired comparison of two models.
 
 Shapes: N examples, K columns.
 """
@@ -24,9 +24,9 @@ _Z95 = 1.959963984540054
 class Score:
     """One metric of one model on some examples.
 
-    value: shares as shares, NLL in nats. num_right: for metrics that count. margins: float32[N], by how much each
-    example is right; None where not every example was evaluated. stopped: the evaluation ended early, after
-    num_evaluated examples; value is then the most that could have been reached.
+    value: shares as shares, NLL in nats. num_right: for metrics that count. margins: float32[N], by how much
+    each example is right; None where not every example was evaluated. stopped: the evaluation ended early,
+    after num_evaluated examples; value is then the most that could have been reached.
     """
 
     metric: str
@@ -60,9 +60,10 @@ def mean(sums: np.ndarray, n: int) -> Any:
 class Metric:
     """A number of all outputs and targets together: `value` of the sums of per-example `terms`.
 
-    terms: → float64[N, K], raises TaskError for outputs that it can say nothing of. value: (sums [..., K], N) → [...];
-    so means are metrics, and F1 and calibration errors too. margins: → float32[N], how right each example is; given
-    for a metric that counts: its one term is 1 or 0, and a trial may end early. applies: whether it says anything.
+    terms: → float64[N, K], raises TaskError for outputs that it can say nothing of. value: (sums [..., K], N)
+    → [...]; so means are metrics, and F1 and calibration errors too. margins: → float32[N], how right each
+    example is; given for a metric that counts: its one term is 1 or 0, and a trial may end early. applies:
+    whether it says anything.
     """
 
     name: str
@@ -97,7 +98,8 @@ class Metric:
         if columns.shape[1] == 1:
             error = float(columns.std(ddof=1) / math.sqrt(n)) if n > 1 else 0.0
         else:
-            error = float(bootstrap(columns, lambda sums: self.value(sums, n), seed=0, num_resamples=1000).std(ddof=1))
+            found = bootstrap(columns, lambda sums: self.value(sums, n), seed=0, num_resamples=1000)
+            error = float(found.std(ddof=1))
         return Score(self.name, value, error, n, num_evaluated=n)
 
 
@@ -135,8 +137,9 @@ def share_error(variance: float, n: int) -> float:
     """The standard error of a share: half the width of Wilson's score interval at z = 1, never 0.
 
     √(v/n + 1/(4n²)) / (1 + 1/n), v = p(1 − p) for examples that are right or wrong (Wilson 1927, J. Am. Stat.
-    Assoc. 22, 209–212); for means over models or of paired differences, their variance over examples. It is Wald's
-    √(v/n) up to O(1/n) where v is not small, and 1/(2(n + 1)) where every example says the same: n cannot say more.
+    Assoc. 22, 209–212); for means over models or of paired differences, their variance over examples. It is
+    Wald's √(v/n) up to O(1/n) where v is not small, and 1/(2(n + 1)) where every example says the same: n
+    cannot say more.
     """
     return math.sqrt(variance / n + 1 / (4 * n * n)) / (1 + 1 / n)
 
@@ -144,10 +147,11 @@ def share_error(variance: float, n: int) -> float:
 def compare(a: Predictions, b: Predictions, metric: Metric, *, seed: int = 0) -> Comparison:
     """Paired comparison on the same examples: the 95 % percentile interval of 10,000 resamples of the examples.
 
-    p-value: exact McNemar (the binomial test on the examples that only one of them has right) for metrics that count,
-    else twice the smaller bootstrap tail. Where two models that are not the same are right on the same examples, no
-    resample differs: then the interval is ± z²/(n + z²), Wilson's 95 % bound on the share of examples that tell them
-    apart, and the standard error `share_error`. Raises TaskError when the examples differ. Cost: O(10,000 N).
+    p-value: exact McNemar (the binomial test on the examples that only one of them has right) for metrics
+    that count, else twice the smaller bootstrap tail. Where two models that are not the same are right on the
+    same examples, no resample differs: then the interval is ± z²/(n + z²), Wilson's 95 % bound on the share
+    of examples that tell them apart, and the standard error `share_error`. Raises TaskError when the examples
+    differ. Cost: O(10,000 N).
     """
     if not np.array_equal(a.targets, b.targets):
         raise TaskError("a comparison needs predictions of the same examples")

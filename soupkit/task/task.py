@@ -52,7 +52,7 @@ class Examples(Protocol):
 
 @dataclass(frozen=True)
 class Pass:
-    """What a head asks of memory: `num` inputs, bytes that each keeps for the backward pass, and all that is `made`."""
+    """What a head asks of memory: `num` inputs, bytes that each keeps for backward, bytes of what is `made`."""
 
     num: int
     each: int
@@ -60,7 +60,7 @@ class Pass:
 
 
 class Head(Protocol):
-    """A part of a model that other weights make, once for all examples: the classes of CLIP, out of its text tower."""
+    """A part that other weights make, once for all examples: the classes of CLIP, out of its text tower."""
 
     def makers(self) -> set[str]:
         """The checkpoint's names of the weights that make it."""
@@ -69,7 +69,7 @@ class Head(Protocol):
         """The weights changed: it is made anew when it is needed."""
 
     def opened(self, at_once: int, world: World) -> AbstractContextManager[object]:
-        """Inside, a loss is differentiated to the head; on leaving, the gradient of all ranks goes through the makers.
+        """Inside, a loss is differentiated to the head; on leaving, from there through the makers, for all ranks.
 
         at_once: how many inputs pass through them together. Every rank takes its share of them.
         """
@@ -81,8 +81,9 @@ class Head(Protocol):
 class Task(Protocol):
     """A model, the examples it is judged on, and how.
 
-    An implementation derives from this and gives what has no body here. The ranks of `world` share the examples of
-    every prediction; each gets all of it, so all must ask for it. criterion: the metric that is the mean of the loss.
+    An implementation derives from this and gives what has no body here. The ranks of `world` share the
+    examples of every prediction; each gets all of it, so all must ask for it. criterion: the metric that is
+    the mean of the loss.
     """
 
     model: nn.Module
@@ -101,15 +102,16 @@ class Task(Protocol):
     def loss(self, batch: Batch, temperature: Tensor | None = None) -> Tensor:
         """What training makes small, summed over a batch: a scalar in float32 or more, differentiable.
 
-        temperature: a scalar that multiplies the outputs, and gets a gradient. (A sum, since adding up losses of single
-        examples would change the last bits of what is recorded; those of examples are a metric's `terms`.)
+        temperature: a scalar that multiplies the outputs, and gets a gradient. (A sum, since adding up losses
+        of single examples would change the last bits of what is recorded; those of examples are a metric's
+        `terms`.)
         """
 
     def example_bytes(self) -> int:
         """What one example of a forward pass keeps for the backward pass."""
 
     def fingerprint(self) -> str:
-        """Identifies everything but the weights that a score depends on, by content. Reads the data's files."""
+        """Identifies, by content, all but the weights that a score depends on. Reads the data's files."""
 
     @property
     def saved(self) -> nn.Module:
@@ -166,7 +168,8 @@ class Task(Protocol):
         share = self.world.share(len(indices))
         batches = examples.batches(batch_size=self.batch_size, indices=indices[share.start : share.stop])
         parts = self.world.gather([self.outputs(batch).cpu().numpy() for batch in batches])
-        return Predictions(np.concatenate([outputs for part in parts for outputs in part]), examples.targets[indices])
+        outputs = np.concatenate([each for part in parts for each in part])
+        return Predictions(outputs, examples.targets[indices])
 
     def score(self, examples: Examples, metric: str, *, indices: np.ndarray | None = None) -> Score:
         """One metric of the loaded weights."""
@@ -181,11 +184,12 @@ class Task(Protocol):
     def trial(
         self, examples: Examples, *, metric: str, order: np.ndarray | None = None, needed_right: int | None = None
     ) -> Score:
-        """Score the loaded weights, or find out that they cannot have `needed_right` right, whichever is sooner.
+        """Score the loaded weights, or find out that they cannot have `needed_right` right: what is sooner.
 
-        A metric that counts ends once more than N − needed_right examples are wrong: exact, since no rest of the
-        examples could change the verdict. With `order` (the doubtful examples first) that comes early. Batches grow
-        from 32 to batch_size in a fixed way, so a trial that is not stopped computes the same with and without.
+        A metric that counts ends once more than N − needed_right examples are wrong: exact, since no rest of
+        the examples could change the verdict. With `order` (the doubtful examples first) that comes early.
+        Batches grow from 32 to batch_size in a fixed way, so a trial that is not stopped computes the same
+        with and without.
         """
         order = np.arange(len(examples)) if order is None else order
         judge, chunks = self.metrics[metric], _growing(order, self.batch_size)

@@ -21,8 +21,8 @@ from soupkit.train.randomness import Stream, seeded
 class Augmented:
     """Random crops and flips of a task's training images, drawn by seed, epoch and example.
 
-    So they depend neither on how a batch is cut nor on ranks or workers. Called with the indices of each batch and the
-    epoch, it reads the batches.
+    So they depend neither on how a batch is cut nor on ranks or workers. Called with the indices of each
+    batch and the epoch, it reads the batches.
     """
 
     def __init__(self, task: ImageTask, how: Finetune, *, seed: int, workers: int) -> None:

@@ -1,4 +1,4 @@
-"""What is learned and scored is known to `soupkit.task` alone: nothing else names what only images and classes have."""
+"""What is learned and scored is known to `soupkit.task` alone: nothing else names what only images have."""
 
 import ast
 from collections.abc import Iterator

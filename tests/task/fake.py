@@ -1,4 +1,4 @@
-"""A task of ten lines: any model, rows of inputs and targets, a loss. What is no images runs on it as on images."""
+"""A task of ten lines: any model, rows of inputs and targets, a loss."""
 
 from __future__ import annotations
 

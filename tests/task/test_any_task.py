@@ -1,4 +1,4 @@
-"""What is no images runs on everything that searches, learns, measures or scores: linear regression, by closed forms.
+"""Searches, curves, repair and scores run on what is no image: linear regression, against closed forms.
 
 Shapes: N rows, D weights, K ingredients.
 """

@@ -45,7 +45,7 @@ class TaskRecipe(DataRecipe, Prompts, Protocol):
 
 
 class ImageTask(Task):
-    """Image classification: a timm model, or CLIP with a head of class names; `metrics` are those of its logits."""
+    """Image classification: a timm model, or CLIP with a head of class names."""
 
     metrics = METRICS
     criterion = "nll"
@@ -105,7 +105,7 @@ class ImageTask(Task):
         return kept_by_one_more(self.model, self.model, one)
 
     def fingerprint(self) -> str:
-        """The model and the files that configure it, the data and its split, transform, prompts, device, libraries."""
+        """Model and the files that configure it, data and their split, transform, prompts, device, libraries."""
         directory = self.spec.directory
         beside = [] if directory is None else companions(directory)
         return digest(

@@ -16,8 +16,8 @@ from soupkit.world import ALONE, World
 class ZeroShotClassifier(torch.nn.Module):
     """A CLIP model with a head of class names × templates (Radford et al. 2021; as in Wortsman et al. 2022).
 
-    Each prompt goes through the text tower and is normalised; the mean over the templates is normalised again and
-    scaled by the learned logit scale. The head is made for the first image, and again after `forget`.
+    Each prompt goes through the text tower and is normalised; the mean over the templates is normalised again
+    and scaled by the learned logit scale. The head is made for the first image, and again after `forget`.
     tokenize: texts → int64[N, context].
     """
 
@@ -58,11 +58,12 @@ class ZeroShotClassifier(torch.nn.Module):
 
     @contextmanager
     def opened(self, at_once: int = MOST_TOGETHER, world: World = ALONE) -> Iterator[torch.Tensor]:
-        """The head anew, as a leaf: on leaving, ∂L/∂head of all ranks becomes ∂L/∂w of the text tower's parameters.
+        """The head anew, as a leaf: on leaving, ∂L/∂head of all ranks becomes ∂L/∂w of the text tower.
 
-        So the loss is differentiated to the head first, then from the head to the features of all prompts, and then
-        the prompts pass through the tower once more, `at_once` together: memory is that of one such pass, however
-        many prompts there are. Each rank takes its share of these. The head is a plain one afterwards.
+        So the loss is differentiated to the head first, then from the head to the features of all prompts,
+        and then the prompts pass through the tower once more, `at_once` together: memory is that of one such
+        pass, however many prompts there are. Each rank takes its share of these. The head is a plain one
+        afterwards.
         """
         with torch.no_grad():
             texts = self._all_texts(at_once)
@@ -80,7 +81,7 @@ class ZeroShotClassifier(torch.nn.Module):
         self.head = head.detach()
 
     def passed(self) -> Pass:
-        """Of one prompt, measured on one more than one; features of all prompts, their gradient, and the head's."""
+        """Of one prompt, measured on one more than one; the features of all prompts, and gradients."""
         width = int(self.encode(self.tokens[:1]).shape[-1])
         each = kept_by_one_more(self.clip, self.encode, self.tokens[:1])
         return Pass(len(self.prompts), each, 3 * 4 * len(self.prompts) * width)
