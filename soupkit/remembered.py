@@ -10,10 +10,10 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Protocol
 
 import xxhash
 
@@ -37,6 +37,18 @@ Entry = tuple[dict[str, Any], dict[str, "np.ndarray"]]
 """JSON-able values, and arrays by name."""
 
 
+class Weighed(Protocol):
+    """A `Mixture`: coefficients float64[K, B], their divisor, the column of each tensor, and the rows that count."""
+
+    @property
+    def coefficients(self) -> np.ndarray: ...
+    @property
+    def divisor(self) -> float: ...
+    @property
+    def blocks(self) -> Mapping[str, int] | None: ...
+    def used(self) -> list[int]: ...
+
+
 class Remembered:
     """The entries of one kind. reads, writes: whether it may look anything up, and keep anything."""
 
@@ -53,6 +65,15 @@ class Remembered:
     def key(self, *parts: Any) -> str:
         """The key of what depends on these JSON-able parts."""
         return digest(FORMAT, self.kind, *parts)
+
+    def key_of(self, contents: Sequence[str], mixture: Weighed, judge: str, beside: Any = None) -> str:
+        """The key of what a judge finds of a mixture of the weights with these content hashes.
+
+        judge: its fingerprint; beside: what it sees beside the weights. Names and order of the weights do not matter.
+        """
+        rows = sorted([contents[k], mixture.coefficients[k].tolist()] for k in mixture.used())
+        blocks = sorted(mixture.blocks.items()) if mixture.blocks else None
+        return self.key(rows, mixture.divisor, blocks, judge, beside)
 
     def read(self, key: str) -> Entry | None:
         """What is remembered under `key`; None when that is nothing, is damaged or cannot be read."""

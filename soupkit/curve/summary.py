@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from soupkit.curve.barrier import excess
+
 Vector = NDArray[np.float64]
 PREFIXES = {"train": "tr", "held_out": "ho", "test": "te"}
 MEASURES = ("loss", "nll", "err")
@@ -72,14 +74,6 @@ def summary(values: Vector, steps: Vector) -> dict[str, float]:
     }
 
 
-def barrier(values: Vector, ts: Vector) -> float:
-    """The most that a path rises above the straight line between the values of its ends (never below zero).
-
-    max_t [v(t) − (1 − t) v(0) − t v(1)] (Frankle et al. 2020, arXiv:1912.05671, §2, with the mean of the ends there).
-    """
-    return float((values - (1 - ts) * values[0] - ts * values[-1]).max())
-
-
 def fields(path: Scored) -> dict[str, Any]:
     """The arrays and numbers of curve.npz: the published fields, and held-out, standard errors and the length.
 
@@ -109,7 +103,7 @@ def metrics(path: Scored) -> dict[str, Any]:
         found[split] = {}
         for measure in MEASURES:
             values, errors = getattr(each, measure), each.error_of(measure)
-            names = summary(values, path.steps) | {"barrier": barrier(values, path.ts)}
+            names = summary(values, path.steps) | {"barrier": float(excess(values, path.ts).max())}
             points = {"start": 0, "end": len(values) - 1, "min": int(values.argmin()), "max": int(values.argmax())}
             for name in ("start", "end", *names):
                 value = float(values[points[name]]) if name in points else names[name]

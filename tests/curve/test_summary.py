@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from soupkit.curve.summary import Scored, barrier, fields, measured, metrics, summary
+from soupkit.curve.summary import Scored, fields, measured, metrics, summary
 
 
 def entry(value: float, error: float = 0.1, num: int = 50) -> dict[str, Any]:
@@ -22,12 +22,6 @@ def test_the_mean_over_the_length_weighs_long_steps_more() -> None:
 
 def test_a_path_without_length_has_its_mean() -> None:
     assert summary(np.array([1.0, 3.0]), np.zeros(2))["int"] == 2
-
-
-def test_the_barrier_is_measured_from_the_line_between_the_ends() -> None:
-    ts = np.array([0.0, 0.25, 1.0])
-    assert barrier(np.array([1.0, 4.0, 5.0]), ts) == pytest.approx(4 - (0.75 * 1 + 0.25 * 5))
-    assert barrier(np.array([1.0, 0.0, 5.0]), ts) == 0
 
 
 def test_what_is_measured_becomes_percent_and_gets_its_penalty() -> None:

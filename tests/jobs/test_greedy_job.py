@@ -15,7 +15,7 @@ from jobs.noisy import noisy_models
 from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.cli.app import run_command_line
 from soupkit.manifest import Manifest
-from soupkit.stages.scoring import scoring
+from soupkit.stages.scoring import judges
 
 DATA = ("--data", "digits", "--num-train", "64", "--num-held-out", "200", "--num-test", "100")
 
@@ -69,13 +69,13 @@ def test_scores_are_remembered_by_content(
 ) -> None:
     first = greedy(capsys, models, tmp_path / "a")
     calls = []
-    original = scoring.HeldOutScorer.__call__
+    original = judges.HeldOutScorer.__call__
 
     def counting(self: Any, mixture: Any, bar: Any) -> Any:
         calls.append(mixture.used())
         return original(self, mixture, bar)
 
-    monkeypatch.setattr(scoring.HeldOutScorer, "__call__", counting)
+    monkeypatch.setattr(judges.HeldOutScorer, "__call__", counting)
     again = greedy(capsys, models, tmp_path / "b")
     assert again["notes"]["picks"] == first["notes"]["picks"]
     assert not [used for used in calls if len(used) == 1]  # no single model was scored twice

@@ -21,9 +21,9 @@ from soupkit.checkpoint.dtypes import NUMPY_DTYPES, Rounding
 from soupkit.checkpoint.hashing import BLOCK, content_hash
 from soupkit.checkpoint.header import Slot
 from soupkit.errors import CheckpointError, CompatibilityError
+from soupkit.merge.memory import Memory
 from soupkit.merge.mixture import Mixture, interpolate, uniform, weighted
 from soupkit.merge.stream import StreamOptions, stream
-from soupkit.stages.scoring.scoring import Memory
 
 Save = Callable[..., Path]
 Tensors = dict[str, np.ndarray]

@@ -14,11 +14,11 @@ import torch
 from task.fake import TOLERANCE, Fake, Rows
 from torch import Tensor, nn
 
-from soupkit.align.barrier import barrier, between
 from soupkit.align.moments import measure
 from soupkit.align.repair import ratios, target_moments
 from soupkit.align.sites import Site
 from soupkit.checkpoint.checkpoint import slots_of
+from soupkit.curve.barrier import barrier
 from soupkit.curve.bends import Bends, CurvePoint
 from soupkit.curve.curve import Curve
 from soupkit.curve.descent import Descent
@@ -148,6 +148,10 @@ def test_a_curve_is_that_of_the_closed_form() -> None:
     means = abc[:, 1].mean(), (abc[:, 0] * abc[:, 1]).mean(), (abc[:, 2] * abc[:, 1]).mean()
     expected = (means[0] * target - means[1] * W[0] - means[2] * W[1]) / np.square(abc[:, 1]).mean()
     np.testing.assert_allclose(bends.bends[1][0].detach().numpy()[0], expected, atol=0.03)
+
+
+def between(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray], at: float) -> dict[str, np.ndarray]:
+    return {name: ((1 - at) * a[name] + at * b[name]).astype(a[name].dtype) for name in a}
 
 
 def test_a_quadratic_has_no_barrier() -> None:

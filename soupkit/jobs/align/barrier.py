@@ -11,24 +11,28 @@ from typing import Any
 
 import numpy as np
 
-from soupkit.align.barrier import Barrier, barrier, between, losses_and_errors
 from soupkit.align.repair import measure_endpoints, repair
 from soupkit.checkpoint.checkpoint import Checkpoint
+from soupkit.checkpoint.compatible import check_compatible
 from soupkit.checkpoint.hashing import content_hash
 from soupkit.checkpoint.output import OutputDirectory
 from soupkit.checkpoint.quantized import refuse_quantized
 from soupkit.checkpoint.reference import open_references
+from soupkit.curve.barrier import Barrier, barrier, losses_and_errors
 from soupkit.errors import RecipeError
 from soupkit.events import Advanced, Cell, Finished, Report, Started, Table, Wrote
 from soupkit.manifest import Manifest
+from soupkit.merge.mixture import Mixture, interpolate
+from soupkit.merge.stream import StreamOptions
 from soupkit.recipe.align import Barrier as BarrierRecipe
 from soupkit.recipe.parse import recipe_to_json
 from soupkit.report.plots import compare_lines
-from soupkit.stages.alignment.repaired import training_batches
 from soupkit.stages.alignment.rotated import check_matching, matched_ingredients
 from soupkit.stages.inputs.seen import check_seen
 from soupkit.stages.outputs.described import describe_inputs
 from soupkit.stages.outputs.findings import write_findings
+from soupkit.stages.scoring.points import PointModel
+from soupkit.stages.scoring.scoring import predict, training_batches
 from soupkit.task.batch_norm import refresh
 from soupkit.task.images.task import open_task
 from soupkit.task.score import share_error
@@ -36,7 +40,7 @@ from soupkit.task.task import Task
 from soupkit.world import World
 
 REPAIRED = "repaired"
-Change = Callable[[float], None]
+Change = Callable[[Mixture], object]
 """What is done to the model at a point before it is scored."""
 
 
@@ -110,12 +114,8 @@ def _lines(
     checkpoints: Sequence[Checkpoint], views: Sequence[Checkpoint], task: Task, recipe: BarrierRecipe, report: Report
 ) -> dict[str, Line]:
     at = np.linspace(0, 1, recipe.num_points).tolist()
-    batches = training_batches(task, recipe)
-
-    def refreshed(_at: float) -> None:
-        refresh(task.model, batches(), task.outputs)
-
-    plain: Change | None = refreshed if recipe.bn == "refresh" else None
+    batches = training_batches(task, recipe, num_batches=recipe.num_batches)
+    plain = (lambda _: refresh(task.model, batches(), task.outputs)) if recipe.bn == "refresh" else None
     ends: dict[str, tuple[Sequence[Checkpoint], Change | None]] = {
         "naive": (checkpoints, plain),
         "aligned": (views, plain),
@@ -129,12 +129,12 @@ def _lines(
 
 
 def _repairing(views: Sequence[Checkpoint], task: Task, recipe: BarrierRecipe) -> Change:
-    kind, batches = recipe.repair, training_batches(task, recipe)
+    kind, batches = recipe.repair, training_batches(task, recipe, num_batches=recipe.num_batches)
     assert kind != "off"
     endpoints = measure_endpoints(task, views, kind=kind, batches=batches)
 
-    def change(at: float) -> None:
-        repair(task, endpoints, [1 - at, at], kind=kind, batches=batches)
+    def change(mixture: Mixture) -> None:
+        repair(task, endpoints, mixture.matrix[:, 0].tolist(), kind=kind, batches=batches)
 
     return change
 
@@ -148,15 +148,13 @@ def _score(
     at: Sequence[float],
     change: Change | None,
 ) -> Line:
-    """Losses and errors at every point; `change` is made at all but the ends, which are the checkpoints themselves."""
-    a, b = ({name: np.asarray(end[name]) for name in end} for end in pair)
-    examples = {"train": task.train, "held_out": task.held_out, "test": task.test}[recipe.split]
+    """Losses and errors at every point of one line; what is no number in the weights is scored as it is."""
+    options = StreamOptions(integers="first", non_finite="keep", threads=recipe.threads)
+    model = PointModel(task, pair, check_compatible(pair, mismatch="warn"), options=options, change=change)
     scored = []
     for point in at:
-        task.load(between(a, b, point) if 0 < point < 1 else a if point == 0 else b)
-        if change is not None and 0 < point < 1:
-            change(point)
-        scored.append(losses_and_errors(task.predict(examples)))
+        model.load(interpolate("a", "b", point))
+        scored.append(losses_and_errors(predict(task, recipe.split)))
         report(Advanced("barrier"))
     losses, errors = zip(*scored, strict=True)
     return Line(np.stack(losses), np.stack(errors), at)

@@ -12,12 +12,12 @@ from soupkit.events import Report
 from soupkit.manifest import Manifest
 from soupkit.merge.mixture import Mixture
 from soupkit.recipe.align import Repair
-from soupkit.stages.alignment.repaired import _rounded, repaired, training_batches
+from soupkit.stages.alignment.repaired import repaired
 from soupkit.stages.inputs.recorded import open_as_recorded
 from soupkit.stages.inputs.seen import check_seen
 from soupkit.stages.outputs.soup import Record, copying, plan_soup, show_plan, write_soup
+from soupkit.stages.scoring.scoring import measured, rounded, training_batches
 from soupkit.task.images.task import ImageTask, open_task
-from soupkit.task.score import scores_to_json
 from soupkit.world import World
 
 COMMAND = "repair"
@@ -41,7 +41,7 @@ def repair(recipe: Repair, world: World, report: Report) -> dict[str, Any]:
         endpoints,
         coefficients,
         kind=recipe.kind,
-        batches=training_batches(task, recipe),
+        batches=training_batches(task, recipe, num_batches=recipe.num_batches),
         force=recipe.force,
         report=report,
     )
@@ -53,7 +53,7 @@ def repair(recipe: Repair, world: World, report: Report) -> dict[str, Any]:
         report,
         command=COMMAND,
         record=Record(notes={"repair": notes}),
-        replaced=_rounded(changed, ingredients.plan.slots),
+        replaced=rounded(changed, ingredients.plan.slots),
         measure=lambda written: _measure(task, written),
     )
 
@@ -78,5 +78,4 @@ def _endpoints(soup: Checkpoint, manifest: Manifest) -> tuple[list[float], list[
 
 def _measure(task: ImageTask, written: Checkpoint) -> dict[str, Any]:
     task.load(written)
-    parts = {"held_out": task.held_out, "test": task.test}
-    return {name: scores_to_json(task.scores(examples)) for name, examples in parts.items()}
+    return measured(task)

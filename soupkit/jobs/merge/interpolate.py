@@ -13,7 +13,7 @@ from soupkit.errors import RecipeError
 from soupkit.events import Report, Scored, Table, Wrote, silent
 from soupkit.manifest import Manifest
 from soupkit.merge.mixture import Mixture, interpolate, keep_batch_norm
-from soupkit.metrics import Direction, metric_of, rank_key
+from soupkit.metrics import Direction, rank_key
 from soupkit.recipe.merge import MergeInterpolate
 from soupkit.recipe.parse import recipe_to_json
 from soupkit.stages.alignment.aligned_merge import align_ingredients, check_aligned_merge, replaced_tensors
@@ -68,27 +68,17 @@ class _Points:
     ) -> None:
         self.ingredients, self.recipe, self.world, self.report = ingredients, recipe, world, report
         self.notes = notes
-        self.soup: Any = None
-        self.score: Callable[..., Any] | None = None
+        self.judge: Any = None
         self.better = better
         if better is not None:
-            self._open_scorer()
+            from soupkit.stages.scoring.judges import open_judge
 
-    def _open_scorer(self) -> None:
-        from soupkit.stages.inputs.seen import check_seen
-        from soupkit.stages.scoring.scoring import HeldOutScorer, SoupTask, WrittenScorer
-        from soupkit.task.external import CommandScorer
+            self.judge = open_judge(ingredients, recipe, world, report)
 
-        recipe = self.recipe
-        if recipe.score_command:
-            command = CommandScorer(
-                recipe.score_command, metric=recipe.metric, direction=recipe.direction, timeout=recipe.score_timeout
-            )
-            self.score = WrittenScorer(command, self.ingredients, recipe, self.world)
-        else:
-            self.soup = SoupTask(self.ingredients, recipe, self.world)
-            check_seen(self.ingredients.checkpoints, self.soup.task.splits, recipe, self.report)
-            self.score = HeldOutScorer(self.soup, metric=metric_of(recipe), early_stop=False)
+    @property
+    def soup(self) -> Any:
+        """The task that judges, where one does."""
+        return self.judge and self.judge.soup
 
     def best(self, points: Sequence[Mixture]) -> dict[str, Any]:
         """Write the best point (the earlier of equals); the table shows them all."""
@@ -146,11 +136,11 @@ class _Points:
         )
 
     def _scores(self, points: Sequence[Mixture]) -> list[Any]:
-        if self.score is None:
+        if self.judge is None:
             return []
         scores = []
         for at, point in zip(self.recipe.at, points, strict=True):
-            score = self.score(point, None)
+            score = self.judge(point, None)
             scores.append(score)
             self.report(Scored(f"at {at:g}", score.metric, score.value, score.standard_error, score.num_examples))
         if len(scores) > 1:

@@ -7,21 +7,17 @@ from typing import Any
 import numpy as np
 
 from soupkit.checkpoint.reference import open_references
-from soupkit.errors import TaskError
 from soupkit.events import Report, Table
 from soupkit.merge.mixture import Mixture
-from soupkit.metrics import metric_of
 from soupkit.recipe.soup import MergeEvolve
-from soupkit.remembered import Remembered
 from soupkit.report.tables import split_label, uniform_label
 from soupkit.soup.blocks import Layout, lay_out_weights
 from soupkit.soup.evolve import Evolved, evolve
-from soupkit.stages.inputs.seen import check_seen, fitted_on
+from soupkit.stages.inputs.seen import fitted_on
 from soupkit.stages.outputs.soup import Ingredients, Record, prepare, show_plan, write_soup
 from soupkit.stages.scoring.direction import decide
+from soupkit.stages.scoring.judges import RememberingScorer, open_judge, refuse_refresh, write_judged
 from soupkit.stages.scoring.ranked import without_the_best
-from soupkit.stages.scoring.scoring import HeldOutScorer, RememberingScorer, SoupTask, WrittenScorer, contents_of
-from soupkit.task.external import CommandScorer
 from soupkit.task.score import Score, scores_to_json
 from soupkit.world import World
 
@@ -31,17 +27,11 @@ def merge_evolve(recipe: MergeEvolve, world: World, report: Report) -> dict[str,
     better = decide(recipe, report)
     ingredients = prepare(without_the_best(open_references(recipe.refs), recipe, report), recipe, report)
     layout = lay_out_weights(ingredients.plan.slots, recipe.blocks)
-    soup, scorer = _scorer(ingredients, recipe, world)
-    if soup:
-        check_seen(ingredients.checkpoints, soup.task.splits, recipe, report)
+    refuse_refresh(recipe)
+    judge = open_judge(ingredients, recipe, world, report)
     if recipe.dry_run:
         return show_plan(ingredients, recipe, world, report)
-    remembering = RememberingScorer(
-        scorer,
-        contents_of(ingredients.checkpoints, world, report),
-        world,
-        memory=Remembered.of("scores", recipe),
-    )
+    remembering = RememberingScorer(judge, recipe, world, report)
     evolved = evolve(
         lambda coefficients_KB: remembering(_mixture(ingredients, layout, coefficients_KB, recipe), None),
         len(ingredients.checkpoints),
@@ -58,8 +48,7 @@ def merge_evolve(recipe: MergeEvolve, world: World, report: Report) -> dict[str,
     best = _mixture(ingredients, layout, evolved.coefficients_KB, recipe)
 
     def write(alone: World) -> dict[str, Any]:
-        if soup:
-            soup.task.world = alone  # the other ranks wait: nothing that follows is shared
+        soup = judge.soup
         return write_soup(
             ingredients,
             best,
@@ -69,10 +58,10 @@ def merge_evolve(recipe: MergeEvolve, world: World, report: Report) -> dict[str,
             command="merge evolve",
             record=Record(_trace(evolved), {**_notes(evolved, layout), **fitted_on(soup)}),
             replaced=soup.load(best) if soup and recipe.bn == "refresh" else None,
-            measure=scorer.measure,
+            measure=judge.measure,
         )
 
-    manifest = world.in_main(lambda: write(world.alone()))
+    manifest = write_judged(judge, world, write)
     has_batch_norm = any(name.endswith("running_mean") for name in ingredients.plan.slots)
     report(_table(evolved, manifest, has_batch_norm=has_batch_norm))
     return manifest
@@ -81,20 +70,6 @@ def merge_evolve(recipe: MergeEvolve, world: World, report: Report) -> dict[str,
 def _mixture(ingredients: Ingredients, layout: Layout, coefficients_KB: np.ndarray, recipe: MergeEvolve) -> Mixture:
     names, slots = ingredients.names, ingredients.plan.slots
     return layout.mixture(names, coefficients_KB, slots, keep_first=recipe.bn == "keep")
-
-
-def _scorer(
-    ingredients: Ingredients, recipe: MergeEvolve, world: World
-) -> tuple[SoupTask | None, HeldOutScorer | WrittenScorer]:
-    if not recipe.score_command:
-        soup = SoupTask(ingredients, recipe, world)
-        return soup, HeldOutScorer(soup, metric=metric_of(recipe), early_stop=False)
-    if recipe.bn == "refresh":
-        raise TaskError("--bn refresh needs soupkit's own data and model", hint="use --bn average with --score-command")
-    command = CommandScorer(
-        recipe.score_command, metric=recipe.metric, direction=recipe.direction, timeout=recipe.score_timeout
-    )
-    return None, WrittenScorer(command, ingredients, recipe, world)
 
 
 def _trace(evolved: Evolved) -> list[dict[str, Any]]:

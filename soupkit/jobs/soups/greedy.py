@@ -2,36 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from soupkit.checkpoint.reference import open_references
-from soupkit.errors import TaskError
-from soupkit.events import Report, Table, Told
-from soupkit.merge.mixture import Mixture
-from soupkit.metrics import Direction, metric_of
+from soupkit.events import Report, Table, Told, silent
+from soupkit.merge.mixture import Mixture, keep_batch_norm, subset_mean
+from soupkit.metrics import Direction
 from soupkit.recipe.merge import MergeGreedy
-from soupkit.remembered import Remembered
 from soupkit.report.tables import split_label
 from soupkit.soup.blocks import lay_out_weights
 from soupkit.soup.greedy import Greedy, greedy, trace
 from soupkit.soup.greedy_blocks import greedy_by_block
 from soupkit.stages.alignment.aligned_merge import align_ingredients, check_aligned_merge, replaced_tensors
-from soupkit.stages.inputs.seen import check_seen, fitted_on
+from soupkit.stages.inputs.seen import fitted_on
 from soupkit.stages.outputs.soup import Ingredients, Record, prepare, show_plan, write_soup
 from soupkit.stages.scoring.direction import decide
+from soupkit.stages.scoring.judges import RememberingScorer, open_judge, refuse_refresh, write_judged
 from soupkit.stages.scoring.ranked import without_the_best
-from soupkit.stages.scoring.scoring import (
-    HeldOutScorer,
-    RememberingScorer,
-    SoupTask,
-    WrittenScorer,
-    contents_of,
-    mix_with_batch_norm,
-)
-from soupkit.task.external import CommandScorer
+from soupkit.stages.scoring.scoring import SoupTask
 from soupkit.world import World
 
 ONLY_THE_BEST = (
@@ -45,27 +36,20 @@ def merge_greedy(recipe: MergeGreedy, world: World, report: Report) -> dict[str,
     check_aligned_merge(recipe)
     better = decide(recipe, report)
     ingredients = prepare(without_the_best(open_references(recipe.refs), recipe, report), recipe, report)
-    soup, scorer = _scorer(ingredients, recipe, world)
-    if soup:
-        check_seen(ingredients.checkpoints, soup.task.splits, recipe, report)
+    refuse_refresh(recipe)
+    judge = open_judge(ingredients, recipe, world, report, early_stop=recipe.early_stop)
     if recipe.dry_run:
         return show_plan(ingredients, recipe, world, report)
     ingredients, alignment = align_ingredients(ingredients, recipe, world, report)
     if recipe.align:
-        soup, scorer = _scorer(ingredients, recipe, world)
-    remembering = RememberingScorer(
-        scorer,
-        contents_of(ingredients.checkpoints, world, report),
-        world,
-        memory=Remembered.of("scores", recipe),
-    )
+        judge = open_judge(ingredients, recipe, world, silent, early_stop=recipe.early_stop)
+    remembering = RememberingScorer(judge, recipe, world, report)
     result = _search(ingredients, remembering, recipe, better, report)
     remembering.tell(report)
     _tell(result, report)
 
     def write(alone: World) -> dict[str, Any]:
-        if soup:
-            soup.task.world = alone  # the other ranks wait: nothing that follows is shared
+        soup = judge.soup
         notes = _notes(result, ingredients, soup) | _best_single(result, ingredients, soup)
         replaced, repair = replaced_tensors(ingredients, result.mixture, recipe, alone, report, soup=soup)
         return write_soup(
@@ -75,15 +59,12 @@ def merge_greedy(recipe: MergeGreedy, world: World, report: Report) -> dict[str,
             alone,
             report,
             command="merge greedy",
-            record=Record(
-                trace(result, ingredients.names),
-                {**notes, **alignment, **repair},
-            ),
+            record=Record(trace(result, ingredients.names), {**notes, **alignment, **repair}),
             replaced=replaced,
-            measure=scorer.measure,
+            measure=judge.measure,
         )
 
-    manifest = world.in_main(lambda: write(world.alone()))
+    manifest = write_judged(judge, world, write)
     report(_table(result, ingredients, manifest))
     return manifest
 
@@ -94,7 +75,12 @@ def _search(
     """Picks for the whole soup, or for every block."""
     accept, slots = recipe.accept, ingredients.plan.slots
     if recipe.blocks == "global":
-        mix = mix_with_batch_norm(recipe, list(slots))
+
+        def mix(names: Sequence[str], picks: Sequence[int]) -> Mixture:
+            """The mean, under --bn keep with the first pick's batch-norm statistics."""
+            mixture = subset_mean(names, picks)
+            return keep_batch_norm(mixture, picks[0], slots) if recipe.bn == "keep" and len(picks) > 1 else mixture
+
         return greedy(ingredients.names, score, direction=better, accept=accept, mix=mix, report=report)
     layout = lay_out_weights(slots, recipe.blocks)
     places = with_statistics(layout.blocks, slots)
@@ -111,21 +97,6 @@ def with_statistics(blocks: Mapping[str, int], names: Iterable[str]) -> dict[str
     """The blocks of all tensors: batch-norm statistics and counters lie in that of the weight beside them."""
     beside = {name.rpartition(".")[0]: block for name, block in blocks.items()}
     return {name: blocks.get(name, beside.get(name.rpartition(".")[0], 0)) for name in names}
-
-
-def _scorer(
-    ingredients: Ingredients, recipe: MergeGreedy, world: World
-) -> tuple[SoupTask | None, HeldOutScorer | WrittenScorer]:
-    """The task and scorer that the recipe asks for; refused here, before any score, when they cannot work."""
-    if not recipe.score_command:
-        soup = SoupTask(ingredients, recipe, world)
-        return soup, HeldOutScorer(soup, metric=metric_of(recipe), early_stop=recipe.early_stop)
-    if recipe.bn == "refresh":
-        raise TaskError("--bn refresh needs soupkit's own data and model", hint="use --bn average with --score-command")
-    command = CommandScorer(
-        recipe.score_command, metric=recipe.metric, direction=recipe.direction, timeout=recipe.score_timeout
-    )
-    return None, WrittenScorer(command, ingredients, recipe, world)
 
 
 def _tell(result: Greedy, report: Report) -> None:

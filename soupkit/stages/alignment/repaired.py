@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
-import numpy as np
-
 from soupkit.align.moments import Batches
 from soupkit.align.repair import Kind, Repaired, measure_endpoints
 from soupkit.align.repair import repair as repair_model
-from soupkit.checkpoint.dtypes import NUMPY_DTYPES, Array
-from soupkit.checkpoint.header import Slot
+from soupkit.checkpoint.dtypes import Array
 from soupkit.events import Report, Scored, Table, Told
 from soupkit.merge.mixture import Mixture
-from soupkit.stages.scoring.scoring import SoupTask
+from soupkit.stages.scoring.scoring import SoupTask, rounded, training_batches
 from soupkit.task.score import Score, scores_to_json
 from soupkit.task.task import Task
 
@@ -31,11 +28,11 @@ def repaired_mixture(
         return {}, {}
     coefficients = mixture.matrix[rows].mean(axis=1).tolist()
     endpoints = [soup.ingredients.checkpoints[row] for row in rows]
-    batches = training_batches(soup.task, recipe)
+    batches = training_batches(soup.task, recipe, num_batches=recipe.bn_batches)
     changed, notes = repaired(
         soup.task, endpoints, coefficients, kind=recipe.repair, batches=batches, force=False, report=report
     )
-    return _rounded(changed, soup.ingredients.plan.slots), notes
+    return rounded(changed, soup.ingredients.plan.slots), notes
 
 
 def repaired(
@@ -66,19 +63,6 @@ def repaired(
     tensors = task.tensors()
     changed = {task.saved_name(name): name for name in result.changed} if kept else {}
     return {name: tensors[name].copy() for name in changed}, _notes(result, before, after, kept=kept)
-
-
-def training_batches(task: Task, recipe: Any) -> Callable[[], Batches]:
-    """The same training examples at each call, as evaluation shows them."""
-    num = recipe.num_batches if hasattr(recipe, "num_batches") else recipe.bn_batches
-    order = np.random.default_rng(recipe.split_seed).permutation(len(task.train))[: num * recipe.batch_size]
-    return lambda: task.train.batches(batch_size=recipe.batch_size, indices=order)
-
-
-def _rounded(tensors: Mapping[str, Array], slots: Mapping[str, Slot]) -> dict[str, Array]:
-    return {
-        name: np.ascontiguousarray(values).astype(NUMPY_DTYPES[slots[name].dtype]) for name, values in tensors.items()
-    }
 
 
 def _held_out_loss(task: Task) -> Score:

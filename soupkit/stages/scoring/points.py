@@ -3,31 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 
 from soupkit.checkpoint.checkpoint import Checkpoint
-from soupkit.checkpoint.compatible import check_compatible
+from soupkit.checkpoint.compatible import Agreement, check_compatible
 from soupkit.checkpoint.dtypes import Array
 from soupkit.curve.geometry import Matrix
 from soupkit.events import Advanced, Event, Finished, Report, Started, Told
 from soupkit.identity import digest
-from soupkit.merge.memory import Memory
 from soupkit.merge.mixture import Mixture
-from soupkit.merge.stream import StreamOptions, stream
+from soupkit.merge.stream import StreamOptions
 from soupkit.remembered import Remembered
-from soupkit.stages.inputs.curve import needs_refresh
+from soupkit.stages.inputs.curve import is_one_checkpoint
 from soupkit.stages.inputs.download import download
-from soupkit.stages.scoring.scoring import contents_of
-from soupkit.task.batch_norm import refresh
-from soupkit.task.images.metrics import score_predictions
-from soupkit.task.images.task import ImageTask, open_task
+from soupkit.stages.scoring.scoring import JUDGED, contents_of, load_mixture, predict, refresh_statistics
+from soupkit.task.images.task import open_task
 from soupkit.task.score import scores_to_json
+from soupkit.task.task import Role, Task
 from soupkit.train.pool import run_in_processes
 from soupkit.train.randomness import torch_threads
 from soupkit.world import World, available_cores
@@ -51,56 +48,70 @@ class Places:
         return Mixture(self.refs, self.coefficients[point][:, None])
 
 
-class PointScorer:
-    """A task whose model takes mixtures of checkpoints that are kept in memory: the bits that would be written.
+class PointModel:
+    """A task's model at points between checkpoints that are kept in memory: the bits that would be written.
 
-    Memory: the checkpoints, the model, and the decoded examples.
+    change: what is done to the model at a point that is none of the checkpoints themselves: batch-norm statistics
+    are re-estimated, units are repaired. Memory: the checkpoints.
     """
 
-    def __init__(self, checkpoints: Sequence[Checkpoint], recipe: Any, world: World) -> None:
-        self.recipe, self.threads = recipe, world.num_threads
-        self.agreement = check_compatible(checkpoints, mismatch="warn")
-        self.task: ImageTask = open_task(checkpoints[0], recipe, world.alone())
-        self.splits = ("train", "held_out", "test") if recipe.train else ("held_out", "test")
-        self._checkpoints = checkpoints
+    def __init__(
+        self,
+        task: Task,
+        checkpoints: Sequence[Checkpoint],
+        agreement: Agreement,
+        *,
+        options: StreamOptions,
+        change: Callable[[Mixture], object] | None = None,
+    ) -> None:
+        self.task, self.agreement = task, agreement
+        self._checkpoints, self._options, self._change = checkpoints, options, change
         self._kept: list[dict[str, Array]] = []
+
+    def load(self, mixture: Mixture) -> None:
+        """Load a point, changed where it is none of the checkpoints."""
+        slots, ties = self.agreement.slots, self.agreement.ties
+        self._kept = self._kept or [{name: each[name] for name in slots} for each in self._checkpoints]
+        load_mixture(self.task, self._kept, mixture, slots=slots, ties=ties, options=self._options)
+        if self._change and not is_one_checkpoint(mixture):
+            self._change(mixture)
+
+
+class PointScorer:
+    """Scores points on every split. Memory: the checkpoints, the model, and the decoded examples."""
+
+    def __init__(self, checkpoints: Sequence[Checkpoint], recipe: Any, world: World) -> None:
+        self.recipe = recipe
+        self.task: Task = open_task(checkpoints[0], recipe, world.alone())
+        self.splits: tuple[Role, ...] = ("train", *JUDGED) if recipe.train else JUDGED
+        self._model = PointModel(
+            self.task,
+            checkpoints,
+            check_compatible(checkpoints, mismatch="warn"),
+            options=StreamOptions(threads=world.num_threads),
+            change=(lambda _: refresh_statistics(self.task, recipe)) if recipe.bn == "refresh" else None,
+        )
 
     def score(self, mixture: Mixture) -> Point:
         """NLL and accuracy of a mixture on every split."""
-        self.load(mixture)
+        self._model.load(mixture)
         # Convolutions run up to 2.5 times as fast so. Not while statistics are estimated: those are written elsewhere,
         # by a model that is laid out as usual, and must come out as the same bits.
         self.task.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        examples = {"train": self.task.train, "held_out": self.task.held_out, "test": self.task.test}
         point = {}
         for split in self.splits:
-            predictions = self.task.predict(examples[split])
-            point[split] = scores_to_json({metric: score_predictions(predictions, metric) for metric in METRICS})
+            predictions = predict(self.task, split)
+            point[str(split)] = scores_to_json(
+                {metric: self.task.metrics[metric].of(predictions.outputs, predictions.targets) for metric in METRICS}
+            )
         self.task.model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         return point
 
-    def identity(self) -> str:
+    def fingerprint(self) -> str:
         """What a remembered point depends on beside the weights."""
         refreshing = [self.recipe.bn, self.recipe.bn_batches, self.recipe.batch_size, self.recipe.split_seed]
-        dtypes = [[name, slot.dtype] for name, slot in self.agreement.slots.items()]
+        dtypes = [[name, slot.dtype] for name, slot in self._model.agreement.slots.items()]
         return digest(self.task.fingerprint(), self.splits, refreshing, dtypes)
-
-    def load(self, mixture: Mixture) -> None:
-        """Combine exactly as the writer does, and re-estimate batch-norm statistics where no checkpoint has them."""
-        names, slots = list(self.agreement.slots), self.agreement.slots
-        if not self._kept:
-            self._kept = [{name: each[name] for name in names} for each in self._checkpoints]
-        memory, rows = Memory(slots), mixture.used()
-        sources = [self._kept[row] for row in rows]
-        options = StreamOptions(threads=self.threads, hash=False)
-        stream(sources, mixture.select(rows), memory, slots=slots, options=options)
-        ties = {dropped: memory.tensors[kept] for dropped, kept in self.agreement.ties.items()}
-        self.task.load({**memory.tensors, **ties})
-        if self.recipe.bn == "refresh" and needs_refresh(mixture, names):
-            order = np.random.default_rng(self.recipe.split_seed).permutation(len(self.task.train))
-            images = order[: self.recipe.bn_batches * self.recipe.batch_size]
-            batches = self.task.train.batches(batch_size=self.recipe.batch_size, indices=images)
-            refresh(self.task.model, batches, self.task.outputs)
 
 
 Todo = Sequence[tuple[int, str]]
@@ -125,7 +136,8 @@ def score_points(
     with torch_threads(1):
         scorer = PointScorer(checkpoints, recipe, dataclasses.replace(world, threads=1))
         contents = contents_of(checkpoints, world, report)
-        keys = _keys(places, contents, world.in_main(scorer.identity), memory)
+        judge = world.in_main(scorer.fingerprint)
+        keys = [memory.key_of(contents, places.mixture(point), judge) for point in range(len(coefficients))]
         points = world.broadcast(_known(keys, scorer.splits, memory) if world.is_main else None)
         todo = [(number, key) for number, key in enumerate(keys) if number not in points]
         if points:
@@ -190,12 +202,6 @@ def _score_some(scorer: PointScorer, places: Places, todo: Todo, report: Report)
 def _tell(failure: str | None, report: Report) -> None:
     if failure:
         report(Told(f"points could not be remembered for later runs: {failure}"))
-
-
-def _keys(places: Places, contents: Sequence[str], identity: str, memory: Remembered) -> list[str]:
-    """The key of each point: the weights, the coefficients, and the task."""
-    rows = (sorted([c, float(k)] for c, k in zip(contents, row, strict=True) if k != 0) for row in places.coefficients)
-    return [memory.key(used, identity) for used in rows]
 
 
 def _known(keys: Sequence[str], splits: Sequence[str], memory: Remembered) -> dict[int, Point]:

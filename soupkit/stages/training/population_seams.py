@@ -17,7 +17,7 @@ from soupkit.errors import AlignError
 from soupkit.recipe.population import TrainPopulation
 from soupkit.soup.greedy import greedy
 from soupkit.stages.alignment.examples import example_inputs
-from soupkit.stages.alignment.repaired import training_batches
+from soupkit.stages.scoring.scoring import training_batches
 from soupkit.stages.training.start import Start, task_of
 from soupkit.task.images.task import saved
 from soupkit.task.score import Score
@@ -72,7 +72,7 @@ def _repairer(task: Task, recipe: TrainPopulation) -> Callable[[Sequence[Named],
     if task.head is not None:
         raise AlignError("repair of a zero-shot CLIP population is not offered", hint="soupkit repair, after training")
     assert recipe.repair != "off"
-    kind, batches = recipe.repair, training_batches(task, recipe)
+    kind, batches = recipe.repair, training_batches(task, recipe, num_batches=recipe.bn_batches)
 
     def repair(children: Sequence[Named], parents: Sequence[Named], coefficients: np.ndarray) -> None:
         whole = [_whole(task, each) for each in children], [_whole(task, each) for each in parents]

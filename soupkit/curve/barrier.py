@@ -5,14 +5,13 @@ Shapes: P points, N examples.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from scipy.special import log_softmax
 
-from soupkit.checkpoint.dtypes import Array
 from soupkit.task.images.metrics import num_ahead
 from soupkit.task.score import Predictions, share_error
 
@@ -31,16 +30,25 @@ class Barrier:
         return dict(vars(self))
 
 
-def barrier(values_pn: np.ndarray, at: Sequence[float], *, shares: bool = False) -> Barrier:
-    """max_λ [L(θ_λ) − (1 − λ) L(θ_0) − λ L(θ_1)] (Frankle et al. 2020, arXiv:1912.05671, without its mean of the ends;
-    as in Entezari et al. 2022, arXiv:2110.06296, eq. 1).
+def excess(values: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """v(λ) − (1 − λ) v(0) − λ v(1): how far each point of a path lies above the line between its ends.
 
-    values_pn: the loss (or error) of every example at every point; at: λ of each point, from 0 to 1. Never below zero,
-    for the ends are points too. The standard error is that of the paired differences at the highest point;
-    with `shares` (the values are 0 or 1) it is `share_error`, which is not 0 where no example tells the points apart.
+    The maximum is the barrier (Frankle et al. 2020, arXiv:1912.05671, §2, without its mean of the ends; as in
+    Entezari et al. 2022, arXiv:2110.06296, eq. 1), which is never below zero, for the ends are points too.
+    values: float64[P] or [P, N]; at: λ of each point, from 0 to 1, float64[P] or [P, 1].
     """
-    at_p1 = np.asarray(at, np.float64)[:, None]
-    excess_pn = values_pn - (1 - at_p1) * values_pn[0] - at_p1 * values_pn[-1]
+    rise: np.ndarray = values - (1 - at) * values[0] - at * values[-1]
+    return rise
+
+
+def barrier(values_pn: np.ndarray, at: Sequence[float], *, shares: bool = False) -> Barrier:
+    """The barrier of a mean over examples.
+
+    values_pn: the loss (or error) of every example at every point; at: λ of each point. The standard error is
+    that of the paired differences at the highest point; with `shares` (the values are 0 or 1) it is `share_error`,
+    which is not 0 where no example tells the points apart.
+    """
+    excess_pn = excess(values_pn, np.asarray(at, np.float64)[:, None])
     means = excess_pn.mean(1)
     highest = int(means.argmax())
     n = values_pn.shape[1]
@@ -56,16 +64,3 @@ def losses_and_errors(predictions: Predictions) -> tuple[np.ndarray, np.ndarray]
     log_p = log_softmax(predictions.outputs.astype(np.float64), axis=1)
     rows = np.arange(len(predictions.targets))
     return -log_p[rows, predictions.targets], (num_ahead(predictions.outputs, predictions.targets) > 0).astype(float)
-
-
-def between(a: Mapping[str, Array], b: Mapping[str, Array], at: float) -> dict[str, Array]:
-    """(1 − at)·A + at·B of every floating tensor, rounded once into its dtype; counters are A's."""
-    mixed = {}
-    for name in a:
-        values = np.asarray(a[name])
-        if np.issubdtype(values.dtype, np.integer) or values.dtype == np.bool_:
-            mixed[name] = values
-        else:
-            total = (1 - at) * values.astype(np.float64) + at * np.asarray(b[name]).astype(np.float64)
-            mixed[name] = total.astype(values.dtype)
-    return mixed
