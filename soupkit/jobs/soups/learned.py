@@ -10,7 +10,7 @@ from soupkit.recipe.soup import MergeLearned
 from soupkit.soup.learned import Softmax, Unconstrained
 from soupkit.stages.learning.learning import begin, dry_run, learn, settings_of
 from soupkit.stages.learning.search import Outcome, Search, open_search
-from soupkit.stages.learning.written import learned, score_uniform, write_learned
+from soupkit.stages.learning.written import learned, write_learned
 from soupkit.stages.scoring.ranked import without_the_best
 from soupkit.world import World
 
@@ -21,8 +21,7 @@ def merge_learned(recipe: MergeLearned, world: World, report: Report) -> dict[st
     search = open_search(recipe, checkpoints, world, report, command="merge learned")
     if recipe.dry_run:
         return dry_run(search)
-    uniform = score_uniform(search)
-    return write_learned(search, learned(search, lambda: _search(search, recipe)), uniform)
+    return write_learned(search, learned(search, lambda: _search(search, recipe)))
 
 
 def _search(search: Search, recipe: MergeLearned) -> Outcome:

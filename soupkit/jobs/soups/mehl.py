@@ -13,7 +13,7 @@ from soupkit.soup.live import LiveModel
 from soupkit.soup.mehl import HyperPlane
 from soupkit.stages.learning.learning import begin, dry_run, learn, settings_of
 from soupkit.stages.learning.search import Outcome, Search, open_search
-from soupkit.stages.learning.written import learned, score_uniform, write_learned
+from soupkit.stages.learning.written import learned, write_learned
 from soupkit.stages.scoring.ranked import without_the_best
 from soupkit.world import World
 
@@ -24,8 +24,7 @@ def merge_mehl(recipe: MergeMehl, world: World, report: Report) -> dict[str, Any
     search = open_search(recipe, checkpoints, world, report, command="merge mehl", together=False)
     if recipe.dry_run:
         return dry_run(search)
-    uniform = score_uniform(search)
-    return write_learned(search, learned(search, lambda: _search(search, recipe)), uniform)
+    return write_learned(search, learned(search, lambda: _search(search, recipe)))
 
 
 def model_batches(num_models: int, size: int, *, seed: int, epoch: int) -> list[list[int]]:

@@ -20,7 +20,7 @@ from soupkit.soup.twa import Orthonormal
 from soupkit.stages.inputs.ordered import refuse_unplaced, say_order
 from soupkit.stages.learning.learning import begin, dry_run, learn, settings_of
 from soupkit.stages.learning.search import Outcome, Search, open_search
-from soupkit.stages.learning.written import learned, score_uniform, write_learned
+from soupkit.stages.learning.written import learned, write_learned
 from soupkit.stages.scoring.ranked import without_the_best
 from soupkit.task.images.task import ImageTask
 from soupkit.train.augmented import Augmented
@@ -37,8 +37,7 @@ def merge_twa(recipe: MergeTwa, world: World, report: Report) -> dict[str, Any]:
     search = open_search(with_unit(recipe), checkpoints, world, report, command="merge twa")
     if recipe.dry_run:
         return dry_run(search)
-    uniform = score_uniform(search)
-    return write_learned(search, learned(search, lambda: _search(search, search.recipe, start_N)), uniform)
+    return write_learned(search, learned(search, lambda: _search(search, search.recipe, start_N)))
 
 
 def with_unit(recipe: MergeTwa) -> MergeTwa:

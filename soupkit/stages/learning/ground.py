@@ -2,40 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from soupkit.checkpoint.dtypes import Array
 from soupkit.errors import TaskError
 from soupkit.events import Warned
 from soupkit.stages.learning.search import Outcome, Search
-from soupkit.stages.scoring.scoring import SoupTask
-from soupkit.task.score import Predictions, compare
+from soupkit.stages.scoring.scoring import JUDGED, predict
+from soupkit.task.score import Predictions, compare, scores_of, scores_to_json
 
 TOO_MANY = 3.0
 """Standard errors of the paired difference on the same examples."""
 
 
-def keep_the_better(search: Search, outcome: Outcome) -> None:
+def keep_the_better(search: Search, outcome: Outcome) -> Mapping[str, Array]:
     """Compare what would be written with the uniform soup; put the latter in its place where it is clearly better.
 
-    outcome.notes["against_uniform"]: split, metric, difference (learned less uniform), standard_error, num_examples,
-    kept_uniform. `--force` writes what was learned and says how much worse it is.
+    outcome.notes["uniform"]: its scores. outcome.notes["against_uniform"]: split, metric, difference (learned less
+    uniform), standard_error, num_examples, kept_uniform. `--force` writes what was learned and says how much worse
+    it is. Returns the re-estimated batch-norm statistics of what the outcome then holds.
     """
-    verdict = _verdict(search, outcome.coefficients_KB)
+    uniform_KB, roles = search.mean_KB(), JUDGED if search.recipe.test else JUDGED[:1]
+    of_uniform = _load(search, uniform_KB)
+    uniform = {role: predict(search.soup.task, role) for role in roles}
+    outcome.notes["uniform"] = {
+        role: scores_to_json(scores_of(each, search.soup.task.metrics)) for role, each in uniform.items()
+    }
+    of_learned = _load(search, outcome.coefficients_KB)
+    verdict = _verdict(search, predict(search.soup.task, "held_out"), uniform["held_out"])
     kept = verdict["clearly_worse"] and not search.recipe.force
     outcome.notes["against_uniform"] = verdict | {"kept_uniform": kept}
-    if not verdict["clearly_worse"]:
-        return
+    if verdict["clearly_worse"]:
+        _tell(search, verdict)
+    if not kept:
+        return of_learned
+    outcome.notes["learned_coefficients"] = outcome.coefficients_KB.tolist()
+    outcome.coefficients_KB = uniform_KB
+    return of_uniform
+
+
+def _load(search: Search, coefficients_KB: np.ndarray) -> Mapping[str, Array]:
+    return search.soup.load(search.mixture(coefficients_KB))
+
+
+def _tell(search: Search, verdict: dict[str, Any]) -> None:
     done = "it is written (--force)" if search.recipe.force else "the uniform soup is written instead (--force: not)"
     difference = verdict["difference"]
     words = "its outputs are not numbers" if difference is None else _difference(verdict)
     search.report(Warned(f"{search.command}: on held-out data {words}: {done}; a lower --lr may help"))
-    if kept:
-        outcome.notes["learned_coefficients"] = outcome.coefficients_KB.tolist()
-        outcome.coefficients_KB = search.mean_KB()
 
 
 def _difference(verdict: dict[str, Any]) -> str:
@@ -43,9 +60,8 @@ def _difference(verdict: dict[str, Any]) -> str:
     return f"{verdict['metric']} is {size} against the uniform soup"
 
 
-def _verdict(search: Search, coefficients_KB: np.ndarray) -> dict[str, Any]:
-    metric, task = search.recipe.metric, search.soup.task
-    uniform, found = (_predictions(search, each_KB) for each_KB in (search.mean_KB(), coefficients_KB))
+def _verdict(search: Search, found: Predictions, uniform: Predictions) -> dict[str, Any]:
+    task, metric = search.soup.task, search.recipe.metric
     named = {"split": "held_out", "metric": metric, "num_examples": len(task.held_out)}
     try:
         compared = compare(found, uniform, task.metrics[metric])
@@ -57,19 +73,3 @@ def _verdict(search: Search, coefficients_KB: np.ndarray) -> dict[str, Any]:
         "standard_error": compared.standard_error,
         "clearly_worse": bool(worse > TOO_MANY * compared.standard_error and worse > 0),
     }
-
-
-def _predictions(search: Search, coefficients_KB: np.ndarray) -> Predictions:
-    search.soup.load(search.mixture(coefficients_KB))
-    return search.soup.task.predict(search.soup.task.held_out)
-
-
-@contextmanager
-def by_itself(soup: SoupTask) -> Iterator[None]:
-    """Inside, predictions of a task are one process's own; the other ranks may wait."""
-    ranks = soup.task.world
-    soup.task.world = ranks.alone()
-    try:
-        yield
-    finally:
-        soup.task.world = ranks

@@ -16,31 +16,13 @@ from soupkit.errors import DivergedError
 from soupkit.events import Table
 from soupkit.report.coefficients import heat_map, learning_curve
 from soupkit.report.tables import split_label, uniform_label
-from soupkit.stages.learning.ground import by_itself, keep_the_better
+from soupkit.stages.learning.ground import keep_the_better
 from soupkit.stages.learning.search import Outcome, Search
 from soupkit.stages.outputs.soup import Record, write_soup
 from soupkit.task.batch_norm import has_batch_norm
-from soupkit.task.score import scores_to_json
 
 SHOWN = 12
 """Ingredients in the table of coefficients."""
-
-
-def score_uniform(search: Search) -> dict[str, Any]:
-    """The uniform soup's scores, to compare with; a resumed search knows them already. Rank 0 computes them."""
-    known: dict[str, Any] | None = search.journal.result("uniform")
-    if known is None:
-        known = search.world.in_main(lambda: _scores_of_uniform(search))
-        search.journal.finish("uniform", known)
-    return known
-
-
-def _scores_of_uniform(search: Search) -> dict[str, Any]:
-    task = search.soup.task
-    splits = {"held_out": task.held_out} | ({"test": task.test} if search.recipe.test else {})
-    with by_itself(search.soup):
-        search.soup.load(search.mixture(search.mean_KB()))
-        return {name: scores_to_json(task.scores(examples)) for name, examples in splits.items()}
 
 
 def learned(search: Search, run: Callable[[], Outcome]) -> Outcome:
@@ -52,33 +34,32 @@ def learned(search: Search, run: Callable[[], Outcome]) -> Outcome:
         raise
 
 
-def write_learned(search: Search, outcome: Outcome, uniform: Mapping[str, Any]) -> dict[str, Any]:
+def write_learned(search: Search, outcome: Outcome) -> dict[str, Any]:
     """Write the soup, score what was written, and tell; returns the manifest, on every rank."""
-    manifest = search.world.in_main(lambda: _write(search, outcome, uniform))
+    manifest = search.world.in_main(lambda: _write(search, outcome))
     search.journal.remove()
-    search.report(_scores_table(search, manifest, uniform))
+    search.report(_scores_table(search, manifest))
     search.report(_coefficients_table(search, outcome.coefficients_KB))
     return manifest
 
 
-def _write(search: Search, outcome: Outcome, uniform: Mapping[str, Any]) -> dict[str, Any]:
+def _write(search: Search, outcome: Outcome) -> dict[str, Any]:
     recipe, soup = search.recipe, search.soup
-    soup.task.world = search.world.alone()  # the others wait: nothing that follows is shared
-    soup.task.model.eval()
-    keep_the_better(search, outcome)
-    mixture = search.mixture(outcome.coefficients_KB)
-    return write_soup(
-        search.ingredients,
-        mixture,
-        recipe,
-        search.world.alone(),
-        search.report,
-        command=search.command,
-        record=Record(_trace(outcome), _notes(search, outcome, uniform)),
-        replaced=soup.load(mixture) if search.refreshes else None,
-        measure=lambda checkpoint: soup.measure(checkpoint, test=recipe.test),
-        illustrate=(lambda directory: _draw(search, outcome, directory)) if recipe.plots else None,
-    )
+    with soup.by_itself() as alone:  # the others wait: nothing that follows is shared
+        soup.task.model.eval()
+        statistics = keep_the_better(search, outcome)
+        return write_soup(
+            search.ingredients,
+            search.mixture(outcome.coefficients_KB),
+            recipe,
+            alone,
+            search.report,
+            command=search.command,
+            record=Record(_trace(outcome), _notes(search, outcome)),
+            replaced=statistics,
+            measure=lambda checkpoint: soup.measure(checkpoint, test=recipe.test),
+            illustrate=(lambda directory: _draw(search, outcome, directory)) if recipe.plots else None,
+        )
 
 
 def _trace(outcome: Outcome) -> list[dict[str, Any]]:
@@ -89,12 +70,11 @@ def _trace(outcome: Outcome) -> list[dict[str, Any]]:
     ]
 
 
-def _notes(search: Search, outcome: Outcome, uniform: Mapping[str, Any]) -> dict[str, Any]:
+def _notes(search: Search, outcome: Outcome) -> dict[str, Any]:
     return {
         **outcome.notes,
         **_fitted_on(search, outcome),
         "blocks": list(search.layout.labels),
-        "uniform": dict(uniform),
         "memory": search.memory.to_json(),
         "ranks": search.world.size,
         "batch_statistics": search.batch_statistics,
@@ -126,13 +106,13 @@ def _draw(search: Search, outcome: Outcome, directory: Path) -> None:
         )
 
 
-def _scores_table(search: Search, manifest: Mapping[str, Any], uniform: Mapping[str, Any]) -> Table:
+def _scores_table(search: Search, manifest: Mapping[str, Any]) -> Table:
     """The uniform soup beside the learned one, on what was learned from and on what was not."""
     uniform_name = uniform_label(search.recipe.bn, has_batch_norm=has_batch_norm(search.soup.task.model))
     rows: list[tuple[Any, ...]] = []
     kept = manifest["notes"]["against_uniform"]["kept_uniform"]
     written = f"{uniform_name}, written" if kept else search.command
-    for name, metrics in ((uniform_name, uniform), (written, manifest["metrics"])):
+    for name, metrics in ((uniform_name, manifest["notes"]["uniform"]), (written, manifest["metrics"])):
         for split, scores in metrics.items():
             shown = split_label(split, manifest["notes"] if name == written else None)
             for metric, score in scores.items():
