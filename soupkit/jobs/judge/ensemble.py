@@ -11,6 +11,7 @@ from soupkit.checkpoint.quantized import refuse_quantized
 from soupkit.checkpoint.reference import open_references
 from soupkit.events import Advanced, Cell, Finished, Report, Started, Table, Told, Wrote
 from soupkit.manifest import Manifest
+from soupkit.merge.mixture import uniform
 from soupkit.recipe.curve import Ensemble
 from soupkit.recipe.parse import recipe_to_json
 from soupkit.remembered import Remembered
@@ -18,7 +19,7 @@ from soupkit.stages.inputs.agreed import check_alike
 from soupkit.stages.inputs.seen import check_seen
 from soupkit.stages.outputs.described import describe_inputs
 from soupkit.stages.outputs.findings import write_findings, write_scores
-from soupkit.stages.scoring.scoring import contents_of
+from soupkit.stages.scoring.scoring import JUDGED, contents_of, predict
 from soupkit.task.images.ensembles import KINDS, RunningEnsemble
 from soupkit.task.images.metrics import METRICS, all_scores
 from soupkit.task.images.models import describe
@@ -26,7 +27,6 @@ from soupkit.task.images.task import ImageTask, open_task
 from soupkit.task.score import Comparison, Predictions, compare, scores_to_json
 from soupkit.world import World
 
-SPLITS = ("held_out", "test")
 BEST = "best single"
 
 
@@ -46,13 +46,13 @@ def ensemble(recipe: Ensemble, world: World, report: Report) -> dict[str, Any]:
     contents = contents_of(checkpoints, world, report)
     singles, best, ensembles = _predict(checkpoints, contents, task, recipe, world, report)
     names = [checkpoint.reference for checkpoint in checkpoints]
-    scored = {str(kind): {split: ensembles[split].predictions(kind) for split in SPLITS} for kind in KINDS}
+    scored = {str(kind): {split: ensembles[split].predictions(kind) for split in JUDGED} for kind in KINDS}
     metrics: dict[str, Any] = {
         "best_single": singles[best[0]],
         **{kind: {split: scores_to_json(all_scores(p)) for split, p in each.items()} for kind, each in scored.items()},
     }
     comparisons = {
-        kind: {split: compare(each[split], best[1][split], METRICS["top1"]) for split in SPLITS}
+        kind: {split: compare(each[split], best[1][split], METRICS["top1"]) for split in JUDGED}
         for kind, each in scored.items()
     }
     report(_table(names[best[0]], metrics, comparisons, len(names)))
@@ -85,7 +85,7 @@ def _predict(
     """The scores of every checkpoint, the best on held-out with its predictions, and the ensembles."""
     singles: list[dict[str, Any]] = []
     best: tuple[int, dict[str, Predictions]] = (0, {})
-    ensembles = {split: RunningEnsemble() for split in SPLITS}
+    ensembles = {split: RunningEnsemble() for split in JUDGED}
     num_remembered = 0
     memory, fingerprint = Remembered.of("predictions", recipe), task.fingerprint()
     report(Started("predicting", len(checkpoints), "checkpoints"))
@@ -93,10 +93,11 @@ def _predict(
         if number and describe(checkpoint, recipe.model) != task.spec:
             task = open_task(checkpoint, recipe, world, splits=task.splits)
             fingerprint = task.fingerprint()
-        predictions, remembered = _predictions(checkpoint, task, memory, memory.key(content, fingerprint))
+        key = memory.key_of([content], uniform([checkpoint.reference]), fingerprint)
+        predictions, remembered = _predictions(checkpoint, task, memory, key)
         num_remembered += remembered
         singles.append({split: scores_to_json(all_scores(p)) for split, p in predictions.items()})
-        for split in SPLITS:
+        for split in JUDGED:
             ensembles[split].add(predictions[split])
         top = singles[number]["held_out"]["top1"]["value"]
         if not best[1] or top > singles[best[0]]["held_out"]["top1"]["value"]:
@@ -118,10 +119,10 @@ def _predictions(
     known = memory.read(key)
     if known is not None:
         logits = known[1]
-        if all(split in logits and len(logits[split]) == len(examples[split]) for split in SPLITS):
-            return {split: Predictions(logits[split], examples[split].targets) for split in SPLITS}, True
+        if all(split in logits and len(logits[split]) == len(examples[split]) for split in JUDGED):
+            return {str(split): Predictions(logits[split], examples[split].targets) for split in JUDGED}, True
     task.load(checkpoint)
-    found = {split: task.predict(examples[split]) for split in SPLITS}
+    found: dict[str, Predictions] = {split: predict(task, split) for split in JUDGED}
     memory.write(key, {}, {split: each.outputs for split, each in found.items()})
     return found, False
 
@@ -135,7 +136,7 @@ def _table(
         **{kind: f"ensemble of {kind}, {num} models" for kind in KINDS},
     }
     for name, label in labels.items():
-        for split in SPLITS:
+        for split in JUDGED:
             top1, nll = metrics[name][split]["top1"], metrics[name][split]["nll"]
             change: tuple[Cell, ...] = ("", None)
             if name in comparisons:

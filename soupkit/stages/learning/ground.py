@@ -32,7 +32,7 @@ def keep_the_better(search: Search, outcome: Outcome) -> Mapping[str, Array]:
         role: scores_to_json(scores_of(each, search.soup.task.metrics)) for role, each in uniform.items()
     }
     of_learned = _load(search, outcome.coefficients_KB)
-    verdict = _verdict(search, predict(search.soup.task, "held_out"), uniform["held_out"])
+    verdict = _verdict(search, predict(task, "held_out"), uniform["held_out"])
     kept = verdict["clearly_worse"] and not search.recipe.force
     outcome.notes["against_uniform"] = verdict | {"kept_uniform": kept}
     if verdict["clearly_worse"]:

@@ -6,7 +6,6 @@ Shape suffixes: K ingredients, B blocks.
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.checkpoint.tensors import parse_bytes
 from soupkit.errors import RecipeError
 from soupkit.events import Report, Told
+from soupkit.identity import digest, file_identity
 from soupkit.merge.mixture import Mixture
 from soupkit.recipe.parse import recipe_to_json
 from soupkit.recipe.soup import MergeTwa
@@ -178,14 +178,13 @@ def _head_moves(recipe: Any, soup: SoupTask) -> bool:
 def identity_of(recipe: Any, checkpoints: Sequence[Checkpoint], soup: SoupTask) -> str:
     """What a search depends on: options, weight files as they lie there, model and data."""
     options = {key: value for key, value in recipe_to_json(recipe).items() if key not in HOW_NOT_WHAT}
-    files: list[Any] = []
-    for checkpoint in checkpoints:
-        if checkpoint.remote is not None:
-            files.append([checkpoint.reference, checkpoint.remote.commit])
-        else:
-            stats = [(str(file), file.stat()) for file in checkpoint.files]
-            files.append([[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats])
-    return json.dumps([options, files, soup.task.fingerprint()], sort_keys=True, default=str)
+    files = [
+        [each.reference, each.remote.commit]
+        if each.remote is not None
+        else [file_identity(file, most=0) for file in each.files]
+        for each in checkpoints
+    ]
+    return digest(options, files, soup.task.fingerprint())
 
 
 def _plan(
