@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from soupkit.report.tables import split_label
+
 Vector = NDArray[np.float64]
 COLORS = {"train": "tab:gray", "held_out": "tab:orange", "test": "tab:blue"}
 
@@ -38,7 +40,7 @@ def path_plot(
     for axes, (name, splits) in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels.items(), strict=True):
         for split, (values, errors) in splits.items():
             color = COLORS[split]
-            axes.plot(ts, values, color=color, label=split.replace("_", "-"))
+            axes.plot(ts, values, color=color, label=split_label(split))
             axes.fill_between(ts, values - errors, values + errors, color=color, alpha=0.2, linewidth=0)
         for mark in marks:
             axes.axvline(mark, color="black", linewidth=0.5, alpha=0.4)
@@ -118,7 +120,7 @@ def cycle_plot(
     _circles(top, rates, kept)
     top.set(ylabel="learning rate")
     for split, line in traced.items():
-        middle.plot(*line, ".-", color=COLORS[split], label=split.replace("_", "-"))
+        middle.plot(*line, ".-", color=COLORS[split], label=split_label(split))
         _circles(middle, line, kept)
     middle.set(ylabel="error, %")
     middle.legend(loc="best", fontsize="small")

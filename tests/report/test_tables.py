@@ -8,11 +8,21 @@ from typing import Any
 import pytest
 
 from soupkit.checkpoint.checkpoint import Checkpoint
+from soupkit.events import Event, Table
 from soupkit.manifest import Manifest
 from soupkit.report.card import model_card
 from soupkit.report.sections_scores import score_section
 from soupkit.report.sections_subject import Subject
-from soupkit.report.tables import split_label, uniform_label
+from soupkit.report.tables import (
+    amounts,
+    score_cell,
+    score_rows,
+    score_table,
+    split_label,
+    tell_plan,
+    uniform_label,
+    with_error,
+)
 
 SCORES = {split: {"top1": {"value": 0.5, "standard_error": 0.1, "num_examples": 25}} for split in ("held_out", "test")}
 
@@ -52,3 +62,30 @@ def test_a_uniform_soup_says_what_became_of_batch_norm() -> None:
     assert uniform_label("refresh") == "uniform soup, batch norm refreshed"
     assert uniform_label("average") == "uniform soup, batch norm averaged"
     assert uniform_label("refresh", has_batch_norm=False) == "uniform soup"
+
+
+def test_scores_of_models_in_one_table() -> None:
+    notes = {"selected_on": {"split": "held_out"}}
+    table = score_table("search", score_rows("uniform", SCORES), score_rows("best", SCORES, notes))
+    assert table.columns == ("model", "split", "metric", "value", "± s.e.", "n")
+    assert table.rows == (
+        ("uniform", "held-out", "top1", 0.5, 0.1, 25),
+        ("uniform", "test", "top1", 0.5, 0.1, 25),
+        ("best", "held-out (selected on)", "top1", 0.5, 0.1, 25),
+        ("best", "test", "top1", 0.5, 0.1, 25),
+    )
+
+
+def test_a_number_and_its_error() -> None:
+    assert with_error(0.98571, 0.00449) == "0.9857 ± 0.0045"
+    assert with_error(0.5, None) == "0.5000"
+    assert score_cell({"value": 12.34567, "standard_error": 0.1234}, significant=True) == "12.35 ± 0.12"
+
+
+def test_a_plan_is_told_and_returned() -> None:
+    events: list[Event] = []
+    values = {"bytes_to_write": 12345, "files": ["a", "b"]}
+    assert tell_plan(values, events.append, nothing="was written") == {"plan": values}
+    assert amounts(values) == {"bytes to write": "12,345", "files": "a, b"}
+    assert isinstance(events[0], Table)
+    assert events[0].title == "plan: nothing was written"

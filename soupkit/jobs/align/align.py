@@ -20,6 +20,7 @@ from soupkit.manifest import Manifest
 from soupkit.merge.mixture import uniform
 from soupkit.recipe.align import Align
 from soupkit.recipe.parse import recipe_to_json
+from soupkit.report.tables import tell_plan
 from soupkit.stages.alignment.aligned import Aligned, open_network
 from soupkit.stages.alignment.rotated import check_matching, matched_ingredients
 from soupkit.stages.inputs.recorded import write_turns
@@ -135,5 +136,4 @@ def _show_plan(checkpoints: Sequence[Checkpoint], to: int | None, recipe: Align,
         "pinned axes": len(network.spec.pinned),
         "bytes to write": sum(checkpoint.num_bytes for checkpoint in checkpoints),
     }
-    report(Table("plan: nothing was written", ("", ""), tuple(values.items())))
-    return {"plan": values}
+    return tell_plan(values, report, nothing="was written")

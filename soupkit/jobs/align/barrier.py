@@ -27,6 +27,7 @@ from soupkit.merge.stream import StreamOptions
 from soupkit.recipe.align import Barrier as BarrierRecipe
 from soupkit.recipe.parse import recipe_to_json
 from soupkit.report.plots import compare_lines
+from soupkit.report.tables import split_label, with_error
 from soupkit.stages.alignment.rotated import check_matching, matched_ingredients
 from soupkit.stages.inputs.seen import check_seen
 from soupkit.stages.outputs.described import describe_inputs
@@ -173,11 +174,11 @@ def _table(lines: Mapping[str, Line], recipe: BarrierRecipe) -> Table:
     for name, line in lines.items():
         loss, error = line.barriers["nll"], line.barriers["error"]
         middle = line.points()[len(line.at) // 2]
-        cells = (f"{found.height:.4f} ± {found.standard_error:.4f}" for found in (loss, error))
-        top1 = f"{middle['top1']:.4f} ± {middle['top1_standard_error']:.4f}"
+        cells = (with_error(found.height, found.standard_error) for found in (loss, error))
+        top1 = with_error(middle["top1"], middle["top1_standard_error"])
         rows.append((name, *cells, loss.at, top1))
     num = next(iter(lines.values())).losses.shape[1]
-    title = f"barrier on {recipe.split.replace('_', '-')}, n = {num}"
+    title = f"barrier on {split_label(recipe.split)}, n = {num}"
     caption = "excess over the line between the ends, at its highest point; ± is one standard error over the examples"
     columns = ("line", "loss barrier", "error barrier", "highest at", "top1 in the middle")
     return Table(title, columns, tuple(rows), caption)

@@ -22,6 +22,7 @@ from soupkit.recipe.curve import Fge, as_finetune
 from soupkit.recipe.parse import recipe_to_json
 from soupkit.recipe.train import Finetune
 from soupkit.report.curves import cycle_plot
+from soupkit.report.tables import score_cell, split_label, tell_plan
 from soupkit.stages.outputs.described import describe_inputs, describe_outputs
 from soupkit.stages.training.descent import precision, training_batches, updates_per_epoch
 from soupkit.stages.training.start import Start, model_bytes, prepare, task_of, write_model
@@ -160,7 +161,7 @@ class _Run:
         for split in SPLITS:
             score = step["softmax"][split]["top1"]
             numbers = (score["value"], score["standard_error"], score["num_examples"])
-            self.report(Scored(f"ensemble of {len(self.members)}", "top1", *numbers, split.replace("_", "-")))
+            self.report(Scored(f"ensemble of {len(self.members)}", "top1", *numbers, split_label(split)))
 
     def write(self) -> Manifest:
         """The figure and the manifest over the members."""
@@ -204,15 +205,11 @@ class _Run:
         rows: list[tuple[Cell, ...]] = []
         for number, step in enumerate(self.steps, start=1):
             for split in SPLITS:
-                cells = tuple(_cell(step[name][split]["top1"]) for name in ("single", *KINDS))
+                cells = tuple(score_cell(step[name][split]["top1"]) for name in ("single", *KINDS))
                 num = step["single"][split]["top1"]["num_examples"]
-                rows.append((number, step["epoch"], split.replace("_", "-"), *cells, num))
+                rows.append((number, step["epoch"], split_label(split), *cells, num))
         columns = ("members", "epoch", "split", "newest alone", "ensemble of logits", "ensemble of softmax", "n")
         return Table(f"{self.recipe.schedule}: top-1", columns, tuple(rows), "± is one standard error")
-
-
-def _cell(entry: dict[str, Any]) -> str:
-    return f"{entry['value']:.4f} ± {entry['standard_error']:.4f}"
 
 
 def _show_plan(start: Start, recipe: Fge, kept: list[int], per_epoch: int, report: Report) -> dict[str, Any]:
@@ -226,5 +223,4 @@ def _show_plan(start: Start, recipe: Fge, kept: list[int], per_epoch: int, repor
         "members": len(kept),
         "after epochs": ", ".join(f"{done / per_epoch:g}" for done in kept),
     }
-    report(Table("plan: nothing was trained", ("", ""), tuple(values.items())))
-    return {"plan": values}
+    return tell_plan(values, report, nothing="was trained")

@@ -24,12 +24,13 @@ from soupkit.curve.descent import Descent, Gradient
 from soupkit.curve.schedule import curve_rate
 from soupkit.curve.state import load_state, save_state
 from soupkit.errors import CompatibilityError, RecipeError
-from soupkit.events import Cell, Report, Table, Told, Wrote
+from soupkit.events import Cell, Report, Told, Wrote
 from soupkit.given import given_by
 from soupkit.manifest import Manifest
 from soupkit.recipe.curve import CurveFit, as_finetune
 from soupkit.recipe.parse import recipe_to_json
 from soupkit.recipe.train import Finetune
+from soupkit.report.tables import tell_plan
 from soupkit.stages.alignment.aligned import aligned_ingredients
 from soupkit.stages.inputs.agreed import agreed
 from soupkit.stages.inputs.download import download
@@ -261,5 +262,4 @@ def _show_plan(fit: _Fit, num_bytes: int, report: Report) -> dict[str, Any]:
         "updates": recipe.epochs * updates_per_epoch(fit.start, fit.training),
         "bytes to write": num_bytes,
     }
-    report(Table("plan: nothing was trained", ("", ""), tuple(values.items())))
-    return {"plan": values}
+    return tell_plan(values, report, nothing="was trained")

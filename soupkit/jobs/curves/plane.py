@@ -28,6 +28,7 @@ from soupkit.manifest import Manifest
 from soupkit.recipe.curve import Plane as PlaneRecipe
 from soupkit.recipe.parse import recipe_to_json
 from soupkit.report.curves import plane_plot
+from soupkit.report.tables import score_cell, split_label
 from soupkit.stages.inputs.agreed import agreed
 from soupkit.stages.inputs.curve import open_curve
 from soupkit.stages.inputs.seen import check_seen
@@ -173,9 +174,9 @@ def _table(
             row, column = np.unravel_index(int(grid.argmin()), grid.shape)
             place = (float(f"{drawn.xs[column]:.4g}"), float(f"{drawn.ys[row]:.4g}"))
             entry = least[split][f"{measure}_min"]
-            value = f"{entry['value']:.4g} ± {entry['standard_error']:.2g}"
+            value = score_cell(entry, significant=True)
             name = f"{measure}, %" if measure == "err" else measure
-            rows.append((split.replace("_", "-"), name, value, *place, float(grid.max()), entry["num_examples"]))
+            rows.append((split_label(split), name, value, *place, float(grid.max()), entry["num_examples"]))
     away = "".join(
         f"; {name} at ({each['x']:.4g}, {each['y']:.4g}), {each['distance']:.4g} from the plane"
         for name, each in projections.items()
@@ -209,7 +210,7 @@ def _write(
         drawn.xs,
         drawn.ys,
         {
-            f"{split.replace('_', '-')} loss": (values[split]["loss"], recipe.loss_cap),
+            f"{split_label(split)} loss": (values[split]["loss"], recipe.loss_cap),
             "test error, %": (values["test"]["err"], recipe.error_cap),
         },
         points={name: tuple(place) for name, place in zip(names, drawn.corners.tolist(), strict=True)},

@@ -15,6 +15,7 @@ from soupkit.merge.mixture import uniform
 from soupkit.recipe.curve import Ensemble
 from soupkit.recipe.parse import recipe_to_json
 from soupkit.remembered import Remembered
+from soupkit.report.tables import score_cell, split_label
 from soupkit.stages.inputs.agreed import check_alike
 from soupkit.stages.inputs.seen import check_seen
 from soupkit.stages.outputs.described import describe_inputs
@@ -51,7 +52,7 @@ def ensemble(recipe: Ensemble, world: World, report: Report) -> dict[str, Any]:
         "best_single": singles[best[0]],
         **{kind: {split: scores_to_json(all_scores(p)) for split, p in each.items()} for kind, each in scored.items()},
     }
-    comparisons = {
+    comparisons: dict[str, dict[str, Comparison]] = {
         kind: {split: compare(each[split], best[1][split], METRICS["top1"]) for split in JUDGED}
         for kind, each in scored.items()
     }
@@ -85,7 +86,7 @@ def _predict(
     """The scores of every checkpoint, the best on held-out with its predictions, and the ensembles."""
     singles: list[dict[str, Any]] = []
     best: tuple[int, dict[str, Predictions]] = (0, {})
-    ensembles = {split: RunningEnsemble() for split in JUDGED}
+    ensembles: dict[str, RunningEnsemble] = {split: RunningEnsemble() for split in JUDGED}
     num_remembered = 0
     memory, fingerprint = Remembered.of("predictions", recipe), task.fingerprint()
     report(Started("predicting", len(checkpoints), "checkpoints"))
@@ -142,14 +143,10 @@ def _table(
             if name in comparisons:
                 c = comparisons[name][split]
                 change = (f"{c.difference:+.4f} [{c.low:+.4f}, {c.high:+.4f}]", c.p_value)
-            cells = (_cell(top1), _cell(nll), *change, top1["num_examples"])
-            rows.append((label, split.replace("_", "-"), *cells))
+            cells = (score_cell(top1), score_cell(nll), *change, top1["num_examples"])
+            rows.append((label, split_label(split), *cells))
     columns = ("model", "split", "top1", "nll", "Δ top1 to best single, 95 %", "p", "n")
     return Table("ensemble", columns, tuple(rows), "± is one standard error; held-out chose the best single")
-
-
-def _cell(entry: Mapping[str, Any]) -> str:
-    return f"{entry['value']:.4f} ± {entry['standard_error']:.4f}"
 
 
 def _write(

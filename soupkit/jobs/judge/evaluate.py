@@ -19,6 +19,7 @@ from soupkit.manifest import Manifest
 from soupkit.metrics import metric_of
 from soupkit.recipe.evaluate import Evaluate
 from soupkit.recipe.parse import recipe_to_json
+from soupkit.report.tables import split_label, with_error
 from soupkit.stages.inputs.seen import check_seen
 from soupkit.stages.outputs.described import describe_inputs
 from soupkit.stages.outputs.findings import write_findings, write_scores
@@ -157,7 +158,7 @@ def _score_outside(checkpoints: Sequence[Checkpoint], recipe: Evaluate, report: 
 
 def _scored(split: str, row: Row, metric: str) -> Scored:
     score = row.scores[metric]
-    return Scored(row.name, metric, score.value, score.standard_error, score.num_examples, split.replace("_", "-"))
+    return Scored(row.name, metric, score.value, score.standard_error, score.num_examples, split_label(split))
 
 
 def _table(split: str, rows: Sequence[Row], recipe: Evaluate) -> Table:
@@ -165,16 +166,13 @@ def _table(split: str, rows: Sequence[Row], recipe: Evaluate) -> Table:
     compared = any(row.comparison for row in rows)
     columns = ("checkpoint", *metrics, *((f"Δ {metric_of(recipe)}", "95 % interval", "p") if compared else ()))
     num = rows[0].scores[metrics[0]].num_examples
-    title = split.replace("_", "-") + (f", n = {num}" if num else "")
+    title = split_label(split) + (f", n = {num}" if num else "")
     caption = "± is one standard error; Δ and p are paired with the baseline's predictions" if compared else ""
     return Table(title, columns, tuple(_cells(row, compared=compared) for row in rows), caption)
 
 
 def _cells(row: Row, *, compared: bool) -> tuple[str | float | None, ...]:
-    values = [
-        f"{score.value:.4f}" + ("" if score.standard_error is None else f" ± {score.standard_error:.4f}")
-        for score in row.scores.values()
-    ]
+    values = [with_error(score.value, score.standard_error) for score in row.scores.values()]
     if not compared:
         return (row.name, *values)
     c = row.comparison

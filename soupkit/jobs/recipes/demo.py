@@ -15,6 +15,7 @@ from soupkit.recipe.parse import recipe_to_json
 from soupkit.recipe.run import Demo
 from soupkit.recipe.steps import parse_steps
 from soupkit.report.plots import dot_plot
+from soupkit.report.tables import split_label
 from soupkit.stages.steps import run_steps
 from soupkit.world import World, available_cores
 
@@ -101,7 +102,7 @@ def _write(out: Path, manifest: Manifest, summary: Scores, members: Sequence[Seq
                 writer.writerow((name, split, *score.values()))
     rows = {
         name: {
-            split.replace("_", "-"): (100 * score["value"], 100 * (score["standard_error"] or 0))
+            split_label(split): (100 * score["value"], 100 * (score["standard_error"] or 0))
             for split, score in splits.items()
         }
         for name, splits in summary.items()

@@ -10,7 +10,7 @@ from soupkit.checkpoint.reference import open_references
 from soupkit.events import Report, Table
 from soupkit.merge.mixture import Mixture
 from soupkit.recipe.soup import MergeEvolve
-from soupkit.report.tables import split_label, uniform_label
+from soupkit.report.tables import score_rows, score_table, uniform_label
 from soupkit.soup.blocks import Layout, lay_out_weights
 from soupkit.soup.evolve import Evolved, evolve
 from soupkit.stages.inputs.seen import fitted_on
@@ -63,7 +63,7 @@ def merge_evolve(recipe: MergeEvolve, world: World, report: Report) -> dict[str,
 
     manifest = write_judged(judge, world, write)
     has_batch_norm = any(name.endswith("running_mean") for name in ingredients.plan.slots)
-    report(_table(evolved, manifest, has_batch_norm=has_batch_norm))
+    report(_table(manifest, has_batch_norm=has_batch_norm))
     return manifest
 
 
@@ -89,22 +89,10 @@ def _score_json(score: Score) -> dict[str, Any]:
     return {"metric": score.metric, **scores_to_json({score.metric: score})[score.metric]}
 
 
-def _table(evolved: Evolved, manifest: dict[str, Any], *, has_batch_norm: bool) -> Table:
+def _table(manifest: dict[str, Any], *, has_batch_norm: bool) -> Table:
     """The uniform soup beside the best one, on what selected and on what did not."""
-    start, uniform = evolved.start, uniform_label(manifest["recipe"]["bn"], has_batch_norm=has_batch_norm)
-    rows: list[tuple[Any, ...]] = [
-        (
-            uniform,
-            split_label("held_out", manifest["notes"]),
-            start.metric,
-            start.value,
-            start.standard_error,
-            start.num_examples,
-        )
-    ]
-    for split, scores in manifest["metrics"].items():
-        for metric, score in scores.items():
-            cells = (score["value"], score["standard_error"], score["num_examples"])
-            shown = split_label(split, manifest["notes"])
-            rows.append((f"best of {evolved.num_evaluations}", shown, metric, *cells))
-    return Table("merge evolve", ("model", "split", "metric", "value", "± s.e.", "n"), tuple(rows))
+    notes, metrics = manifest["notes"], manifest["metrics"]
+    uniform = uniform_label(manifest["recipe"]["bn"], has_batch_norm=has_batch_norm)
+    start = {"held_out": {notes["uniform"]["metric"]: notes["uniform"]}}
+    best = f"best of {notes['evaluations']}"
+    return score_table("merge evolve", score_rows(uniform, start, notes), score_rows(best, metrics, notes))

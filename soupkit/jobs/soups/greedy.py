@@ -12,7 +12,7 @@ from soupkit.events import Report, Table, Told, silent
 from soupkit.merge.mixture import Mixture, keep_batch_norm, subset_mean
 from soupkit.metrics import Direction
 from soupkit.recipe.merge import MergeGreedy
-from soupkit.report.tables import split_label
+from soupkit.report.tables import score_rows, score_table
 from soupkit.soup.blocks import lay_out_weights
 from soupkit.soup.greedy import Greedy, greedy, trace
 from soupkit.soup.greedy_blocks import greedy_by_block
@@ -65,7 +65,7 @@ def merge_greedy(recipe: MergeGreedy, world: World, report: Report) -> dict[str,
         )
 
     manifest = write_judged(judge, world, write)
-    report(_table(result, ingredients, manifest))
+    report(_table(manifest))
     return manifest
 
 
@@ -135,29 +135,11 @@ def _score_json(score: Any) -> dict[str, Any]:
     }
 
 
-def _table(result: Greedy, ingredients: Ingredients, manifest: dict[str, Any]) -> Table:
+def _table(manifest: dict[str, Any]) -> Table:
     """Best single beside the soup, on what selected and on what did not."""
-    best = result.singles[result.picks[0]]
-    rows: list[tuple[Any, ...]] = [
-        (
-            f"best single: {ingredients.names[result.picks[0]]}",
-            split_label("held_out", manifest["notes"]),
-            best.metric,
-            *_cells(best),
-        )
-    ]
-    for split, scores in manifest["notes"].get("best_single", {}).get("metrics", {}).items():
-        if split != "held_out":
-            for metric, score in scores.items():
-                cells = (score["value"], score["standard_error"], score["num_examples"])
-                rows.append((rows[0][0], split_label(split), metric, *cells))
-    soup = f"greedy soup of {len(result.picks)} of {len(ingredients.names)}"
-    for split, scores in manifest["metrics"].items():
-        for metric, score in scores.items():
-            cells = (score["value"], score["standard_error"], score["num_examples"])
-            rows.append((soup, split_label(split, manifest["notes"]), metric, *cells))
-    return Table("merge greedy", ("model", "split", "metric", "value", "± s.e.", "n"), tuple(rows))
-
-
-def _cells(score: Any) -> tuple[Any, ...]:
-    return (score.value, score.standard_error, score.num_examples)
+    notes, metrics = manifest["notes"], manifest["metrics"]
+    picks, singles = notes["picks"], notes["singles"]
+    best, on_held_out = f"best single: {picks[0]}", singles[picks[0]]
+    single = notes.get("best_single", {}).get("metrics", {}) | {"held_out": {on_held_out["metric"]: on_held_out}}
+    soup = f"greedy soup of {len(picks)} of {len(manifest['inputs'])}"
+    return score_table("merge greedy", score_rows(best, single, notes), score_rows(soup, metrics, notes))

@@ -22,6 +22,7 @@ from soupkit.manifest import Manifest
 from soupkit.recipe.parse import recipe_to_json
 from soupkit.recipe.population import TrainPopulation
 from soupkit.recipe.train import Finetune
+from soupkit.report.tables import tell_plan
 from soupkit.stages.outputs.described import describe_outputs
 from soupkit.stages.training.population_folder import RunFolder
 from soupkit.stages.training.population_results import finish_population, show_results
@@ -253,10 +254,10 @@ def _show_plan(plan: Plan, report: Report) -> dict[str, Any]:
         "ranks": f"{grid.population_size} × {grid.num_parts} (population × data)",
         "bytes to write": _bytes_to_write(recipe, start),
     }
-    report(Table("plan: nothing was trained", ("", ""), tuple(values.items())))
+    shown = tell_plan(values, report, nothing="was trained")
     columns = ("member", "seed", *REGULARISATION)
     rows = [
         (member_name(i), m.seed, *(getattr(m, name) for name in REGULARISATION)) for i, m in enumerate(plan.members)
     ]
     report(Table("members", columns, tuple(rows)))
-    return {"plan": values, "members": [dict(zip(columns, row, strict=True)) for row in rows]}
+    return shown | {"members": [dict(zip(columns, row, strict=True)) for row in rows]}

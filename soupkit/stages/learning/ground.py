@@ -27,10 +27,9 @@ def keep_the_better(search: Search, outcome: Outcome) -> Mapping[str, Array]:
     """
     uniform_KB, roles = search.mean_KB(), JUDGED if search.recipe.test else JUDGED[:1]
     of_uniform = _load(search, uniform_KB)
-    uniform = {role: predict(search.soup.task, role) for role in roles}
-    outcome.notes["uniform"] = {
-        role: scores_to_json(scores_of(each, search.soup.task.metrics)) for role, each in uniform.items()
-    }
+    task = search.soup.task
+    uniform = {role: predict(task, role) for role in roles}
+    outcome.notes["uniform"] = {role: scores_to_json(scores_of(each, task.metrics)) for role, each in uniform.items()}
     of_learned = _load(search, outcome.coefficients_KB)
     verdict = _verdict(search, predict(task, "held_out"), uniform["held_out"])
     kept = verdict["clearly_worse"] and not search.recipe.force

@@ -15,7 +15,7 @@ import numpy as np
 from soupkit.errors import DivergedError
 from soupkit.events import Table
 from soupkit.report.coefficients import heat_map, learning_curve
-from soupkit.report.tables import split_label, uniform_label
+from soupkit.report.tables import score_rows, score_table, uniform_label
 from soupkit.stages.learning.ground import keep_the_better
 from soupkit.stages.learning.search import Outcome, Search
 from soupkit.stages.outputs.soup import Record, write_soup
@@ -108,16 +108,11 @@ def _draw(search: Search, outcome: Outcome, directory: Path) -> None:
 
 def _scores_table(search: Search, manifest: Mapping[str, Any]) -> Table:
     """The uniform soup beside the learned one, on what was learned from and on what was not."""
-    uniform_name = uniform_label(search.recipe.bn, has_batch_norm=has_batch_norm(search.soup.task.model))
-    rows: list[tuple[Any, ...]] = []
-    kept = manifest["notes"]["against_uniform"]["kept_uniform"]
-    written = f"{uniform_name}, written" if kept else search.command
-    for name, metrics in ((uniform_name, manifest["notes"]["uniform"]), (written, manifest["metrics"])):
-        for split, scores in metrics.items():
-            shown = split_label(split, manifest["notes"] if name == written else None)
-            for metric, score in scores.items():
-                rows.append((name, shown, metric, score["value"], score["standard_error"], score["num_examples"]))
-    return Table(search.command, ("model", "split", "metric", "value", "± s.e.", "n"), tuple(rows))
+    uniform = uniform_label(search.recipe.bn, has_batch_norm=has_batch_norm(search.soup.task.model))
+    notes = manifest["notes"]
+    written = f"{uniform}, written" if notes["against_uniform"]["kept_uniform"] else search.command
+    rows = score_rows(uniform, notes["uniform"]), score_rows(written, manifest["metrics"], notes)
+    return score_table(search.command, *rows)
 
 
 def _coefficients_table(search: Search, coefficients_KB: np.ndarray) -> Table:

@@ -7,8 +7,9 @@ from typing import Any
 
 from soupkit.checkpoint.dtypes import FLOATING, Array
 from soupkit.checkpoint.header import Slot
-from soupkit.events import Report, Table
+from soupkit.events import Report
 from soupkit.merge.per_tensor import piece_of
+from soupkit.report.tables import amounts, tell_plan
 from soupkit.stages.methods.opened import MethodMerge
 from soupkit.stages.outputs.soup import plan_values, stream_options
 from soupkit.world import World
@@ -26,18 +27,11 @@ def show_method_plan(merge: MethodMerge, recipe: Any, world: World, report: Repo
         "memory": merge.method.memory,
         "estimated_seconds": estimate_seconds(merge, recipe, world),
     }
-    rows = tuple((key.replace("_", " "), _shown(value)) for key, value in values.items())
     caption = (
         "estimated from a few tensors merged now; what is not in the page cache, or is written, waits for the disk"
     )
-    report(Table("plan: nothing was written", ("", ""), rows, caption))
+    tell_plan(amounts(values), report, nothing="was written", caption=caption)
     return {"plan": values}
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, list):
-        return ", ".join(value)
-    return f"{value:,}" if isinstance(value, int | float) else str(value or "not known before a download")
 
 
 def peak_memory(merge: MethodMerge, threads: int) -> int:

@@ -18,13 +18,14 @@ from soupkit.checkpoint.hub.ranges import NUM_READERS
 from soupkit.checkpoint.output import OutputDirectory, check_output
 from soupkit.checkpoint.reference import open_references
 from soupkit.checkpoint.tensors import Plan, TensorFiles, parse_bytes, plan_files
-from soupkit.events import Advanced, Finished, Report, Started, Table, Told, Warned, Wrote
+from soupkit.events import Advanced, Finished, Report, Started, Told, Warned, Wrote
 from soupkit.manifest import Manifest
 from soupkit.merge.mixture import Mixture, uniform
 from soupkit.merge.policy import Sink, check_made
 from soupkit.merge.stream import CHUNK, MOST_THREADS, Streamed, StreamOptions, stream
 from soupkit.recipe.parse import recipe_to_json
 from soupkit.report.card import model_card
+from soupkit.report.tables import amounts, tell_plan
 from soupkit.stages.inputs.agreed import warn_of
 from soupkit.stages.inputs.download import download
 from soupkit.stages.outputs.described import describe_inputs, describe_outputs
@@ -234,11 +235,7 @@ def _warn(streamed: Streamed, ingredients: Ingredients, report: Report, *, count
 def show_plan(ingredients: Ingredients, recipe: Any, world: World, report: Report) -> dict[str, Any]:
     """What --dry-run prints: everything is checked by now and nothing is written."""
     values = plan_values(ingredients, recipe, world)
-    rows = tuple(
-        (key.replace("_", " "), ", ".join(value) if isinstance(value, list) else f"{value:,}")
-        for key, value in values.items()
-    )
-    report(Table("plan: nothing was written", ("", ""), rows))
+    tell_plan(amounts(values), report, nothing="was written")
     return {"plan": values}
 
 

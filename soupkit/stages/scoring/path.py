@@ -19,6 +19,7 @@ from soupkit.events import Cell, Report, Table, Wrote
 from soupkit.manifest import Manifest
 from soupkit.recipe.parse import recipe_to_json
 from soupkit.report.curves import path_plot
+from soupkit.report.tables import score_cell, split_label, tell_plan
 from soupkit.stages.inputs.agreed import agreed
 from soupkit.stages.inputs.seen import check_seen
 from soupkit.stages.outputs.described import describe_inputs
@@ -90,9 +91,9 @@ def path_table(path: Scored, title: str) -> Table:
     for split, entries in metrics(path).items():
         for measure in MEASURES:
             named = {name: entries[f"{measure}_{name}"] for name in ("start", "end", "min", "max", "avg", "int")}
-            cells = tuple(_with_error(entry) for entry in named.values())
+            cells = tuple(score_cell(entry, significant=True) for entry in named.values())
             unit = f"{measure}, %" if measure == "err" else measure
-            rows.append((split.replace("_", "-"), unit, *cells, named["max"]["num_examples"]))
+            rows.append((split_label(split), unit, *cells, named["max"]["num_examples"]))
     columns = ("split", "measure", "start", "end", "min", "max", "avg", "int", "n")
     caption = f"length {path.length:.4g}; ± is one standard error over the examples of that point"
     return Table(f"{title}: {len(path.ts)} points", columns, tuple(rows), caption)
@@ -111,13 +112,7 @@ def show_plan(
         **{f"{split} examples": len(getattr(scorer.task, split)) for split in scorer.splits},
         "batch norm": recipe.bn,
     }
-    report(Table("plan: nothing was scored", ("", ""), tuple(values.items())))
-    return {"plan": values}
-
-
-def _with_error(entry: Mapping[str, Any]) -> str:
-    error = entry["standard_error"]
-    return f"{entry['value']:.4g}" + ("" if error is None else f" ± {error:.2g}")
+    return tell_plan(values, report, nothing="was scored")
 
 
 def _panels(path: Scored) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from soupkit.recipe.parse import recipe_to_json
 from soupkit.recipe.population import TrainPopulation
 from soupkit.recipe.train import Finetune
 from soupkit.report.plots import dot_plot, line_plots
+from soupkit.report.tables import score_cell, split_label
 from soupkit.stages.training.population_folder import SOUPS, RunFolder
 from soupkit.task.images.data import Splits
 from soupkit.task.images.metrics import all_scores, ensemble, num_ahead
@@ -75,13 +76,13 @@ def show_results(manifest: Manifest, report: Report) -> None:
         for name, shown in SHOWN.items()
     ]
     columns = ("model", "held-out top1", "min … max", "test top1", "min … max")
-    sizes = ", ".join(f"{split.replace('_', '-')} n = {_size(manifest.metrics, split)}" for split in SPLITS)
+    sizes = ", ".join(f"{split_label(split)} n = {_size(manifest.metrics, split)}" for split in SPLITS)
     report(Table("population", columns, tuple(rows), f"± is one standard error over examples; {sizes}"))
 
 
 def _cells(score: Mapping[str, Any]) -> tuple[str, str]:
     spread = f"{score['min']:.4f} … {score['max']:.4f}" if "min" in score else ""
-    return f"{score['value']:.4f} ± {score['standard_error']:.4f}", spread
+    return score_cell(score), spread
 
 
 def _size(metrics: Mapping[str, Any], split: str) -> int:
@@ -154,7 +155,7 @@ def _plot(out: Path, manifest: Manifest) -> None:
     members = [manifest.metrics[name]["test"]["top1"]["value"] for name in manifest.notes["members"]]
     rows = {
         shown: {
-            split.replace("_", "-"): (score["value"], score["standard_error"])
+            split_label(split): (score["value"], score["standard_error"])
             for split, score in ((split, manifest.metrics[name][split]["top1"]) for split in SPLITS)
         }
         for name, shown in SHOWN.items()

@@ -10,10 +10,11 @@ from typing import Any
 
 from soupkit.checkpoint.output import OutputDirectory
 from soupkit.errors import OutputError
-from soupkit.events import Report, Table, Wrote
+from soupkit.events import Report, Wrote
 from soupkit.manifest import Manifest
 from soupkit.recipe.parse import recipe_to_json
 from soupkit.recipe.train import Finetune
+from soupkit.report.tables import tell_plan
 from soupkit.report.tensorboard import EventFile, watched
 from soupkit.stages.outputs.described import describe_outputs
 from soupkit.stages.training.start import (
@@ -147,5 +148,4 @@ def _show_plan(start: Start, recipe: Finetune, report: Report) -> dict[str, Any]
         "bytes to write": model_bytes(saved(start.model)) * num_written(recipe),
         **{name.replace("_", " "): getattr(recipe, name) for name in HYPER_PARAMETERS},
     }
-    report(Table("plan: nothing was trained", ("", ""), tuple(values.items())))
-    return {"plan": values}
+    return tell_plan(values, report, nothing="was trained")
