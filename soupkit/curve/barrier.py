@@ -45,8 +45,8 @@ def barrier(values_pn: np.ndarray, at: Sequence[float], *, shares: bool = False)
     """The barrier of a mean over examples.
 
     values_pn: the loss (or error) of every example at every point; at: λ of each point. The standard error is
-    that of the paired differences at the highest point; with `shares` (the values are 0 or 1) it is `share_error`,
-    which is not 0 where no example tells the points apart.
+    that of the paired differences at the highest point; with `shares` (the values are 0 or 1) it is
+    `share_error`, which is not 0 where no example tells the points apart.
     """
     excess_pn = excess(values_pn, np.asarray(at, np.float64)[:, None])
     means = excess_pn.mean(1)

@@ -26,7 +26,7 @@ def curve_point(recipe: CurvePoint, world: World, report: Report) -> dict[str, A
         return show_plan(ingredients, recipe, world, report)
     replaced = None
     if refresh:
-        from soupkit.stages.scoring.batch_norm import refreshed_statistics
+        from soupkit.stages.scoring.scoring import refreshed_statistics
 
         replaced = refreshed_statistics(ingredients, mixture, recipe, world, report)
     record = Record(notes={"curve": curve.to_json(), "at": recipe.at})

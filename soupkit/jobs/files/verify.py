@@ -123,7 +123,7 @@ def reproduce(recipe: Reproduce, world: World, report: Report) -> dict[str, Any]
 
         replaced, _ = replaced_tensors(ingredients, mixture, made_with, world, report)
     elif getattr(made_with, "bn", "average") in ("refresh", "batch"):
-        from soupkit.stages.scoring.batch_norm import refreshed_statistics
+        from soupkit.stages.scoring.scoring import refreshed_statistics
 
         replaced = refreshed_statistics(ingredients, mixture, made_with, world, report)
     record = Record(manifest.trace, {**manifest.notes, "reproduces": manifest.outputs.get("content")})

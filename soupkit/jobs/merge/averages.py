@@ -100,7 +100,7 @@ def _write(
         return show_plan(ingredients, recipe, world, report) | {"coefficients": mixture.matrix[:, 0].tolist()}
     replaced = None
     if recipe.bn == "refresh":
-        from soupkit.stages.scoring.batch_norm import refreshed_statistics
+        from soupkit.stages.scoring.scoring import refreshed_statistics
 
         replaced = refreshed_statistics(ingredients, mixture, recipe, world, report)
     return write_soup(ingredients, mixture, recipe, world, report, command=command, record=record, replaced=replaced)

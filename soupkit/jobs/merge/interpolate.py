@@ -68,17 +68,13 @@ class _Points:
     ) -> None:
         self.ingredients, self.recipe, self.world, self.report = ingredients, recipe, world, report
         self.notes = notes
-        self.judge: Any = None
         self.better = better
+        self.judge: Any = None
         if better is not None:
             from soupkit.stages.scoring.judges import open_judge
 
             self.judge = open_judge(ingredients, recipe, world, report)
-
-    @property
-    def soup(self) -> Any:
-        """The task that judges, where one does."""
-        return self.judge and self.judge.soup
+        self.soup = self.judge and self.judge.soup
 
     def best(self, points: Sequence[Mixture]) -> dict[str, Any]:
         """Write the best point (the earlier of equals); the table shows them all."""

@@ -60,7 +60,7 @@ def replaced_tensors(
     if recipe.repair != "off":
         _check_convex(mixture)
     if soup is None and recipe.repair == "off":
-        from soupkit.stages.scoring.batch_norm import refreshed_statistics
+        from soupkit.stages.scoring.scoring import refreshed_statistics
 
         return refreshed_statistics(ingredients, mixture, recipe, world, report), {}
     from soupkit.stages.alignment.repaired import repaired_mixture

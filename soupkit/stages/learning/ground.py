@@ -19,11 +19,11 @@ TOO_MANY = 3.0
 
 
 def keep_the_better(search: Search, outcome: Outcome) -> Mapping[str, Array]:
-    """Compare what would be written with the uniform soup; put the latter in its place where it is clearly better.
+    """Compare what was learned with the uniform soup; put the latter in its place where it is clearly better.
 
-    outcome.notes["uniform"]: its scores. outcome.notes["against_uniform"]: split, metric, difference (learned less
-    uniform), standard_error, num_examples, kept_uniform. `--force` writes what was learned and says how much worse
-    it is. Returns the re-estimated batch-norm statistics of what the outcome then holds.
+    outcome.notes["uniform"]: its scores. outcome.notes["against_uniform"]: split, metric, difference (learned
+    less uniform), standard_error, num_examples, kept_uniform. `--force` writes what was learned and says how
+    much worse it is. Returns the re-estimated batch-norm statistics of what the outcome then holds.
     """
     uniform_KB, roles = search.mean_KB(), JUDGED if search.recipe.test else JUDGED[:1]
     of_uniform = _load(search, uniform_KB)

@@ -125,13 +125,16 @@ Judge = HeldOutScorer | WrittenScorer
 def open_judge(
     ingredients: Ingredients, recipe: Any, world: World, report: Report, *, early_stop: bool = False
 ) -> Judge:
-    """Who judges mixtures of the ingredients under a recipe with ScoreOptions; `soup` is its task, where it has one.
+    """Who judges mixtures under a recipe with ScoreOptions; its `soup` is the task, None with a command.
 
-    Warns of ingredients that have seen the examples. Raises TaskError, before any score, where it cannot work.
+    Warns of ingredients that have seen the examples. Raises TaskError where it cannot work.
     """
     if recipe.score_command:
         command = CommandScorer(
-            recipe.score_command, metric=recipe.metric, direction=recipe.direction, timeout=recipe.score_timeout
+            recipe.score_command,
+            metric=recipe.metric,
+            direction=recipe.direction,
+            timeout=recipe.score_timeout,
         )
         return WrittenScorer(command, ingredients, recipe, world)
     soup = SoupTask(ingredients, recipe, world)

@@ -51,8 +51,8 @@ class Places:
 class PointModel:
     """A task's model at points between checkpoints that are kept in memory: the bits that would be written.
 
-    change: what is done to the model at a point that is none of the checkpoints themselves: batch-norm statistics
-    are re-estimated, units are repaired. Memory: the checkpoints.
+    change: what is done to the model at a point that is none of the checkpoints themselves: batch-norm
+    statistics are re-estimated, units are repaired. Memory: the checkpoints.
     """
 
     def __init__(
@@ -100,10 +100,9 @@ class PointScorer:
         self.task.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         point = {}
         for split in self.splits:
-            predictions = predict(self.task, split)
-            point[str(split)] = scores_to_json(
-                {metric: self.task.metrics[metric].of(predictions.outputs, predictions.targets) for metric in METRICS}
-            )
+            found = predict(self.task, split)
+            scores = {name: self.task.metrics[name].of(found.outputs, found.targets) for name in METRICS}
+            point[str(split)] = scores_to_json(scores)
         self.task.model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         return point
 

@@ -1,7 +1,7 @@
 """Weights that exist only as coefficients, scored in one way: load, refresh, predict, score.
 
-Searches (`judges`), points between checkpoints (`points`), lines with a change and learned soups go through here;
-what they know already lies in `soupkit.remembered`.
+Searches (`judges`), points between checkpoints (`points`), lines with a change and learned soups go this way; what
+is known already lies in `soupkit.remembered`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.checkpoint.dtypes import NUMPY_DTYPES, Array
 from soupkit.checkpoint.hashing import content_hash
 from soupkit.checkpoint.header import Slot
-from soupkit.events import Advanced, Finished, Report, Started
+from soupkit.events import Advanced, Finished, Report, Started, Told
 from soupkit.merge.memory import combined
 from soupkit.merge.mixture import Mixture
 from soupkit.merge.stream import StreamOptions
@@ -49,7 +49,12 @@ class SoupTask:
         own = self.ingredients
         options = stream_options(self.recipe, self.world)
         load_mixture(
-            self.task, own.checkpoints, mixture, slots=own.plan.slots, ties=own.agreement.ties, options=options
+            self.task,
+            own.checkpoints,
+            mixture,
+            slots=own.plan.slots,
+            ties=own.agreement.ties,
+            options=options,
         )
         return self.refresh() if self.recipe.bn in REFRESHING else {}
 
@@ -74,6 +79,16 @@ class SoupTask:
             self.task.world = ranks
 
 
+def refreshed_statistics(
+    ingredients: Ingredients, mixture: Mixture, recipe: Any, world: World, report: Report
+) -> dict[str, Array]:
+    """`--bn refresh` of a merge that needs data for nothing else. Raises TaskError without data or a model."""
+    changed = SoupTask(ingredients, recipe, world).load(mixture)
+    num = f"up to {recipe.bn_batches} training batches"
+    report(Told(f"{len(changed)} batch-norm tensors re-estimated on {num}"))
+    return changed
+
+
 def load_mixture(
     task: Task,
     sources: Sequence[Mapping[str, Array]],
@@ -85,8 +100,8 @@ def load_mixture(
 ) -> None:
     """Combine as the writer does, and load it.
 
-    slots: what is read, as it would be written; ties: dropped name → kept name. Memory: the mixture, beside the
-    model. Raises what the engine raises, and TaskError for tensors that do not fit.
+    slots: what is read, as it would be written; ties: dropped name → kept name. Memory: the mixture, beside
+    the model. Raises what the engine raises, and TaskError for tensors that do not fit.
     """
     tensors = combined(sources, mixture, slots=slots, options=dataclasses.replace(options, hash=False))
     task.load({**tensors, **{dropped: tensors[kept] for dropped, kept in ties.items()}})
