@@ -22,10 +22,9 @@ from soupkit.stages.outputs.described import describe_inputs
 from soupkit.stages.outputs.findings import write_findings, write_scores
 from soupkit.stages.scoring.scoring import JUDGED, contents_of, predict
 from soupkit.task.images.ensembles import KINDS, RunningEnsemble
-from soupkit.task.images.metrics import METRICS, all_scores
 from soupkit.task.images.models import describe
 from soupkit.task.images.task import ImageTask, open_task
-from soupkit.task.score import Comparison, Predictions, compare, scores_to_json
+from soupkit.task.score import Comparison, Predictions, compare, scores_of, scores_to_json
 from soupkit.world import World
 
 BEST = "best single"
@@ -50,10 +49,13 @@ def ensemble(recipe: Ensemble, world: World, report: Report) -> dict[str, Any]:
     scored = {str(kind): {split: ensembles[split].predictions(kind) for split in JUDGED} for kind in KINDS}
     metrics: dict[str, Any] = {
         "best_single": singles[best[0]],
-        **{kind: {split: scores_to_json(all_scores(p)) for split, p in each.items()} for kind, each in scored.items()},
+        **{
+            kind: {split: scores_to_json(scores_of(p, task.metrics)) for split, p in each.items()}
+            for kind, each in scored.items()
+        },
     }
     comparisons: dict[str, dict[str, Comparison]] = {
-        kind: {split: compare(each[split], best[1][split], METRICS["top1"]) for split in JUDGED}
+        kind: {split: compare(each[split], best[1][split], task.metrics["top1"]) for split in JUDGED}
         for kind, each in scored.items()
     }
     report(_table(names[best[0]], metrics, comparisons, len(names)))
@@ -97,7 +99,7 @@ def _predict(
         key = memory.key_of([content], uniform([checkpoint.reference]), fingerprint)
         predictions, remembered = _predictions(checkpoint, task, memory, key)
         num_remembered += remembered
-        singles.append({split: scores_to_json(all_scores(p)) for split, p in predictions.items()})
+        singles.append({split: scores_to_json(scores_of(p, task.metrics)) for split, p in predictions.items()})
         for split in JUDGED:
             ensembles[split].add(predictions[split])
         top = singles[number]["held_out"]["top1"]["value"]
@@ -119,9 +121,9 @@ def _predictions(
     examples = {"held_out": task.held_out, "test": task.test}
     known = memory.read(key)
     if known is not None:
-        logits = known[1]
-        if all(split in logits and len(logits[split]) == len(examples[split]) for split in JUDGED):
-            return {str(split): Predictions(logits[split], examples[split].targets) for split in JUDGED}, True
+        outputs = known[1]
+        if all(split in outputs and len(outputs[split]) == len(examples[split]) for split in JUDGED):
+            return {str(split): Predictions(outputs[split], examples[split].targets) for split in JUDGED}, True
     task.load(checkpoint)
     found: dict[str, Predictions] = {split: predict(task, split) for split in JUDGED}
     memory.write(key, {}, {split: each.outputs for split, each in found.items()})

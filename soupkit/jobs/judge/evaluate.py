@@ -24,11 +24,11 @@ from soupkit.stages.inputs.seen import check_seen
 from soupkit.stages.outputs.described import describe_inputs
 from soupkit.stages.outputs.findings import write_findings, write_scores
 from soupkit.task.external import CommandScorer
-from soupkit.task.images.metrics import METRICS, all_scores, direction_of, ensemble
+from soupkit.task.images.metrics import direction_of, ensemble
 from soupkit.task.images.models import describe
 from soupkit.task.images.task import ImageTask, open_task
-from soupkit.task.score import Comparison, Predictions, Score, compare, scores_to_json
-from soupkit.task.task import Role
+from soupkit.task.score import Comparison, Predictions, Score, compare, scores_of, scores_to_json
+from soupkit.task.task import Role, Task
 from soupkit.world import World
 
 Metrics = Mapping[str, Score]
@@ -106,8 +106,8 @@ def _score_inside(
         checkpoint = checkpoints[number]
         task = _load(checkpoint, task, recipe, world)
         for role in roles:
-            predictions = task.predict(task.held_out if role == "held_out" else task.test)
-            rows[role][number] = _row(checkpoint.reference, predictions, reference.get(role), recipe)
+            predictions = task.predict(task.split(role))
+            rows[role][number] = _row(checkpoint.reference, predictions, reference.get(role), recipe, task)
             report(_scored(role, rows[role][number], metric_of(recipe)))
             reference.setdefault(role, predictions)
             kept[role] += [predictions] if recipe.ensemble != "none" else []
@@ -117,7 +117,7 @@ def _score_inside(
     if recipe.ensemble != "none":
         for role in roles:
             mixed = ensemble(kept[role], recipe.ensemble)
-            results[role].append(_row(f"ensemble of {recipe.ensemble}", mixed, reference[role], recipe))
+            results[role].append(_row(f"ensemble of {recipe.ensemble}", mixed, reference[role], recipe, task))
     return {str(role): found for role, found in results.items()}, splits.description
 
 
@@ -129,10 +129,10 @@ def _load(checkpoint: Checkpoint, task: ImageTask, recipe: Evaluate, world: Worl
     return task
 
 
-def _row(name: str, predictions: Predictions, reference: Predictions | None, recipe: Evaluate) -> Row:
+def _row(name: str, predictions: Predictions, reference: Predictions | None, recipe: Evaluate, task: Task) -> Row:
     metric = metric_of(recipe)
-    comparison = compare(predictions, reference, METRICS[metric]) if reference is not None else None
-    scores = all_scores(predictions)
+    comparison = compare(predictions, reference, task.metrics[metric]) if reference is not None else None
+    scores = scores_of(predictions, task.metrics)
     if metric not in scores:
         raise RecipeError(f"metric is {metric!r}, expected one of {', '.join(scores)} for these data")
     return Row(name, scores, comparison)
