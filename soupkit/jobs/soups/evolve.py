@@ -16,9 +16,8 @@ from soupkit.soup.evolve import Evolved, evolve
 from soupkit.stages.inputs.seen import fitted_on
 from soupkit.stages.outputs.soup import Ingredients, Record, prepare, show_plan, write_soup
 from soupkit.stages.scoring.direction import decide
-from soupkit.stages.scoring.judges import RememberingScorer, open_judge, refuse_refresh, write_judged
+from soupkit.stages.scoring.judges import RememberingScorer, open_judge, refuse_refresh, score_entry, write_judged
 from soupkit.stages.scoring.ranked import without_the_best
-from soupkit.task.score import Score, scores_to_json
 from soupkit.world import World
 
 
@@ -79,14 +78,10 @@ def _trace(evolved: Evolved) -> list[dict[str, Any]]:
 def _notes(evolved: Evolved, layout: Layout) -> dict[str, Any]:
     return {
         "evaluations": evolved.num_evaluations,
-        "uniform": _score_json(evolved.start),
-        "held_out_of_soup": _score_json(evolved.score),
+        "uniform": score_entry(evolved.start),
+        "held_out_of_soup": score_entry(evolved.score),
         "blocks": list(layout.labels),
     }
-
-
-def _score_json(score: Score) -> dict[str, Any]:
-    return {"metric": score.metric, **scores_to_json({score.metric: score})[score.metric]}
 
 
 def _table(manifest: dict[str, Any], *, has_batch_norm: bool) -> Table:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from soupkit.checkpoint.reference import open_references
-from soupkit.events import Report, Table, Told, silent
+from soupkit.events import Report, Table, Told
 from soupkit.merge.mixture import Mixture, keep_batch_norm, subset_mean
 from soupkit.metrics import Direction
 from soupkit.recipe.merge import MergeGreedy
@@ -20,7 +20,7 @@ from soupkit.stages.alignment.aligned_merge import align_ingredients, check_alig
 from soupkit.stages.inputs.seen import fitted_on
 from soupkit.stages.outputs.soup import Ingredients, Record, prepare, show_plan, write_soup
 from soupkit.stages.scoring.direction import decide
-from soupkit.stages.scoring.judges import RememberingScorer, open_judge, refuse_refresh, write_judged
+from soupkit.stages.scoring.judges import RememberingScorer, open_judge, refuse_refresh, score_entry, write_judged
 from soupkit.stages.scoring.ranked import without_the_best
 from soupkit.stages.scoring.scoring import SoupTask
 from soupkit.world import World
@@ -41,8 +41,7 @@ def merge_greedy(recipe: MergeGreedy, world: World, report: Report) -> dict[str,
     if recipe.dry_run:
         return show_plan(ingredients, recipe, world, report)
     ingredients, alignment = align_ingredients(ingredients, recipe, world, report)
-    if recipe.align:
-        judge = open_judge(ingredients, recipe, world, silent, early_stop=recipe.early_stop)
+    judge = judge.of(ingredients)
     remembering = RememberingScorer(judge, recipe, world, report)
     result = _search(ingredients, remembering, recipe, better, report)
     remembering.tell(report)
@@ -111,8 +110,8 @@ def _notes(result: Greedy, ingredients: Ingredients, soup: SoupTask | None) -> d
     return {
         **fitted_on(soup),
         "picks": [names[k] for k in result.picks],
-        "singles": {name: _score_json(single) for name, single in zip(names, result.singles, strict=True)},
-        "held_out_of_soup": _score_json(result.score),
+        "singles": {name: score_entry(single) for name, single in zip(names, result.singles, strict=True)},
+        "held_out_of_soup": score_entry(result.score),
         "share_of_trial_examples_evaluated": result.share_evaluated,
     }
 
@@ -124,15 +123,6 @@ def _best_single(result: Greedy, ingredients: Ingredients, soup: SoupTask | None
     best = result.picks[0]
     metrics = soup.measure(ingredients.checkpoints[best], test=True)
     return {"best_single": {"reference": ingredients.names[best], "metrics": metrics}}
-
-
-def _score_json(score: Any) -> dict[str, Any]:
-    return {
-        "metric": score.metric,
-        "value": score.value,
-        "standard_error": score.standard_error,
-        "num_examples": score.num_examples,
-    }
 
 
 def _table(manifest: dict[str, Any]) -> Table:

@@ -38,6 +38,11 @@ class HeldOutScorer:
         self._metric = metric
         self._early_stop = early_stop
 
+    def of(self, ingredients: Ingredients) -> HeldOutScorer:
+        """The same of other ingredients, views of these: data and model stay open."""
+        soup = SoupTask(ingredients, self.soup.recipe, self.soup.world, task=self.soup.task)
+        return HeldOutScorer(soup, metric=self._metric, early_stop=self._early_stop)
+
     def __call__(self, mixture: Mixture, bar: Bar | None) -> Score:
         self.soup.load(mixture)
         task = self.soup.task
@@ -72,6 +77,10 @@ class WrittenScorer:
         self._command = command
         self._recipe = recipe
         self._world = world
+
+    def of(self, ingredients: Ingredients) -> WrittenScorer:
+        """The same of other ingredients, views of these."""
+        return WrittenScorer(self._command, ingredients, self._recipe, self._world)
 
     def __call__(self, mixture: Mixture, _bar: Bar | None) -> Score:
         return self._world.in_main(lambda: self._score(mixture))
@@ -140,6 +149,11 @@ def open_judge(
     soup = SoupTask(ingredients, recipe, world)
     check_seen(ingredients.checkpoints, soup.task.splits, recipe, report)
     return HeldOutScorer(soup, metric=metric_of(recipe), early_stop=early_stop)
+
+
+def score_entry(score: Score) -> dict[str, Any]:
+    """A score as the notes of a manifest hold it: with the name of its metric."""
+    return {"metric": score.metric, **scores_to_json({score.metric: score})[score.metric]}
 
 
 def refuse_refresh(recipe: Any) -> None:

@@ -36,13 +36,16 @@ JUDGED: tuple[Role, Role] = ("held_out", "test")
 
 
 class SoupTask:
-    """A task whose model takes mixtures of the ingredients: exactly the bits that would be written."""
+    """A task whose model takes mixtures of the ingredients: exactly the bits that would be written.
 
-    def __init__(self, ingredients: Ingredients, recipe: Any, world: World) -> None:
+    task: one that is open already, of checkpoints that these are views of.
+    """
+
+    def __init__(self, ingredients: Ingredients, recipe: Any, world: World, *, task: ImageTask | None = None) -> None:
         self.ingredients = ingredients
         self.recipe = recipe
         self.world = world
-        self.task: ImageTask = open_task(ingredients.checkpoints[0], recipe, world)
+        self.task: ImageTask = task or open_task(ingredients.checkpoints[0], recipe, world)
 
     def load(self, mixture: Mixture) -> dict[str, Array]:
         """Load a mixture into the model; returns refreshed batch-norm statistics where --bn asks for them."""
