@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Literal
 
 from soupkit import api
-from soupkit.checkpoint.checkpoint import Checkpoint, name_of
+from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.checkpoint.dtypes import Array
 from soupkit.checkpoint.hashing import content_hash
 from soupkit.checkpoint.output import OutputDirectory
+from soupkit.checkpoint.source import name_of
 from soupkit.checkpoint.tensors import write_tensors
 from soupkit.events import Report, silent
 from soupkit.manifest import Manifest

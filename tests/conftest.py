@@ -47,7 +47,7 @@ def save(tmp_path: Path) -> Save:
         if not max_shard_bytes:
             write_tensors(directory, tensors, **options)
             return directory
-        from soupkit.checkpoint.checkpoint import slots_of
+        from soupkit.checkpoint.source import slots_of
 
         with TensorFiles(directory, plan_files(slots_of(tensors), max_shard_bytes=max_shard_bytes)) as files:
             for key, value in tensors.items():

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from soupkit.align.spec import Permutation, PermutationSpec
-from soupkit.checkpoint.checkpoint import read_chunk, slots_of
 from soupkit.checkpoint.dtypes import NUMPY_DTYPES, Array
-from soupkit.checkpoint.hashing import content_hash
+from soupkit.checkpoint.source import read_chunk
+from soupkit.checkpoint.views.view import View, record_of
 
 SMALL = 1 << 20
 """Elements of a tensor that is gathered whole and kept for the next read."""
@@ -20,45 +20,24 @@ SHORT_ROW = 1 << 10
 """Elements of a row that is too short to be read by itself."""
 
 
-class Permuted(Mapping[str, Array]):
+class Permuted(View):
     """`source` with new[i] = old[permutation[i]] along every axis that a group lies on; the bits of values are kept.
 
-    Everything else (configuration, files, reference, …) is the source's, so that a view can stand wherever a
-    Checkpoint stands. A large tensor is read row by row, and its inner axes are gathered. Memory: one row of a large
-    tensor, or one small tensor, per thread.
+    A part of a large tensor is read row by row, and its inner axes are gathered. Memory: one row of a large tensor, or
+    one small tensor, per thread; the tensor once more where a large one is read whole.
     """
 
     def __init__(self, source: Mapping[str, Array], spec: PermutationSpec, permutation: Permutation) -> None:
-        self.source, self.spec, self.permutation = source, spec, permutation
-        self.slots = slots_of(source)
+        super().__init__(source)
+        self.spec, self.permutation = spec, permutation
         self._local = threading.local()
         self._found: dict[str, dict[int, Array]] = {}
 
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or name == "source":
-            raise AttributeError(name)
-        return getattr(self.source, name)
-
-    def __getitem__(self, name: str) -> Array:
-        values = self.source[name]
-        for axis, index in self._indices(name).items():
-            values = values.take(index, axis)
-        return values
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.slots)
-
-    def __len__(self) -> int:
-        return len(self.slots)
-
-    def __repr__(self) -> str:
-        return f"Permuted({self.source!r})"
-
     def record(self) -> dict[str, Any]:
-        """What a manifest adds of it to an input: the content of the source itself, and the groups that move."""
+        """The groups that move."""
         moved = {name: index for name, index in self.permutation.items() if (index[1:] < index[:-1]).any()}
         written = {name: " ".join(map(str, index.tolist())) for name, index in moved.items()}
-        return {"content": content_hash(self.source), "permutation": written}
+        return {**record_of(self.source), "permutation": written}
 
     def read_into(self, name: str, start: int, out: Array) -> None:
         """Fill `out` with the elements of `name` from number `start` on."""
@@ -67,6 +46,8 @@ class Permuted(Mapping[str, Array]):
         row = math.prod(shape[1:])
         if not indices:
             read_chunk(self.source, name, start, out)
+        elif out.size == math.prod(shape):
+            out[:] = self._gathered(name).reshape(-1)
         elif math.prod(shape) <= SMALL or row < SHORT_ROW:
             out[:] = self._whole(name).reshape(-1)[start : start + out.size]
         else:
@@ -86,8 +67,14 @@ class Permuted(Mapping[str, Array]):
     def _whole(self, name: str) -> Array:
         """A small tensor; blocks of one tensor are asked for one after the other, so the last is kept."""
         if getattr(self._local, "name", None) != name:
-            self._local.values, self._local.name = self[name], name
+            self._local.values, self._local.name = self._gathered(name), name
         values: Array = self._local.values
+        return values
+
+    def _gathered(self, name: str) -> Array:
+        values = self.source[name]
+        for axis, index in self._indices(name).items():
+            values = values.take(index, axis)
         return values
 
     def _indices(self, name: str) -> dict[int, Array]:

@@ -1,21 +1,24 @@
-"""`Checkpoint`: the tensors of a safetensors checkpoint as a lazy, read-only mapping."""
+"""`Checkpoint`: a safetensors checkpoint on disk, or on the Hub, as a `Source`."""
 
 from __future__ import annotations
 
 import os
 import threading
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from soupkit.checkpoint.dtypes import NUMPY_DTYPES, Array, safetensors_name
+from soupkit.checkpoint.dtypes import Array
+from soupkit.checkpoint.hashing import content_hash
 from soupkit.checkpoint.header import Slot, TensorSpec
 from soupkit.checkpoint.layout import Layout, check_same, companions, read_config, read_layout
+from soupkit.checkpoint.source import Source
 from soupkit.errors import CheckpointError
+from soupkit.identity import digest, files_identity
 
 
 class Remote(Protocol):
@@ -41,7 +44,7 @@ class Remote(Protocol):
         ...
 
 
-class Checkpoint(Mapping[str, Array]):
+class Checkpoint(Source):
     """The tensors of one checkpoint, read when asked for.
 
     Opening reads headers only; `checkpoint[name]` reads one tensor; `read_into` reads a part of one into a buffer.
@@ -60,29 +63,12 @@ class Checkpoint(Mapping[str, Array]):
         self.metadata = layout.metadata
         self.specs = _with_aliases(layout)
         self.slots = {name: Slot(spec.dtype, spec.shape) for name, spec in self.specs.items()}
+        self.ties = _ties(self.specs)
         self.config_name, self.config = read_config(layout.directory)
         self._identities = layout.identities
         self._descriptors: dict[Path, int] = {}
         self._lock = threading.Lock()
         weakref.finalize(self, _close_all, self._descriptors)
-
-    def __getitem__(self, name: str) -> Array:
-        spec = self.specs[name]
-        array = np.empty(spec.shape, NUMPY_DTYPES[spec.dtype])
-        self.read_into(name, 0, array.reshape(-1))
-        return array
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.specs)
-
-    def __len__(self) -> int:
-        return len(self.specs)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self.specs
-
-    def __repr__(self) -> str:
-        return f"Checkpoint({self.reference!r})"
 
     def read_into(self, name: str, start: int, out: Array) -> None:
         """Fill `out` (contiguous, of the tensor's dtype) with the elements of `name` from number `start` on.
@@ -117,10 +103,18 @@ class Checkpoint(Mapping[str, Array]):
             return self.remote.companions()
         return companions(self.directory) if self.config_name or self.path.is_dir() else []
 
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of all tensors."""
-        return sum(spec.num_bytes for spec in self.specs.values())
+    def identity(self, *, threads: int = 0) -> str:
+        """The content hash of its weights."""
+        return content_hash(self, threads=threads)
+
+    def record(self) -> dict[str, Any]:
+        """A commit on the Hub, which never changes, or a path and what the companions there are now."""
+        if self.remote is not None:
+            hashes = {file.name: self.remote.sha256(file) for file in self.files}
+            known = {name: sha256 for name, sha256 in hashes.items() if sha256}
+            return {"commit": self.remote.commit} | ({"sha256": known} if known else {})
+        beside = digest(files_identity((path.name, path) for path in self.companions))
+        return {"path": str(self.path.resolve()), "companions": beside}
 
     def _open(self, file: Path) -> int:
         with self._lock:
@@ -161,11 +155,11 @@ def _with_aliases(layout: Layout) -> Mapping[str, TensorSpec]:
     return specs
 
 
-def tied_names(source: Mapping[str, Any]) -> dict[str, str]:
-    """{name: the name it shares its bytes with} for the tied tensors of a checkpoint."""
+def _ties(specs: Mapping[str, TensorSpec]) -> dict[str, str]:
+    """{name: the name it shares its bytes with} for tied tensors."""
     first: dict[tuple[Path, int], str] = {}
     ties: dict[str, str] = {}
-    for name, spec in getattr(source, "specs", {}).items():
+    for name, spec in specs.items():
         if spec.num_elements and first.setdefault((spec.file, spec.start), name) != name:
             ties[name] = first[(spec.file, spec.start)]
     return ties
@@ -192,32 +186,3 @@ def _allow_many_files() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 65_536)), hard))
         except (ImportError, ValueError, OSError):
             pass
-
-
-def read_chunk(source: Mapping[str, Array], name: str, start: int, out: Array) -> None:
-    """Fill `out` from any mapping of arrays: chunked where the source can, else by way of the whole tensor."""
-    read_into = getattr(source, "read_into", None)
-    if read_into is not None:
-        read_into(name, start, out)
-    else:
-        out[:] = np.asarray(source[name]).reshape(-1)[start : start + out.size]
-
-
-def slots_of(source: Mapping[str, Array]) -> Mapping[str, Slot]:
-    """The dtype and shape of every tensor of any mapping of arrays, without reading weights where it can be avoided."""
-    slots: Mapping[str, Slot] | None = getattr(source, "slots", None)
-    if slots is not None:
-        return slots
-    return {name: _slot_of(name, np.asarray(source[name])) for name in source}
-
-
-def _slot_of(name: str, values: Array) -> Slot:
-    try:
-        return Slot(safetensors_name(values.dtype), values.shape)
-    except CheckpointError as error:
-        raise CheckpointError(f"tensor {name!r}: {error}", hint=error.hint) from None
-
-
-def name_of(source: Mapping[str, Array], position: int) -> str:
-    """What to call an ingredient in a message."""
-    return getattr(source, "reference", f"ingredient {position}")

@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from soupkit.checkpoint.checkpoint import Checkpoint, name_of, slots_of, tied_names
+from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.checkpoint.config.meaning import Mismatch, check_meaning
 from soupkit.checkpoint.config.same_companions import check_companions
 from soupkit.checkpoint.dtypes import FLOATING, Array, widest
 from soupkit.checkpoint.header import Slot
 from soupkit.checkpoint.quantized import refuse_quantized
+from soupkit.checkpoint.source import config_of, name_of, slots_of, tied_names
+from soupkit.checkpoint.views.stacked import Stacked
 from soupkit.errors import CompatibilityError
 
 Ingredient = Mapping[str, Array]
@@ -63,12 +65,12 @@ def check_compatible(ingredients: Sequence[Ingredient], *, mismatch: Mismatch = 
 
 def _remarks(ingredients: Sequence[Ingredient], names: Sequence[str], mismatch: Mismatch) -> tuple[str, ...]:
     """What the configurations and companions say differently; of a stack, those of its layers' models."""
-    parts = [list(getattr(ingredient, "sources", ())) for ingredient in ingredients]
+    parts = [ingredient.sources if isinstance(ingredient, Stacked) else [] for ingredient in ingredients]
     stacks = any(parts)
     if stacks:
         ingredients = [each for own, ingredient in zip(parts, ingredients, strict=True) for each in own or [ingredient]]
         names = [name_of(each, position) for position, each in enumerate(ingredients)]
-    configs = [getattr(each, "config", {}) for each in ingredients]
+    configs = [config_of(each) for each in ingredients]
     known = [(config, name) for config, name in zip(configs, names, strict=True) if config]
     if len(known) < 2:
         return ()
@@ -107,7 +109,7 @@ def _check_architecture(ingredients: Sequence[Ingredient], names: Sequence[str])
 
 def architecture(ingredient: Ingredient) -> str:
     """What a checkpoint's configuration says it is; empty when it says nothing."""
-    config = getattr(ingredient, "config", {})
+    config = config_of(ingredient)
     if "model_cfg" in config:
         model = config["model_cfg"]
         vision = model.get("vision_cfg", {}) if isinstance(model, dict) else {}

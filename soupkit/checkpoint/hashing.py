@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
-from soupkit.checkpoint.checkpoint import read_chunk, slots_of, tied_names
 from soupkit.checkpoint.dtypes import NUMPY_DTYPES, Array
 from soupkit.checkpoint.header import Slot
+from soupkit.checkpoint.source import read_chunk, slots_of, tied_names
 from soupkit.world import available_cores
 
 BLOCK = 1 << 18

@@ -11,9 +11,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from soupkit.checkpoint.checkpoint import Checkpoint, name_of, slots_of
+from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.checkpoint.dtypes import FLOATING, Array
 from soupkit.checkpoint.header import Slot
+from soupkit.checkpoint.source import config_of, name_of, slots_of
 from soupkit.errors import CompatibilityError
 
 CONFIG_KEYS = ("quantization_config", "compression_config")
@@ -71,7 +72,7 @@ class Quantization:
 
 def quantization_of(source: Mapping[str, Array]) -> Quantization | None:
     """What a checkpoint, a view or a plain mapping says of codes in it; None where its tensors are plain numbers."""
-    said = _by_config(getattr(source, "config", {}), "its configuration")
+    said = _by_config(config_of(source), "its configuration")
     if said is None and isinstance(source, Checkpoint):
         said = _by_side_files(source)
     shown = _by_tensors(slots_of(source))

@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from soupkit.checkpoint.checkpoint import Checkpoint
+from soupkit.checkpoint.source import Source
 from soupkit.errors import CheckpointError
 from soupkit.manifest import Manifest
 
@@ -35,18 +37,19 @@ def seen_by(directory: Path) -> list[Entry]:
     return []
 
 
-def carried(checkpoints: Iterable[Any]) -> list[list[Entry]]:
+def carried(sources: Iterable[Source]) -> list[list[Entry]]:
     """What each ingredient brings to the record of their soup: every entry once, with the first that has it."""
     known: set[str] = set()
     brought = []
-    for checkpoint in checkpoints:
-        new = {key: entry for entry in seen_by(checkpoint.directory) if (key := _key(entry)) not in known}
+    for source in sources:
+        seen = seen_by(source.files[0].parent) if source.files else []
+        new = {key: entry for entry in seen if (key := _key(entry)) not in known}
         brought.append(list(new.values())[: max(0, MOST - len(known))])
         known |= new.keys()
     return brought
 
 
-def ranked_on(checkpoints: Iterable[Any], by: str) -> dict[str, Any]:
+def ranked_on(checkpoints: Iterable[Checkpoint], by: str) -> dict[str, Any]:
     """The note of a command that chose by what manifests record (`held_out.top1`): which examples that was on.
 
     Empty where a manifest does not say, or where every checkpoint was scored on examples of its own.

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from soupkit.checkpoint.checkpoint import slots_of
 from soupkit.checkpoint.dtypes import NUMPY_DTYPES, Array
 from soupkit.checkpoint.header import Slot, canonical_order, header_bytes
 from soupkit.checkpoint.layout import INDEX_SUFFIX, read_layout
+from soupkit.checkpoint.source import slots_of
 from soupkit.errors import CheckpointError, RecipeError, brief
 
 DEFAULT_SHARD_BYTES = 50_000_000_000

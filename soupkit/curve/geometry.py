@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from soupkit.checkpoint.checkpoint import read_chunk, slots_of
 from soupkit.checkpoint.dtypes import FLOATING, NUMPY_DTYPES, Array
+from soupkit.checkpoint.source import read_chunk, slots_of
 from soupkit.errors import CompatibilityError
 from soupkit.merge.mixture import BATCH_NORM_STATISTICS
 

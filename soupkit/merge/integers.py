@@ -10,10 +10,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from soupkit.checkpoint.checkpoint import name_of, read_chunk
 from soupkit.checkpoint.dtypes import NUMPY_DTYPES, Array
 from soupkit.checkpoint.hashing import ContentHash
 from soupkit.checkpoint.header import Slot
+from soupkit.checkpoint.source import name_of, read_chunk
 from soupkit.errors import CompatibilityError
 from soupkit.merge.policy import Integers, Sink
 from soupkit.merge.tensor_pieces import BlockHash, Source

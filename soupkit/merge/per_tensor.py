@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from soupkit.checkpoint.checkpoint import slots_of
 from soupkit.checkpoint.dtypes import FLOATING, NUMPY_DTYPES, Array
 from soupkit.checkpoint.hashing import ContentHash, hashed_slots
 from soupkit.checkpoint.header import Slot
+from soupkit.checkpoint.source import slots_of
 from soupkit.errors import SoupkitError
 from soupkit.merge.integers import settle
 from soupkit.merge.methods import MergeMethod

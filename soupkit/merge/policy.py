@@ -7,8 +7,8 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from soupkit.checkpoint.checkpoint import name_of
 from soupkit.checkpoint.dtypes import Array, safetensors_name
+from soupkit.checkpoint.source import name_of
 from soupkit.errors import CheckpointError
 
 Integers = Literal["auto", "first", "max", "zero", "error"]

@@ -14,10 +14,10 @@ from typing import Any, Literal
 import numpy as np
 import xxhash
 
-from soupkit.checkpoint.checkpoint import read_chunk, slots_of
 from soupkit.checkpoint.dtypes import FLOATING, NUMPY_DTYPES, Array, Rounding
 from soupkit.checkpoint.hashing import BLOCK, ContentHash, hashed_slots, num_blocks
 from soupkit.checkpoint.header import Slot
+from soupkit.checkpoint.source import read_chunk, slots_of
 from soupkit.merge.integers import settle
 from soupkit.merge.mixture import Mixture
 from soupkit.merge.policy import Integers, Sink, non_finite, overflow

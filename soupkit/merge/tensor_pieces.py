@@ -12,10 +12,11 @@ from typing import Literal
 import numpy as np
 import xxhash
 
-from soupkit.checkpoint.checkpoint import Checkpoint, read_chunk, slots_of
+from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.checkpoint.dtypes import NUMPY_DTYPES, Array, Rounding
 from soupkit.checkpoint.hashing import BLOCK, ContentHash
 from soupkit.checkpoint.header import Slot
+from soupkit.checkpoint.source import read_chunk, slots_of
 from soupkit.merge.pieces import SAMPLE, SAMPLED, row_length
 from soupkit.merge.policy import non_finite
 

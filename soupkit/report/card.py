@@ -7,7 +7,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from soupkit.checkpoint.checkpoint import Checkpoint
+from soupkit.checkpoint.config.companions import config_name
+from soupkit.checkpoint.source import Source
 from soupkit.manifest import Manifest
 from soupkit.report.tables import split_label
 from soupkit.visible import in_one_line
@@ -18,7 +19,7 @@ _MARKS = re.compile(r"[\\`*\[\]<>#!|~&$]|(?<!\w)_|_(?!\w)|^[-+=]|(?<=:)//|(?<=ww
 LONGEST = 200
 
 
-def model_card(manifest: Manifest, out: Path, first: Checkpoint) -> str:
+def model_card(manifest: Manifest, out: Path, first: Source) -> str:
     """Markdown with Hub metadata: what the soup is, of what, how good, and the command that makes it again."""
     parts = [
         _metadata(manifest, first),
@@ -42,7 +43,7 @@ def _given_way(manifest: Manifest) -> str:
     return "These are the weights of the uniform soup: what was learned was clearly worse on held-out data."
 
 
-def _metadata(manifest: Manifest, first: Checkpoint) -> str:
+def _metadata(manifest: Manifest, first: Source) -> str:
     """The YAML head that the Hub reads; ingredients from the Hub become its links to base models."""
     repositories = {entry["reference"].partition("@")[0]: None for entry in manifest.inputs if "commit" in entry}
     names = "".join(f"\n- {name if _REPOSITORY.fullmatch(name) else json.dumps(name)}" for name in repositories)
@@ -50,8 +51,8 @@ def _metadata(manifest: Manifest, first: Checkpoint) -> str:
     return f"---\nlibrary_name: {_library(first)}\ntags:\n- model-soup\n- merge\n- soupkit{bases}\n---"
 
 
-def _library(first: Checkpoint) -> str:
-    if first.config_name == "open_clip_config.json":
+def _library(first: Source) -> str:
+    if config_name(first) == "open_clip_config.json":
         return "open_clip"
     return "timm" if "pretrained_cfg" in first.config else "transformers" if first.config else "safetensors"
 

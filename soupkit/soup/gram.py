@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import torch
 
-from soupkit.checkpoint.checkpoint import read_chunk, slots_of
 from soupkit.checkpoint.dtypes import NUMPY_DTYPES, Array
+from soupkit.checkpoint.source import read_chunk, slots_of
 from soupkit.events import Advanced, Finished, Report, Started, silent
 from soupkit.soup.blocks import Layout
 from soupkit.world import ALONE, World

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from soupkit.checkpoint.checkpoint import read_chunk, slots_of
 from soupkit.checkpoint.dtypes import NUMPY_DTYPES, Array
 from soupkit.checkpoint.header import Slot
+from soupkit.checkpoint.source import read_chunk, slots_of
 from soupkit.events import Advanced, Finished, Report, Started, silent
 from soupkit.merge.mixture import Mixture
 from soupkit.merge.stream import StreamOptions, stream

@@ -6,12 +6,10 @@ import ast
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
+from soupkit.checkpoint.source import Source, folder_of
 from soupkit.errors import TaskError
-
-if TYPE_CHECKING:
-    from soupkit.checkpoint.checkpoint import Checkpoint
 
 TIMM_CONFIG = "config.json"
 OPEN_CLIP_CONFIG = "open_clip_config.json"
@@ -52,13 +50,13 @@ def parse_model(text: str) -> ModelSpec:
     return ModelSpec("timm" if library == "timm" else "open_clip", name.strip(), kwargs)
 
 
-def describe(checkpoint: Checkpoint | None, model: str | None) -> ModelSpec:
+def describe(checkpoint: Source | None, model: str | None) -> ModelSpec:
     """What `checkpoint` is: `model` where it is given, else the configuration beside the weights. Raises TaskError."""
     if model is not None:
         return parse_model(model)
     if checkpoint is None:
         raise TaskError("no model is named", hint=f"give --model {_FORM}")
-    config, directory = checkpoint.config, checkpoint.fetch(weights=False)
+    config, directory = checkpoint.config, folder_of(checkpoint)
     if "model_cfg" in config:
         return ModelSpec("open_clip", directory.name, {}, config, directory)
     if "architecture" in config:

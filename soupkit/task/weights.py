@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
+from soupkit.checkpoint.source import Source
 from soupkit.errors import TaskError
 
 
@@ -81,8 +82,8 @@ def _check(targets: Mapping[str, torch.Tensor], tensors: Mapping[str, np.ndarray
 
 
 def _shape(tensors: Mapping[str, np.ndarray], name: str) -> tuple[int, ...]:
-    specs = getattr(tensors, "specs", None)  # a Checkpoint knows shapes from headers; reading would cost a second pass
-    return tuple(specs[name].shape) if specs is not None else tensors[name].shape
+    """A source knows shapes without reading, which would cost a second pass."""
+    return tensors.slots[name].shape if isinstance(tensors, Source) else tensors[name].shape
 
 
 def _few(verb: str, names: list[str]) -> str:

@@ -126,7 +126,7 @@ def test_brace_ranges_over_revisions(hub: Hub, tmp_path: Path) -> None:
 def test_shards(hub: Hub, tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.mkdir()
-    from soupkit.checkpoint.checkpoint import slots_of
+    from soupkit.checkpoint.source import slots_of
 
     with TensorFiles(source, plan_files(slots_of(tensors()), max_shard_bytes=1000)) as files:
         for name, array in tensors().items():

@@ -12,8 +12,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from soupkit.checkpoint.checkpoint import Checkpoint, read_chunk
+from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.checkpoint.hashing import content_hash
+from soupkit.checkpoint.source import read_chunk
 from soupkit.checkpoint.tensors import write_tensors
 from soupkit.checkpoint.views.adapted import Adapted, base_mismatch, open_adapter
 from soupkit.checkpoint.views.adapter_config import base_of

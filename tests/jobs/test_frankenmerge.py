@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from soupkit.checkpoint.checkpoint import Checkpoint, read_chunk
+from soupkit.checkpoint.checkpoint import Checkpoint
+from soupkit.checkpoint.source import read_chunk
 from soupkit.checkpoint.views.resized import match_vocabularies
 from soupkit.checkpoint.views.stacked import Part, Stacked, main_stack
 from soupkit.cli.app import run_command_line

@@ -11,7 +11,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from soupkit.checkpoint.checkpoint import Checkpoint, read_chunk
+from soupkit.checkpoint.checkpoint import Checkpoint
+from soupkit.checkpoint.source import read_chunk
 from soupkit.checkpoint.views.dequantized import Dequantized
 from soupkit.cli.app import run_command_line
 from soupkit.errors import CheckpointError

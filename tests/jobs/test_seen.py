@@ -30,7 +30,7 @@ class Made:
     """A checkpoint as far as its manifest goes."""
 
     def __init__(self, directory: Path) -> None:
-        self.directory, self.reference = directory, directory.name
+        self.files, self.reference = (directory / "model.safetensors",), directory.name
 
 
 def made(directory: Path, then: Splits, *, how: str = "trained", split: str = "train") -> Made:

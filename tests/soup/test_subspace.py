@@ -7,7 +7,7 @@ import pytest
 import torch
 from soup.tiny import NUM_PARAMETERS, ingredients, per_parameter, stacked, tensors
 
-from soupkit.checkpoint.checkpoint import slots_of
+from soupkit.checkpoint.source import slots_of
 from soupkit.merge.memory import combined
 from soupkit.merge.mixture import Mixture
 from soupkit.merge.stream import StreamOptions

@@ -11,7 +11,7 @@ import torch
 from task.fake import Fake, Rows
 from torch import Tensor, nn
 
-from soupkit.checkpoint.checkpoint import slots_of
+from soupkit.checkpoint.source import slots_of
 from soupkit.soup.blocks import Layout
 from soupkit.soup.live import LiveModel, layout_of
 from soupkit.soup.subspace import Ingredients

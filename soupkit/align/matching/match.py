@@ -14,6 +14,7 @@ from soupkit.align.matching.similarity import Pair, objective_names
 from soupkit.align.permutation import compose, count_changed, identity, random_permutation
 from soupkit.align.spec import Permutation, PermutationSpec
 from soupkit.checkpoint.dtypes import Array
+from soupkit.checkpoint.source import name_of
 from soupkit.errors import CheckpointError
 from soupkit.task.weights import to_torch
 
@@ -160,5 +161,5 @@ def loaded(spec: PermutationSpec, model: Mapping[str, Array], device: torch.devi
         if tensor.is_floating_point():
             found[name] = tensor.to(device=device, dtype=torch.float32).contiguous()
             if not bool(found[name].isfinite().all()):
-                raise CheckpointError(f"{getattr(model, 'reference', 'a model')}: {name} is not finite")
+                raise CheckpointError(f"{name_of(model, 0)}: {name} is not finite")
     return found

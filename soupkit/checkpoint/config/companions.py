@@ -9,32 +9,46 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-from soupkit.checkpoint.checkpoint import Checkpoint
-from soupkit.checkpoint.dtypes import FLOATING, LONG_NAMES, widest
+from soupkit.checkpoint.dtypes import FLOATING, LONG_NAMES, Array, widest
 from soupkit.checkpoint.header import Slot
-from soupkit.checkpoint.layout import read_config
+from soupkit.checkpoint.layout import CONFIG_NAMES, read_config
 from soupkit.checkpoint.quantized import SIDE_FILES
+from soupkit.checkpoint.source import Source, read_chunk
+from soupkit.checkpoint.views.view import View, record_of
 
 DTYPE_KEYS = ("dtype", "torch_dtype")
 """How transformers calls the dtype that weights are loaded in, since version 5 and before."""
 NO_MODELS = ("quantization_config",)
 
 
-class Reconfigured:
-    """Stands for a checkpoint whose companions go with an output, with another configuration."""
+class Reconfigured(View):
+    """A source with another configuration, that of plain weights: companions that speak of codes stay behind."""
 
-    def __init__(self, source: Checkpoint, config: Mapping[str, Any]) -> None:
-        self.files, self.metadata, self.config_name = source.files, source.metadata, source.config_name
-        self.reference, self.directory = source.reference, source.directory
-        self.slots, self.config = source.slots, config
-        self.companions = [path for path in source.companions if path.name not in SIDE_FILES]
+    def __init__(self, source: Source, config: Mapping[str, Any]) -> None:
+        super().__init__(source, config=config, leaving=SIDE_FILES)
+
+    def read_into(self, name: str, start: int, out: Array) -> None:
+        """Fill `out` with the elements of `name` from number `start` on."""
+        read_chunk(self.source, name, start, out)
+
+    def record(self) -> dict[str, Any]:
+        """That of its source, and the configuration."""
+        return {**record_of(self.source), "config": self.config}
 
 
-def write_companions(model: Checkpoint, directory: Path, slots: Mapping[str, Slot]) -> None:
+def config_name(model: Source) -> str | None:
+    """Which of a source's companions is its configuration; None where none is."""
+    names = {path.name for path in model.companions}
+    return next((name for name in CONFIG_NAMES if name in names), None)
+
+
+def write_companions(model: Source, directory: Path, slots: Mapping[str, Slot]) -> None:
     """Copy what travels with `model`; its configuration says the dtype of the tensors that are written, `slots`."""
-    copy_files(model.companions, model.directory, directory)
-    if model.config_name:
-        write_config(directory / model.config_name, with_dtype(model.config, slots, own=model.slots))
+    companions = model.companions
+    if companions:
+        copy_files(companions, model.files[0].parent, directory)
+    if name := config_name(model):
+        write_config(directory / name, with_dtype(model.config, slots, own=model.slots))
 
 
 def copy_files(files: Iterable[Path], source: Path, directory: Path) -> None:

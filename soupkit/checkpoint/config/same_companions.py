@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import filecmp
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.checkpoint.config.meaning import Mismatch
 from soupkit.checkpoint.config.modules import WEIGHTS, module_files
 from soupkit.checkpoint.config.vocabulary import token_rows
+from soupkit.checkpoint.dtypes import Array
+from soupkit.checkpoint.views.view import checkpoint_of
 from soupkit.errors import CheckpointError, CompatibilityError
 
 VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt")
@@ -22,24 +23,17 @@ COMPARED = (
 """Files that change what a model is given; a difference is told, and the first one's file is written."""
 
 
-def check_companions(checkpoints: Sequence[Any], *, mismatch: Mismatch = "error") -> tuple[str, ...]:
+def check_companions(checkpoints: Sequence[Mapping[str, Array]], *, mismatch: Mismatch = "error") -> tuple[str, ...]:
     """What to tell of companions that differ from the first's. Checkpoints that are not on this disk are left out.
 
     Raises CompatibilityError, unless mismatch is "warn", when the same token is another row.
     """
-    found = [_checkpoint_of(each) for each in checkpoints]
+    found = [checkpoint_of(each) for each in checkpoints]
     local = [each for each in found if each is not None and each.remote is None and each.config_name]
     remarks: list[str] = []
     for other in local[1:]:
         remarks += _compare(local[0], other, mismatch)
     return tuple(remarks)
-
-
-def _checkpoint_of(source: Any) -> Checkpoint | None:
-    """The checkpoint that a view is of: resized, dequantized, permuted, or the base of an adapter."""
-    while source is not None and not isinstance(source, Checkpoint):
-        source = getattr(source, "source", None) or getattr(source, "base", None)
-    return source
 
 
 def _compare(first: Checkpoint, other: Checkpoint, mismatch: Mismatch) -> list[str]:

@@ -16,11 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from soupkit.checkpoint.checkpoint import Checkpoint, read_chunk, tied_names
+from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.checkpoint.dtypes import FLOATING, NUMPY_DTYPES, Array, widest
 from soupkit.checkpoint.header import Slot
+from soupkit.checkpoint.source import Source, read_chunk
 from soupkit.checkpoint.views.adapter_config import MERGE, base_of, read_adapter_config
-from soupkit.checkpoint.views.view import View
+from soupkit.checkpoint.views.view import View, checkpoint_of, record_of
 from soupkit.errors import CheckpointError, CompatibilityError
 
 CONFIG = "adapter_config.json"
@@ -99,7 +100,7 @@ def open_adapter(path: Path) -> Adapter:
     return Adapter(str(path), base_of(config), weights, changes, replaced)
 
 
-def base_mismatch(adapter: Adapter, base: Checkpoint) -> str | None:
+def base_mismatch(adapter: Adapter, base: Source) -> str | None:
     """What to tell when an adapter is merged into another base than the one that it names; else None.
 
     One on this disk is told by its place, any other by its last name. The two may still fit: stacking an adapter on
@@ -108,12 +109,13 @@ def base_mismatch(adapter: Adapter, base: Checkpoint) -> str | None:
     named = Path(adapter.base_reference).expanduser()
     if not adapter.base_reference:
         return None
-    if not named.exists() or base.remote is not None:
+    under = checkpoint_of(base)
+    if not named.exists() or under is None or under.remote is not None:
         if _last_name(adapter.base_reference) == _last_name(base.reference):
             return None
     else:
-        here = {base.path.resolve(), base.directory.resolve(), *(file.resolve() for file in base.files)}
-        if named.resolve() in here or (named / base.files[0].name).resolve() in here:
+        here = {under.path.resolve(), under.directory.resolve(), *(file.resolve() for file in under.files)}
+        if named.resolve() in here or (named / under.files[0].name).resolve() in here:
             return None
     return f"{adapter.reference}: names {adapter.base_reference} as its base, and is merged into {base.reference}"
 
@@ -164,20 +166,21 @@ class Adapted(View):
     Memory: the factors, and one block of rows. Cost: 2 · rank operations per element that is read.
     """
 
-    def __init__(self, base: Checkpoint, adapter: Adapter) -> None:
+    def __init__(self, base: Source, adapter: Adapter) -> None:
         self.base, self.adapter = base, adapter
-        self.reference = adapter.reference
-        self.config = base.config
-        self.specs = base.specs
-        self.stored = base.slots
-        ties = tied_names(base)
-        self._changes = {self._target(name, ties): factors for name, factors in adapter.changes.items()}
-        self._replaced = {self._target(name, ties): source for name, source in adapter.replaced.items()}
-        self.slots = {name: self._slot(name) for name in base.slots}
+        self._changes = {self._target(name): factors for name, factors in adapter.changes.items()}
+        self._replaced = {self._target(name): source for name, source in adapter.replaced.items()}
+        slots = {name: self._slot(name) for name in base.slots}
+        super().__init__(base, adapter.weights, reference=adapter.reference, slots=slots, stored=base.slots)
+
+    def record(self) -> dict[str, Any]:
+        """The adapter, beside its base."""
+        return {**record_of(self.base), "adapter": record_of(self.adapter.weights)}
 
     def read_into(self, name: str, start: int, out: Array) -> None:
         """Fill `out` with the elements of `name` from number `start` on."""
-        source, own = (self.adapter.weights, self._replaced[name]) if name in self._replaced else (self.base, name)
+        source: Source = self.adapter.weights if name in self._replaced else self.base
+        own = self._replaced.get(name, name)
         if name not in self._changes:
             read_chunk(source, own, start, out)
             return
@@ -195,8 +198,9 @@ class Adapted(View):
         flat: Array = np.concatenate(parts).reshape(-1)
         return flat[start - first * columns :][:size]
 
-    def _target(self, name: str, ties: Mapping[str, str]) -> str:
+    def _target(self, name: str) -> str:
         """The base's name for what the adapter changes. Raises CompatibilityError for what it does not have."""
+        ties = self.base.ties
         if name in ties or name in ties.values() or self._is_tied(name):
             raise CompatibilityError(
                 f"{self.adapter.reference}: changes {name!r}, which {self.base.reference} ties to another tensor: head "

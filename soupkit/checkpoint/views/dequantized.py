@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from soupkit.checkpoint.checkpoint import Checkpoint, read_chunk
 from soupkit.checkpoint.dtypes import NUMPY_DTYPES, Array
 from soupkit.checkpoint.header import Slot
-from soupkit.checkpoint.quantized import CONFIG_KEYS, FP8, scales_of
-from soupkit.checkpoint.views.view import View
+from soupkit.checkpoint.quantized import CONFIG_KEYS, FP8, SIDE_FILES, scales_of
+from soupkit.checkpoint.source import Source, read_chunk
+from soupkit.checkpoint.views.view import View, record_of
 from soupkit.errors import CheckpointError
 
 DROPPED = (".input_scale", ".output_scale", ".k_scale", ".v_scale")
@@ -30,18 +30,17 @@ class Dequantized(View):
     and for fp8 tensors without any beside others that have them.
     """
 
-    def __init__(self, source: Checkpoint) -> None:
-        self.source = source
-        self.reference = source.reference
-        self.config = _without_quantization(source.config)
-        self.specs = source.specs
+    def __init__(self, source: Source) -> None:
         self._scales = scales_of(source.slots)
         hidden = {*self._scales.values(), *(name for name in source.slots if name.endswith(DROPPED))}
         kept = {name: slot for name, slot in source.slots.items() if name not in hidden}
-        self.slots = {name: slot._replace(dtype="F32") if name in self._scales else slot for name, slot in kept.items()}
-        self.stored = {
-            name: slot._replace(dtype="BF16") if name in self._scales else slot for name, slot in kept.items()
-        }
+        slots, stored = (
+            {name: slot._replace(dtype=dtype) if name in self._scales else slot for name, slot in kept.items()}
+            for dtype in ("F32", "BF16")
+        )
+        plain = _without_quantization(source.config)
+        super().__init__(source, slots=slots, stored=stored, config=plain, leaving=SIDE_FILES)
+        self._codes = source.slots
         self._block = _block_of(source.config)
         left = next((name for name, slot in self.slots.items() if slot.dtype in FP8), None)
         if left is not None:
@@ -50,12 +49,16 @@ class Dequantized(View):
                 hint="dequantize it first, or use the checkpoint that it was made from",
             )
 
+    def record(self) -> dict[str, Any]:
+        """That its codes were multiplied by their scales."""
+        return {**record_of(self.source), "dequantized": True}
+
     def read_into(self, name: str, start: int, out: Array) -> None:
         """Fill `out` with the elements of `name` from number `start` on."""
         if name not in self._scales:
             read_chunk(self.source, name, start, out)
             return
-        slot = self.source.slots[name]
+        slot = self._codes[name]
         codes = np.empty(out.size, NUMPY_DTYPES[slot.dtype])
         read_chunk(self.source, name, start, codes)
         np.multiply(codes.astype(np.float32), self._factors(name, slot, start, out.size), out=out)

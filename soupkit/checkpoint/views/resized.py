@@ -7,14 +7,14 @@ wrong for unrelated ones, which no merge of weights can repair.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
-from soupkit.checkpoint.checkpoint import name_of, read_chunk, slots_of
 from soupkit.checkpoint.dtypes import FLOATING, NUMPY_DTYPES, Array
 from soupkit.checkpoint.header import Slot
-from soupkit.checkpoint.views.view import View
+from soupkit.checkpoint.source import Source, name_of, read_chunk, slots_of
+from soupkit.checkpoint.views.view import View, record_of, stored_slots
 from soupkit.errors import CompatibilityError
 
 Policy = Literal["error", "pad", "intersect"]
@@ -26,17 +26,16 @@ class Resized(View):
     def __init__(
         self, source: Mapping[str, Array], names: Sequence[str], rows: int, filler: Mapping[str, Array]
     ) -> None:
-        self.source, self._filler = source, filler
-        self.reference = name_of(source, 0)
-        self.config = getattr(source, "config", {})
-        self.specs = getattr(source, "specs", {})
-        self._names = set(names)
-        self.slots = self._resized(slots_of(source), rows)
-        self.stored = self._resized(getattr(source, "stored", None) or slots_of(source), rows)
+        self._filler, self._names, self._rows = filler, set(names), rows
+        super().__init__(source, slots=self._resized(slots_of(source)), stored=self._resized(stored_slots(source)))
 
-    def _resized(self, slots: Mapping[str, Slot], rows: int) -> dict[str, Slot]:
+    def record(self) -> dict[str, Any]:
+        """How many rows it has."""
+        return {**record_of(self.source), "rows": self._rows}
+
+    def _resized(self, slots: Mapping[str, Slot]) -> dict[str, Slot]:
         return {
-            name: slot._replace(shape=(rows, *slot.shape[1:])) if name in self._names else slot
+            name: slot._replace(shape=(self._rows, *slot.shape[1:])) if name in self._names else slot
             for name, slot in slots.items()
         }
 
@@ -52,9 +51,7 @@ class Resized(View):
             out[here:] = rest
 
 
-def match_vocabularies(
-    sources: Sequence[Mapping[str, Array]], policy: Policy
-) -> tuple[list[Mapping[str, Array]], int | None]:
+def match_vocabularies(sources: Sequence[Source], policy: Policy) -> tuple[list[Source], int | None]:
     """The sources at one vocabulary size, and which of them now has the right configuration (None: nothing to do).
 
     pad: as many rows as the largest; the others are continued with its rows, so that they say nothing new about them.

@@ -7,9 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from soupkit.checkpoint.checkpoint import read_chunk, slots_of
 from soupkit.checkpoint.config.restacked import Origin, stacked_config
 from soupkit.checkpoint.dtypes import Array
+from soupkit.checkpoint.source import config_of, name_of, read_chunk, slots_of
+from soupkit.checkpoint.views.view import View, record_of, stored_slots
 from soupkit.errors import CompatibilityError, RecipeError
 from soupkit.recipe.parse import whole_number
 from soupkit.recipe.settings import BEFORE
@@ -24,37 +25,32 @@ class Part:
     stop: int
 
 
-class Stacked(Mapping[str, Array]):
+class Stacked(View):
     """The layers of some parts, one after the other and numbered anew; what stands before the layers (embeddings) comes
     from the first part's checkpoint, what stands after from the last's."""
 
     def __init__(self, parts: Sequence[Part], *, reference: str, stack: str | None = None) -> None:
-        self.reference = reference
         self.stack = main_stack(parts[0].source) if stack is None else stack
         self.sources = list({id(part.source): part.source for part in parts}.values())
         self.num_layers = sum(part.stop - part.start for part in parts)
         self.places = _places(parts, self.stack)
         self.parts = tuple(parts)
-        self.config: Mapping[str, Any] = stacked_description(parts, self.stack)
-        self.slots = {name: slots_of(source)[own] for name, (source, own) in self.places.items()}
-        self.stored = {
-            name: (getattr(source, "stored", None) or slots_of(source))[own]
-            for name, (source, own) in self.places.items()
-        }
+        super().__init__(
+            *self.sources,
+            reference=reference,
+            slots={name: slots_of(source)[own] for name, (source, own) in self.places.items()},
+            stored={name: stored_slots(source)[own] for name, (source, own) in self.places.items()},
+            config=stacked_description(parts, self.stack),
+        )
+        self.ties = {}
+
+    def record(self) -> dict[str, Any]:
+        """The layers of each part."""
+        return {"parts": [{**record_of(each.source), "layers": [each.start, each.stop]} for each in self.parts]}
 
     def described_by(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """The configuration of the stack where that of another model is to go along: layers are still as they were."""
         return stacked_description(self.parts, self.stack, config=config)
-
-    def __getitem__(self, name: str) -> Array:
-        source, own = self.places[name]
-        return source[own]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.places)
-
-    def __len__(self) -> int:
-        return len(self.places)
 
     def read_into(self, name: str, start: int, out: Array) -> None:
         """Fill `out` with the elements of `name` from number `start` on."""
@@ -74,8 +70,7 @@ def _places(parts: Sequence[Part], stack: str) -> dict[str, tuple[Mapping[str, A
         missing = [layer for layer in range(part.start, part.stop) if layer not in found]
         if missing or part.start >= part.stop:
             raise CompatibilityError(
-                f"{getattr(part.source, 'reference', 'a checkpoint')}: has no layers {part.start} to {part.stop - 1} "
-                f"of {stack!r}",
+                f"{name_of(part.source, 0)}: has no layers {part.start} to {part.stop - 1} of {stack!r}",
                 hint=f"its layers are 0 to {max((layer for layer in found if layer is not None), default=-1)}",
             )
         for name in part.source:
@@ -122,7 +117,7 @@ def stacked_description(
     """
     shapes = [_layer_shapes(part.source, stack) for part in parts]
     origins = [
-        Origin(getattr(part.source, "config", {}), max(found, default=-1) + 1, part.start, part.stop)
+        Origin(config_of(part.source), max(found, default=-1) + 1, part.start, part.stop)
         for part, found in zip(parts, shapes, strict=True)
     ]
     if config is not None:
@@ -147,7 +142,7 @@ def _layer_shapes(source: Mapping[str, Array], stack: str) -> dict[int, Shapes]:
 
 
 def _check_shapes(parts: Sequence[Part], shapes: Sequence[dict[int, Shapes]], told: Any, stack: str) -> None:
-    names = [getattr(part.source, "reference", "a checkpoint") for part in parts]
+    names = [name_of(part.source, place) for place, part in enumerate(parts)]
     for (part, layer), (other_part, other) in _alike(parts, shapes, told):
         mine, its = shapes[part][layer], shapes[other_part][other]
         if mine != its:

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 
 from soupkit.align.repair import measure_endpoints, repair
-from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.checkpoint.compatible import check_compatible
 from soupkit.checkpoint.hashing import content_hash
 from soupkit.checkpoint.output import OutputDirectory
 from soupkit.checkpoint.quantized import refuse_quantized
 from soupkit.checkpoint.reference import open_references
+from soupkit.checkpoint.source import Source
 from soupkit.curve.barrier import Barrier, barrier, losses_and_errors
 from soupkit.errors import RecipeError
 from soupkit.events import Advanced, Cell, Finished, Report, Started, Table, Wrote
@@ -112,12 +112,12 @@ def barrier_job(recipe: BarrierRecipe, world: World, report: Report) -> dict[str
 
 
 def _lines(
-    checkpoints: Sequence[Checkpoint], views: Sequence[Checkpoint], task: Task, recipe: BarrierRecipe, report: Report
+    checkpoints: Sequence[Source], views: Sequence[Source], task: Task, recipe: BarrierRecipe, report: Report
 ) -> dict[str, Line]:
     at = np.linspace(0, 1, recipe.num_points).tolist()
     batches = training_batches(task, recipe, num_batches=recipe.num_batches)
     plain = (lambda _: refresh(task.model, batches(), task.outputs)) if recipe.bn == "refresh" else None
-    ends: dict[str, tuple[Sequence[Checkpoint], Change | None]] = {
+    ends: dict[str, tuple[Sequence[Source], Change | None]] = {
         "naive": (checkpoints, plain),
         "aligned": (views, plain),
     }
@@ -129,7 +129,7 @@ def _lines(
     return lines
 
 
-def _repairing(views: Sequence[Checkpoint], task: Task, recipe: BarrierRecipe) -> Change:
+def _repairing(views: Sequence[Source], task: Task, recipe: BarrierRecipe) -> Change:
     kind, batches = recipe.repair, training_batches(task, recipe, num_batches=recipe.num_batches)
     assert kind != "off"
     endpoints = measure_endpoints(task, views, kind=kind, batches=batches)
@@ -141,7 +141,7 @@ def _repairing(views: Sequence[Checkpoint], task: Task, recipe: BarrierRecipe) -
 
 
 def _score(
-    pair: Sequence[Checkpoint],
+    pair: Sequence[Source],
     task: Task,
     recipe: BarrierRecipe,
     report: Report,
@@ -188,7 +188,7 @@ def _write(
     output: OutputDirectory,
     manifest: Manifest,
     lines: Mapping[str, Line],
-    checkpoints: Sequence[Checkpoint],
+    checkpoints: Sequence[Source],
     world: World,
 ) -> Manifest:
     contents = [content_hash(checkpoint, threads=world.num_threads) for checkpoint in checkpoints]

@@ -7,6 +7,7 @@ from typing import Any
 from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.checkpoint.compatible import check_compatible
 from soupkit.checkpoint.reference import open_checkpoint
+from soupkit.checkpoint.source import Source
 from soupkit.errors import CheckpointError, RecipeError
 from soupkit.events import Report
 from soupkit.manifest import Manifest
@@ -58,7 +59,7 @@ def repair(recipe: Repair, world: World, report: Report) -> dict[str, Any]:
     )
 
 
-def _endpoints(soup: Checkpoint, manifest: Manifest) -> tuple[list[float], list[Checkpoint]]:
+def _endpoints(soup: Checkpoint, manifest: Manifest) -> tuple[list[float], list[Source]]:
     """The coefficients of a soup and its ingredients, permuted as they were when it was made."""
     if manifest.mixture is None:
         raise CheckpointError(

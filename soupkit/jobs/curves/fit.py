@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.checkpoint.hashing import content_hash
 from soupkit.checkpoint.output import OutputDirectory
 from soupkit.checkpoint.reference import open_references
+from soupkit.checkpoint.source import Source
 from soupkit.checkpoint.tensors import write_tensors
 from soupkit.curve.bends import Bends, CurvePoint, Weights
 from soupkit.curve.curve import Curve
@@ -69,7 +69,7 @@ class _Fit:
 
     recipe: CurveFit
     training: Finetune
-    ends: Sequence[Checkpoint]
+    ends: Sequence[Source]
     start: Start
     device: torch.device
     alignment: dict[str, Any] | None
@@ -105,7 +105,7 @@ def curve_fit(recipe: CurveFit, world: World, report: Report) -> dict[str, Any]:
 
 def _open(recipe: CurveFit, world: World, report: Report) -> _Fit:
     """Open both ends and the data, build the model; whatever does not fit together is refused here."""
-    ends = open_references(recipe.refs)
+    ends: Sequence[Source] = open_references(recipe.refs)
     say_order(recipe.refs, report)
     if len(ends) != 2:
         raise RecipeError(f"refs name {len(ends)} checkpoints, expected two: the start and the end of the curve")
@@ -123,7 +123,7 @@ def _open(recipe: CurveFit, world: World, report: Report) -> _Fit:
     return _Fit(recipe, training, ends, start, world.torch_device(), alignment)
 
 
-def _check_heads(task: Task, ends: Sequence[Checkpoint]) -> None:
+def _check_heads(task: Task, ends: Sequence[Source]) -> None:
     """A CLIP model's head is made once: the text tower that makes it must be that of both ends."""
     makers = task.head.makers() if task.head else set()
     for name in sorted(makers & ends[0].keys() & ends[1].keys()):
@@ -194,7 +194,7 @@ def _bends(fit: _Fit) -> Bends:
     """The bends on the straight line between the ends, in the model's memory format."""
     model = fit.start.model
 
-    def weights_of(checkpoint: Checkpoint) -> Weights:
+    def weights_of(checkpoint: Source) -> Weights:
         load_weights(saved(model), checkpoint)
         return [parameter.detach().clone().requires_grad_(parameter.requires_grad) for parameter in model.parameters()]
 

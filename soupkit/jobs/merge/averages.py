@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from soupkit.checkpoint.checkpoint import Checkpoint
+from soupkit.checkpoint.source import Source
+from soupkit.checkpoint.views.view import checkpoint_of
 from soupkit.errors import RecipeError
 from soupkit.events import Report, Told, Warned
 from soupkit.manifest import Manifest
@@ -54,18 +55,20 @@ def merge_posthoc_ema(recipe: MergePosthocEma, world: World, report: Report) -> 
     return _write(ingredients, mixture, recipe, world, report, command="merge posthoc-ema", record=record)
 
 
-def recorded_snapshot(checkpoint: Checkpoint) -> Snapshot:
+def recorded_snapshot(source: Source) -> Snapshot:
     """What the manifest beside a checkpoint on disk says of the power-function EMA that it is.
 
     Raises RecipeError where there is none, or it says nothing.
     """
-    manifest = None if checkpoint.remote else Manifest.read_if_any(checkpoint.directory)
+    checkpoint = checkpoint_of(source)
+    here = checkpoint is not None and checkpoint.remote is None
+    manifest = Manifest.read_if_any(checkpoint.directory) if checkpoint and here else None
     entry = manifest.notes.get("posthoc") if manifest else None
     try:
         return Snapshot(PowerEma(float(entry["gamma"])), int(entry["step"]))  # type: ignore[index]
     except (KeyError, TypeError, ValueError):
         raise RecipeError(
-            f"{checkpoint.reference}: is no snapshot of a power-function EMA",
+            f"{source.reference}: is no snapshot of a power-function EMA",
             hint="train with --posthoc-sigma 0.05,0.1 and give OUT/posthoc; merge ema averages other checkpoints",
         ) from None
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, cast
 
-from soupkit.checkpoint.checkpoint import Checkpoint, slots_of
+from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.checkpoint.config.vocabulary import difference, read_vocabulary
 from soupkit.checkpoint.reference import local_path, open_checkpoint
+from soupkit.checkpoint.source import slots_of
 from soupkit.checkpoint.views.adapted import is_adapter
 from soupkit.commands import COMMANDS
 from soupkit.errors import CompatibilityError, RecipeError, ReferenceError

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,8 +17,9 @@ from soupkit.align.matching.match import Match, loaded
 from soupkit.align.matching.universe import align_all
 from soupkit.align.permuted import Permuted
 from soupkit.align.spec import PermutationSpec
-from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.checkpoint.dtypes import Array
+from soupkit.checkpoint.source import Source, name_of
+from soupkit.checkpoint.views.view import View
 from soupkit.errors import AlignError
 from soupkit.events import Advanced, Finished, Report, Started, Told
 from soupkit.stages.alignment.examples import example_inputs
@@ -48,14 +49,14 @@ class Network:
 class Aligned:
     """Views of checkpoints, permuted so that they match the one at place `to`, and what a manifest records of it."""
 
-    views: list[Checkpoint]
+    views: Sequence[View]
     to: int
     matches: list[Match]
     notes: dict[str, Any]
 
 
 def aligned_ingredients(
-    checkpoints: Sequence[Checkpoint],
+    checkpoints: Sequence[Source],
     *,
     to: int | None,
     recipe: Any,
@@ -75,11 +76,11 @@ def aligned_ingredients(
     spec, models = _tensors(checkpoints, network, recipe, world, report, by=by)
     options = {name: getattr(recipe, name) for name in ("seed", "restarts", "universe") if hasattr(recipe, name)}
     found = align_all(spec, models, to=to, **options)
-    views = []
+    views: list[View] = []
     for checkpoint, match in zip(checkpoints, found.matches, strict=True):
         view = Permuted(checkpoint, network.spec, match.permutation)
         check_same_function(network, checkpoint, view)
-        views.append(cast(Checkpoint, view))
+        views.append(view)
         report(Told(f"{checkpoint.reference}: {match.describe()}"))
     notes = {
         "to": checkpoints[found.to].reference,
@@ -90,7 +91,7 @@ def aligned_ingredients(
     return Aligned(views, found.to, found.matches, notes)
 
 
-def open_network(checkpoint: Checkpoint, recipe: Any, report: Report) -> Network:
+def open_network(checkpoint: Source, recipe: Any, report: Report) -> Network:
     """Build the model of a checkpoint, derive its groups and check them on its weights; culprits are pinned."""
     described = describe(checkpoint, recipe.model)
     model = build(described, num_classes=_num_classes(checkpoint, described))
@@ -115,13 +116,13 @@ def check_same_function(
     error = float((outputs[1] - outputs[0]).abs().max() / outputs[0].abs().max().clamp_min(1e-300))
     if not error <= tolerance:
         raise AlignError(
-            f"{getattr(source, 'reference', 'a checkpoint')}: moved, its output changes by {error:.1e} of its size",
+            f"{name_of(source, 0)}: moved, its output changes by {error:.1e} of its size",
             hint="please report the model; --pin GROUP leaves a group as it is",
         )
 
 
 def _tensors(
-    checkpoints: Sequence[Checkpoint],
+    checkpoints: Sequence[Source],
     network: Network,
     recipe: Any,
     world: World,
@@ -151,7 +152,7 @@ def _tensors(
     return with_taps(spec, taps), models
 
 
-def _num_classes(checkpoint: Checkpoint, described: ModelSpec) -> int | None:
+def _num_classes(checkpoint: Source, described: ModelSpec) -> int | None:
     """Classes of a timm model that is only named, as the data would tell: those of the checkpoint's own classifier."""
     if described.library != "timm" or described.config or "num_classes" in described.kwargs:
         return None

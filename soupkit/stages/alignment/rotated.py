@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 from soupkit.align.matching.match import Match
 from soupkit.align.turns.proof import proved
@@ -74,7 +74,7 @@ def rotated_ingredients(checkpoints: Sequence[Checkpoint], *, to: int, recipe: A
             report(Told(f"{checkpoint.reference}: cosine {each.cosine_before:.4f} → {each.cosine:.4f}, {rounds}"))
     del folded
     views = [
-        cast(Checkpoint, Turned(checkpoint, network.spec, proof.towers, each.permutation, each.turn))
+        Turned(checkpoint, network.spec, proof.towers, each.permutation, each.turn)
         for checkpoint, each in zip(checkpoints, found, strict=True)
     ]
     for checkpoint, view in zip(checkpoints, views, strict=True):

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.checkpoint.compatible import Agreement, Ingredient, check_compatible
 from soupkit.checkpoint.config.meaning import check_meaning
+from soupkit.checkpoint.source import Source
 from soupkit.events import Report, Warned
 
 
@@ -18,7 +18,7 @@ def agreed(ingredients: Sequence[Ingredient], recipe: Any, report: Report) -> Ag
     return agreement
 
 
-def check_alike(checkpoints: Sequence[Checkpoint], recipe: Any, report: Report) -> None:
+def check_alike(checkpoints: Sequence[Source], recipe: Any, report: Report) -> None:
     """Compare what checkpoints say they are, for commands that run them one by one as the first: outputs are averaged.
 
     Raises CompatibilityError as `soupkit.checkpoint.config.meaning.check_meaning` does.

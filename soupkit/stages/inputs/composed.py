@@ -6,22 +6,22 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
 
-from soupkit.checkpoint.checkpoint import Checkpoint, slots_of
+from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.checkpoint.compatible import architecture
 from soupkit.checkpoint.config.companions import Reconfigured
 from soupkit.checkpoint.dtypes import Array
+from soupkit.checkpoint.header import Slot
 from soupkit.checkpoint.quantized import scales_of
 from soupkit.checkpoint.reference import local_path, open_checkpoint, open_references
-from soupkit.checkpoint.views.adapted import Adapted, base_mismatch, is_adapter, open_adapter
+from soupkit.checkpoint.source import Source
+from soupkit.checkpoint.views.adapted import Adapted, Adapter, base_mismatch, is_adapter, open_adapter
 from soupkit.checkpoint.views.dequantized import Dequantized
 from soupkit.checkpoint.views.resized import Resized
 from soupkit.checkpoint.views.stacked import Part, Stacked
+from soupkit.checkpoint.views.view import checkpoint_of
 from soupkit.errors import CompatibilityError, RecipeError, ReferenceError
 from soupkit.events import Report, Told, Warned
-
-View = Mapping[str, Array]
 
 
 @dataclass
@@ -33,11 +33,11 @@ class Composed:
     """
 
     recorded: list[Checkpoint] = field(default_factory=list)
-    views: list[View] = field(default_factory=list)
+    views: list[Source] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
     groups: list[tuple[int, ...]] = field(default_factory=list)
 
-    def add(self, name: str, view: View, *checkpoints: Checkpoint) -> None:
+    def add(self, name: str, view: Source, *checkpoints: Checkpoint) -> None:
         """One more view, made of some checkpoints."""
         self.names.append(name)
         self.views.append(view)
@@ -65,7 +65,7 @@ def open_models(references: Sequence[str], base: str | None, report: Report) -> 
     return found
 
 
-def _add(reference: str, base: View | None, found: Composed, report: Report) -> None:
+def _add(reference: str, base: Source | None, found: Composed, report: Report) -> None:
     model, adapter = split_adapter(reference)
     if adapter is None and is_adapter(Path(model).expanduser()):
         opened = open_adapter(Path(model).expanduser())
@@ -89,15 +89,14 @@ def split_adapter(reference: str) -> tuple[str, str | None]:
     return reference, None
 
 
-def _onto(under: View, adapter: Any, reference: str, report: Report) -> View:
+def _onto(under: Source, adapter: Adapter, reference: str, report: Report) -> Source:
     """An adapter on a model, and a word where that is not the one that it was trained on."""
-    name = str(getattr(under, "reference", ""))
     ranks = sorted({len(factors.a) for factors in adapter.changes.values()})
     ranked = f"{len(adapter.changes)} changes of rank {', '.join(map(str, ranks))}"
-    report(Told(f"{reference}: {ranked}, merged into {name} as it is read"))
-    if other := base_mismatch(adapter, cast(Checkpoint, getattr(under, "source", under))):
+    report(Told(f"{reference}: {ranked}, merged into {under.reference} as it is read"))
+    if other := base_mismatch(adapter, under):
         report(Warned(other))
-    return Adapted(cast(Checkpoint, under), adapter)
+    return Adapted(under, adapter)
 
 
 def _base_by_name(name: str, reference: str) -> Checkpoint:
@@ -110,7 +109,7 @@ def _base_by_name(name: str, reference: str) -> Checkpoint:
         ) from error
 
 
-def _plain(checkpoint: Checkpoint) -> View:
+def _plain(checkpoint: Checkpoint) -> Source:
     """The checkpoint, or what its quantized weights mean."""
     return Dequantized(checkpoint) if scales_of(checkpoint.slots) else checkpoint
 
@@ -118,7 +117,7 @@ def _plain(checkpoint: Checkpoint) -> View:
 # Layers
 
 
-def cut_layers(views: Sequence[View], texts: Sequence[str], stack: str | None) -> list[View]:
+def cut_layers(views: Sequence[Source], texts: Sequence[str], stack: str | None) -> list[Source]:
     """The views with some of their layers only. Raises RecipeError for ranges that are none, or not one for each."""
     if not texts:
         return list(views)
@@ -128,14 +127,14 @@ def cut_layers(views: Sequence[View], texts: Sequence[str], stack: str | None) -
             hint="give one, or one for each and the base",
         )
     spread = list(texts) * len(views) if len(texts) == 1 else texts
-    cut: list[View] = []
+    cut: list[Stacked] = []
     for view, text in zip(views, spread, strict=True):
         parts = [Part(view, *layer_range(each)) for each in text.split(",")]
-        cut.append(Stacked(parts, reference=str(getattr(view, "reference", "")), stack=stack))
-    depths = {view.num_layers for view in cut if isinstance(view, Stacked)}
+        cut.append(Stacked(parts, reference=view.reference, stack=stack))
+    depths = {stacked.num_layers for stacked in cut}
     if len(depths) > 1:
         raise RecipeError(f"layers: the ranges are of {', '.join(map(str, sorted(depths)))} layers, expected one depth")
-    return cut
+    return list(cut)
 
 
 def layer_range(text: str) -> tuple[int, int]:
@@ -149,43 +148,42 @@ def layer_range(text: str) -> tuple[int, int]:
 # Configurations
 
 
-def model_of(view: View, recorded: Checkpoint) -> Checkpoint:
+def model_of(view: Mapping[str, Array], recorded: Source) -> Source:
     """Whose configuration and tokenizer describe a view of a recorded checkpoint."""
     source = view.source if isinstance(view, Resized) else view
     if isinstance(source, Stacked):
         inner = next(iter(source.places.values()))[0]
         return stacked_model(source, model_of(inner, recorded))
     if isinstance(source, Adapted):
-        return model_of(source.base, getattr(source.base, "source", source.base))
-    return cast(Checkpoint, Reconfigured(recorded, source.config)) if isinstance(source, Dequantized) else recorded
+        return model_of(source.base, checkpoint_of(source) or source.base)
+    return Reconfigured(recorded, source.config) if isinstance(source, Dequantized) else recorded
 
 
-def stacked_model(stacked: Stacked, model: Checkpoint) -> Checkpoint:
+def stacked_model(stacked: Stacked, model: Source) -> Source:
     """A model whose configuration is that of the stack."""
-    return cast(Checkpoint, Reconfigured(model, stacked.described_by(model.config)))
+    return Reconfigured(model, stacked.described_by(model.config))
 
 
-def open_config(reference: str, found: Composed, view: View) -> Checkpoint:
+def open_config(reference: str, found: Composed, view: Source) -> Source:
     """The checkpoint whose configuration is to go along, for a view like `view`. Raises CompatibilityError where its
     tensors say that it describes another model."""
     known = dict(zip(found.names, zip(found.views, found.groups, strict=True), strict=True))
     if reference in known:
         source, group = known[reference]
-        checkpoint = model_of(source, found.recorded[group[0]])
+        model = model_of(source, found.recorded[group[0]])
     else:
-        checkpoint = open_checkpoint(split_adapter(reference)[0])
+        model = open_checkpoint(split_adapter(reference)[0])
     first = next(iter(known.values()))[0]
-    kinds = architecture(checkpoint), architecture(first)
+    kinds = architecture(model), architecture(first)
     if all(kinds) and kinds[0] != kinds[1]:
         raise CompatibilityError(f"config_from {reference}: is a {kinds[0]}, the checkpoints are {kinds[1]}")
-    _check_shapes(
-        reference, slots_of(getattr(checkpoint, "source", checkpoint)) if reference not in known else {}, view
-    )
-    return stacked_model(view, checkpoint) if isinstance(view, Stacked) else checkpoint
+    if reference not in known:
+        _check_shapes(reference, model.slots, view)
+    return stacked_model(view, model) if isinstance(view, Stacked) else model
 
 
-def _check_shapes(reference: str, slots: Mapping[str, Any], view: View) -> None:
-    for name, slot in slots_of(view).items():
+def _check_shapes(reference: str, slots: Mapping[str, Slot], view: Source) -> None:
+    for name, slot in view.slots.items():
         if name in slots and slots[name].shape != slot.shape:
             raise CompatibilityError(
                 f"config_from {reference}: tensor {name!r} has shape {list(slots[name].shape)}, the checkpoints have "

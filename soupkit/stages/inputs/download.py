@@ -5,22 +5,24 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 
-from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.checkpoint.hub.remote import HubFiles
 from soupkit.checkpoint.output import SPARE_BYTES
+from soupkit.checkpoint.source import Source
+from soupkit.checkpoint.views.view import checkpoint_of
 from soupkit.errors import OutputError
 from soupkit.events import Advanced, Finished, Report, Started, Told
 
 TASK = "downloading"
 
 
-def download(checkpoints: Sequence[Checkpoint], report: Report) -> None:
+def download(sources: Sequence[Source], report: Report) -> None:
     """Bring the weights of Hub checkpoints to disk, but for those that are streamed. Nothing to do for local ones.
 
     Weights that are not downloaded here come when they are first read, unannounced. Raises OutputError when the disk
     of the cache is too small, ReferenceError and CheckpointError for what goes wrong on the way.
     """
-    remotes = [each.remote for each in checkpoints if isinstance(each.remote, HubFiles) and not each.remote.streams]
+    found = [checkpoint.remote for each in sources if (checkpoint := checkpoint_of(each)) is not None]
+    remotes = [remote for remote in found if isinstance(remote, HubFiles) and not remote.streams]
     missing = {(remote.directory, name): size for remote in remotes for name, size in remote.missing().items()}
     total = sum(missing.values())
     if not total:

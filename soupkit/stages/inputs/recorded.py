@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
@@ -14,11 +14,11 @@ from soupkit.align.permuted import Permuted
 from soupkit.align.spec import Permutation, PermutationSpec
 from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.checkpoint.formats.convert import pickled_files
-from soupkit.checkpoint.hashing import FILES_HASH, content_hash, files_hash
+from soupkit.checkpoint.hashing import FILES_HASH, files_hash
 from soupkit.checkpoint.hub.hub import fetch_pickles
 from soupkit.checkpoint.reference import open_checkpoint
+from soupkit.checkpoint.source import Source
 from soupkit.errors import CheckpointError, ReferenceError
-from soupkit.identity import digest, files_identity
 from soupkit.manifest import MANIFEST_NAME, Manifest
 from soupkit.world import World
 
@@ -30,19 +30,14 @@ def content_of_input(directory: Path, entry: dict[str, Any], world: World) -> st
     """
     if str(entry.get("content")).startswith(FILES_HASH):
         return files_hash(pickled_files(_pickle_path(directory, entry)))
-    return content_hash(open_input(directory, entry), threads=world.num_threads)
+    return open_input(directory, entry).identity(threads=world.num_threads)
 
 
 def companions_of_input(directory: Path, entry: dict[str, Any]) -> str | None:
     """What the configuration beside an input is now; None where that was not recorded, as of the Hub's commits."""
     if "companions" not in entry:
         return None
-    return companions_identity(open_input(directory, entry))
-
-
-def companions_identity(checkpoint: Checkpoint) -> str:
-    """The names and contents of the files that travel with the weights."""
-    return digest(files_identity((path.name, path) for path in checkpoint.companions))
+    return str(open_input(directory, entry).record()["companions"])
 
 
 def open_input(directory: Path, entry: dict[str, Any]) -> Checkpoint:
@@ -52,7 +47,7 @@ def open_input(directory: Path, entry: dict[str, Any]) -> Checkpoint:
     return Checkpoint(_input_path(directory, entry).resolve(), reference=entry["reference"])
 
 
-def open_as_recorded(directory: Path, manifest: Manifest) -> list[Checkpoint]:
+def open_as_recorded(directory: Path, manifest: Manifest) -> list[Source]:
     """The ingredients of the manifest in `directory`, permuted or turned as it says that they were.
 
     Raises ReferenceError for one that is gone, CheckpointError when the record is not whole.
@@ -65,11 +60,11 @@ def open_as_recorded(directory: Path, manifest: Manifest) -> list[Checkpoint]:
     ]
 
 
-def write_turns(checkpoints: Iterable[Checkpoint], directory: Path) -> None:
+def write_turns(sources: Iterable[Source], directory: Path) -> None:
     """Write the matrices of what was turned beside the weights that were made with them."""
-    for checkpoint in checkpoints:
-        if hasattr(checkpoint, "write_turn"):
-            checkpoint.write_turn(directory)
+    for source in sources:
+        if hasattr(source, "write_turn"):  # Turned, whose module imports torch
+            source.write_turn(directory)
 
 
 def place_of(directory: Path, entry: dict[str, Any]) -> str:
@@ -77,7 +72,7 @@ def place_of(directory: Path, entry: dict[str, Any]) -> str:
     return str(entry["reference"] if "commit" in entry else _input_path(directory, entry))
 
 
-def _rearranged(checkpoint: Checkpoint, entry: Mapping[str, Any], notes: Any, directory: Path) -> Checkpoint:
+def _rearranged(checkpoint: Checkpoint, entry: Mapping[str, Any], notes: Any, directory: Path) -> Source:
     try:
         permutation = _permutation(entry["permutation"])
         spec = PermutationSpec.from_json(json.loads(notes["alignment"]["spec"]))
@@ -87,7 +82,7 @@ def _rearranged(checkpoint: Checkpoint, entry: Mapping[str, Any], notes: Any, di
         from soupkit.stages.inputs.turned import turned_again
 
         return turned_again(checkpoint, spec, permutation, notes, directory / str(entry["turn"]))
-    return cast(Checkpoint, Permuted(checkpoint, spec, permutation))
+    return Permuted(checkpoint, spec, permutation)
 
 
 def _permutation(values: Mapping[str, str]) -> Permutation:

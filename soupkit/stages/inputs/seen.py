@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.checkpoint.seen import Entry, seen_by
+from soupkit.checkpoint.source import Source
 from soupkit.errors import SoupkitError, TaskError
 from soupkit.events import Report, Told, Warned
 from soupkit.task.images.data import Splits, open_data, overlap
@@ -39,7 +39,7 @@ class _Division:
 
 
 def check_seen(
-    checkpoints: Iterable[Checkpoint], splits: Splits, recipe: Any, report: Report, *roles: Role, selects: bool = True
+    sources: Iterable[Source], splits: Splits, recipe: Any, report: Report, *roles: Role, selects: bool = True
 ) -> None:
     """Warn of checkpoints that were trained, selected or learned on examples of these splits; with counts.
 
@@ -49,9 +49,10 @@ def check_seen(
     roles = roles or ("held_out", "test")
     opened: dict[str, Splits | None] = {}
     found: dict[str, list[str]] = {}
-    for checkpoint in checkpoints:
-        for line in _lines(seen_by(checkpoint.directory), splits, recipe, roles, opened, selects=selects):
-            found.setdefault(line, []).append(checkpoint.reference)
+    for source in sources:
+        entries = seen_by(source.files[0].parent) if source.files else []
+        for line in _lines(entries, splits, recipe, roles, opened, selects=selects):
+            found.setdefault(line, []).append(source.reference)
     for line, names in found.items():
         names = list(dict.fromkeys(names))
         text = f"{_listed(names)} {'was' if len(names) == 1 else 'were'} {line}"

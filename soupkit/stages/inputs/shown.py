@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from soupkit.checkpoint.checkpoint import Checkpoint, tied_names
+from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.checkpoint.compatible import architecture
 from soupkit.checkpoint.quantized import quantization_of
+from soupkit.checkpoint.source import tied_names
 from soupkit.manifest import Manifest
 
 

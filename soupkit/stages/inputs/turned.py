@@ -5,7 +5,7 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,8 +14,8 @@ from soupkit.align.permuted import Permuted
 from soupkit.align.spec import PermutationSpec
 from soupkit.align.turns.towers import Tower, towers_again
 from soupkit.align.turns.turn import Tensors, Turn, fold, turned
-from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.checkpoint.dtypes import FLOATING, NUMPY_DTYPES, Array
+from soupkit.checkpoint.source import Source, read_chunk
 from soupkit.checkpoint.views.view import View
 from soupkit.errors import CheckpointError
 from soupkit.task.weights import to_torch
@@ -34,13 +34,14 @@ class Turned(View):
 
     def __init__(
         self,
-        source: Checkpoint,
+        source: Source,
         spec: PermutationSpec,
         towers: Sequence[Tower],
         permutation: Mapping[str, np.ndarray],
         turn: Turn,
     ) -> None:
-        self.source, self.slots, self.turn = source, source.slots, turn
+        super().__init__(source)
+        self.turn = turn
         self._permuted = Permuted(source, spec, permutation)
         with torch_threads(1):
             tensors = turned(fold(tensors_of(self._permuted), towers), towers, turn)
@@ -50,20 +51,12 @@ class Turned(View):
             if slot.dtype in FLOATING
         }
 
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or name == "source":
-            raise AttributeError(name)
-        return getattr(self.source, name)
-
-    def __getitem__(self, name: str) -> Array:
-        return self._tensors[name] if name in self._tensors else self._permuted[name]
-
     def read_into(self, name: str, start: int, out: Array) -> None:
         """Fill `out` with the elements of `name` from number `start` on."""
-        out[:] = self[name].reshape(-1)[start : start + out.size]
+        read_chunk(self._tensors if name in self._tensors else self._permuted, name, start, out)
 
     def record(self) -> dict[str, Any]:
-        """What a manifest adds of it to an input; the matrices are in a file of their own."""
+        """The groups that move; the matrices are in a file of their own."""
         return {**self._permuted.record(), "turn": TURN_FILE}
 
     def write_turn(self, directory: Path) -> None:
@@ -73,8 +66,8 @@ class Turned(View):
 
 
 def turned_again(
-    checkpoint: Checkpoint, spec: PermutationSpec, permutation: Mapping[str, np.ndarray], notes: Any, file: Path
-) -> Checkpoint:
+    checkpoint: Source, spec: PermutationSpec, permutation: Mapping[str, np.ndarray], notes: Any, file: Path
+) -> Turned:
     """A checkpoint, turned as a manifest's notes and the file beside it say. Raises CheckpointError."""
     try:
         towers = towers_again(checkpoint.slots, notes["alignment"]["towers"])
@@ -82,7 +75,7 @@ def turned_again(
             turn = Turn.from_arrays({name: torch.from_numpy(arrays[name]) for name in arrays})
     except (OSError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
         raise CheckpointError(f"{file}: how it was turned cannot be read: {error!r}") from error
-    return cast(Checkpoint, Turned(checkpoint, spec, towers, permutation, turn))
+    return Turned(checkpoint, spec, towers, permutation, turn)
 
 
 def tensors_of(checkpoint: Mapping[str, Array]) -> Tensors:

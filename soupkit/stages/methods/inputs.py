@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from soupkit.checkpoint.checkpoint import slots_of
 from soupkit.checkpoint.compatible import Agreement, check_compatible
 from soupkit.checkpoint.dtypes import FLOATING, widest
 from soupkit.checkpoint.hashing import content_hash
-from soupkit.checkpoint.header import Slot
+from soupkit.checkpoint.source import Source
 from soupkit.checkpoint.views.resized import match_vocabularies
 from soupkit.checkpoint.views.stacked import Part, Stacked
+from soupkit.checkpoint.views.view import stored_slots
 from soupkit.errors import RecipeError
 from soupkit.events import Report, Told
 from soupkit.recipe.methods import MergePassthrough
 from soupkit.stages.inputs.composed import (
-    View,
     cut_layers,
     layer_range,
     model_of,
@@ -38,13 +37,13 @@ class MethodInputs:
     """
 
     ingredients: Ingredients
-    views: Sequence[View]
+    views: Sequence[Source]
     has_base: bool
     names: tuple[str, ...]
     groups: tuple[tuple[int, ...], ...]
 
     @property
-    def models(self) -> Sequence[View]:
+    def models(self) -> Sequence[Source]:
         """What is merged."""
         return self.views[:-1] if self.has_base else self.views
 
@@ -55,7 +54,7 @@ class MethodInputs:
         return [known.get(id(source)) or content_hash(source, threads=threads) for source in recorded]
 
     @property
-    def base(self) -> View | None:
+    def base(self) -> Source | None:
         """What it is merged on."""
         return self.views[-1] if self.has_base else None
 
@@ -98,9 +97,9 @@ def _open_stacked(recipe: MergePassthrough, report: Report) -> MethodInputs:
     return MethodInputs(planned, [stacked], False, tuple(found.names), tuple(found.groups))
 
 
-def _as_stored(agreement: Agreement, views: Sequence[View]) -> Agreement:
+def _as_stored(agreement: Agreement, views: Sequence[Source]) -> Agreement:
     """Adapted tensors read as float32, but are written in the dtype of their base."""
-    stored: list[Mapping[str, Slot]] = [getattr(view, "stored", None) or slots_of(view) for view in views]
+    stored = [stored_slots(view) for view in views]
     dtypes = {name: {slots[name].dtype for slots in stored} for name in agreement.slots}
     slots = {
         name: slot._replace(dtype=widest(dtypes[name])) if slot.dtype in FLOATING else slot

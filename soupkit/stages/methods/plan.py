@@ -7,6 +7,7 @@ from typing import Any
 
 from soupkit.checkpoint.dtypes import FLOATING, Array
 from soupkit.checkpoint.header import Slot
+from soupkit.checkpoint.views.view import checkpoint_of
 from soupkit.events import Report
 from soupkit.merge.per_tensor import piece_of
 from soupkit.report.tables import amounts, tell_plan
@@ -55,7 +56,8 @@ class _Nowhere:
 
 def estimate_seconds(merge: MethodMerge, recipe: Any, world: World) -> float | None:
     """Merge a few tensors into nothing, and scale the time up to all; None where that would download weights."""
-    if any(checkpoint.remote is not None for checkpoint in merge.ingredients.checkpoints):
+    found = map(checkpoint_of, merge.ingredients.checkpoints)
+    if any(checkpoint is None or checkpoint.remote is not None for checkpoint in found):
         return None
     slots = {name: slot for name, slot in merge.ingredients.plan.slots.items() if slot.dtype in FLOATING}
     probe = _probe(slots)

@@ -7,15 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.checkpoint.config.modules import module_files
 from soupkit.checkpoint.hashing import file_sha256, file_xxh3
 from soupkit.checkpoint.seen import carried
-from soupkit.stages.inputs.recorded import companions_identity
+from soupkit.checkpoint.source import Source
 
 
 def describe_inputs(
-    checkpoints: Sequence[Checkpoint], out: Path, contents: Sequence[str], *, sha256: bool = False
+    checkpoints: Sequence[Source], out: Path, contents: Sequence[str], *, sha256: bool = False
 ) -> list[dict[str, Any]]:
     """The manifest's record of each ingredient; `path` is relative to the output, so that both may move together.
 
@@ -23,23 +22,14 @@ def describe_inputs(
     """
     described = []
     for checkpoint, content, seen in zip(checkpoints, contents, carried(checkpoints), strict=True):
-        entry: dict[str, Any] = {"reference": checkpoint.reference, **_place(checkpoint, out), "content": content}
-        if (record := getattr(checkpoint, "record", None)) is not None:  # a view: its source is what lies there
-            entry |= record()
+        entry: dict[str, Any] = {"reference": checkpoint.reference, **checkpoint.record()}
+        if "path" in entry:
+            entry["path"] = os.path.relpath(entry["path"], out.resolve())
+        entry.setdefault("content", content)
         if sha256 and "sha256" not in entry:
             entry["sha256"] = {file.name: file_sha256(file) for file in checkpoint.files}
         described.append(entry | ({"seen": seen} if seen else {}))
     return described
-
-
-def _place(checkpoint: Checkpoint, out: Path) -> dict[str, Any]:
-    """Where an ingredient is: a commit on the Hub, which never changes, or a path."""
-    if checkpoint.remote is not None:
-        hashes = {file.name: checkpoint.remote.sha256(file) for file in checkpoint.files}
-        known = {name: sha256 for name, sha256 in hashes.items() if sha256}
-        return {"commit": checkpoint.remote.commit} | ({"sha256": known} if known else {})
-    place = os.path.relpath(checkpoint.path.resolve(), out.resolve())
-    return {"path": place, "companions": companions_identity(checkpoint)}
 
 
 def describe_outputs(directory: Path, content: str, *, sha256: bool = False) -> dict[str, Any]:

@@ -17,7 +17,9 @@ from soupkit.checkpoint.header import Slot
 from soupkit.checkpoint.hub.ranges import NUM_READERS
 from soupkit.checkpoint.output import OutputDirectory, check_output
 from soupkit.checkpoint.reference import open_references
+from soupkit.checkpoint.source import Source
 from soupkit.checkpoint.tensors import Plan, TensorFiles, parse_bytes, plan_files
+from soupkit.checkpoint.views.view import checkpoint_of
 from soupkit.events import Advanced, Finished, Report, Started, Told, Warned, Wrote
 from soupkit.manifest import Manifest
 from soupkit.merge.mixture import Mixture, uniform
@@ -39,10 +41,10 @@ Engine = Callable[[Sink, StreamOptions, Callable[[int], None]], Streamed]
 class Ingredients:
     """Opened checkpoints that agree with each other, and what will be written of them."""
 
-    checkpoints: Sequence[Checkpoint]
+    checkpoints: Sequence[Source]
     agreement: Agreement
     plan: Plan
-    model: Checkpoint
+    model: Source
     """Whose configuration and tokenizer go with the output."""
 
     @property
@@ -64,14 +66,14 @@ def open_ingredients(recipe: Any, report: Report, *, refs: Sequence[str] | None 
     return prepare(open_references(refs, stream=getattr(recipe, "stream", False)), recipe, report)
 
 
-def prepare(checkpoints: Sequence[Checkpoint], recipe: Any, report: Report) -> Ingredients:
+def prepare(checkpoints: Sequence[Source], recipe: Any, report: Report) -> Ingredients:
     """Check opened checkpoints against each other and plan the files of their soup."""
     agreement = check_compatible(checkpoints, mismatch=getattr(recipe, "mismatch", "error"))
     return plan_soup(agreement, checkpoints, recipe, report, model=checkpoints[0])
 
 
 def plan_soup(
-    agreement: Agreement, checkpoints: Sequence[Checkpoint], recipe: Any, report: Report, *, model: Checkpoint
+    agreement: Agreement, checkpoints: Sequence[Source], recipe: Any, report: Report, *, model: Source
 ) -> Ingredients:
     """Plan the files of a soup of checkpoints that agree; the output takes `model`'s configuration and tokenizer."""
     warn_of(agreement, report)
@@ -96,13 +98,15 @@ def _with_dtype(slots: Mapping[str, Slot], dtype: str) -> dict[str, Slot]:
     }
 
 
-def _file_name(first: Checkpoint) -> str:
-    return "open_clip_model.safetensors" if first.files[0].name.startswith("open_clip") else "model.safetensors"
+def _file_name(model: Source) -> str:
+    open_clip = bool(model.files) and model.files[0].name.startswith("open_clip")
+    return "open_clip_model.safetensors" if open_clip else "model.safetensors"
 
 
-def _metadata(first: Checkpoint, agreement: Agreement) -> dict[str, str]:
+def _metadata(model: Source, agreement: Agreement) -> dict[str, str]:
     """Keep `format` and the ties; other metadata speaks of the ingredient, not of the soup."""
-    return {"format": first.metadata.get("format", "pt"), **agreement.ties}
+    checkpoint = checkpoint_of(model)
+    return {"format": checkpoint.metadata.get("format", "pt") if checkpoint else "pt", **agreement.ties}
 
 
 def stream_options(recipe: Any, world: World) -> StreamOptions:

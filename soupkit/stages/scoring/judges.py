@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
 from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.checkpoint.output import temporary_sibling
+from soupkit.checkpoint.source import Source
 from soupkit.command_identity import command_identity
 from soupkit.errors import TaskError
 from soupkit.events import Report, Told, silent
@@ -88,7 +89,7 @@ class WrittenScorer:
     def _score(self, mixture: Mixture) -> Score:
         rows = mixture.used()
         only = self.ingredients.checkpoints[rows[0]] if len(rows) == 1 else None
-        if only is not None and self._is_as_written(only) and (mixture.matrix[rows[0]] == 1).all():
+        if self._is_as_written(only) and (mixture.matrix[rows[0]] == 1).all():
             return self._command.score(only.fetch())
         with temporary_sibling(self._recipe.out) as directory:
             soup = directory / "soup"
@@ -103,8 +104,10 @@ class WrittenScorer:
             )
             return self._command.score(soup)
 
-    def _is_as_written(self, checkpoint: Checkpoint) -> bool:
+    def _is_as_written(self, checkpoint: Source | None) -> TypeGuard[Checkpoint]:
         """Whether a single checkpoint lies there in the dtypes that soups of it are scored and written in."""
+        if not isinstance(checkpoint, Checkpoint):
+            return False
         slots = self.ingredients.plan.slots.items()
         return checkpoint.path.is_dir() and all(checkpoint.slots[name].dtype == slot.dtype for name, slot in slots)
 
@@ -122,7 +125,7 @@ class WrittenScorer:
         """The files beside the weights in the directory that the command is given."""
         written = files_identity((path.name, path) for path in self.ingredients.model.companions)
         only = self.ingredients.checkpoints[rows[0]] if len(rows) == 1 else None
-        if only is None or not self._is_as_written(only):
+        if not self._is_as_written(only):
             return written
         weights = {file.resolve() for file in only.files}
         return [written, tree_identity(only.fetch(), keep=lambda path: path.resolve() not in weights)]

@@ -13,6 +13,7 @@ import torch
 from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.checkpoint.compatible import Agreement, check_compatible
 from soupkit.checkpoint.dtypes import Array
+from soupkit.checkpoint.source import Source
 from soupkit.curve.geometry import Matrix
 from soupkit.events import Advanced, Event, Finished, Report, Started, Told
 from soupkit.identity import digest
@@ -58,7 +59,7 @@ class PointModel:
     def __init__(
         self,
         task: Task,
-        checkpoints: Sequence[Checkpoint],
+        checkpoints: Sequence[Source],
         agreement: Agreement,
         *,
         options: StreamOptions,
@@ -80,7 +81,7 @@ class PointModel:
 class PointScorer:
     """Scores points on every split. Memory: the checkpoints, the model, and the decoded examples."""
 
-    def __init__(self, checkpoints: Sequence[Checkpoint], recipe: Any, world: World) -> None:
+    def __init__(self, checkpoints: Sequence[Source], recipe: Any, world: World) -> None:
         self.recipe = recipe
         self.task: Task = open_task(checkpoints[0], recipe, world.alone())
         self.splits: tuple[Role, ...] = ("train", *JUDGED) if recipe.train else JUDGED

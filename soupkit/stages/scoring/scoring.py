@@ -14,10 +14,9 @@ from typing import Any
 import numpy as np
 
 from soupkit.align.moments import Batches
-from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.checkpoint.dtypes import NUMPY_DTYPES, Array
-from soupkit.checkpoint.hashing import content_hash
 from soupkit.checkpoint.header import Slot
+from soupkit.checkpoint.source import Source
 from soupkit.events import Advanced, Finished, Report, Started, Told
 from soupkit.merge.memory import combined
 from soupkit.merge.mixture import Mixture
@@ -66,7 +65,7 @@ class SoupTask:
         changed, tensors = refresh_statistics(self.task, self.recipe), self.task.tensors()
         return rounded({name: tensors[name] for name in changed}, self.ingredients.plan.slots)
 
-    def measure(self, checkpoint: Checkpoint, *, test: bool) -> dict[str, Any]:
+    def measure(self, checkpoint: Source, *, test: bool) -> dict[str, Any]:
         """All metrics of a written checkpoint, on held-out and, where asked for, on test."""
         self.task.load(checkpoint)
         return measured(self.task, JUDGED if test else JUDGED[:1])
@@ -139,17 +138,17 @@ def measured(task: Task, roles: Sequence[Role] = JUDGED) -> dict[str, Any]:
     return {role: scores_to_json(task.scores(task.split(role))) for role in roles}
 
 
-def contents_of(checkpoints: Sequence[Checkpoint], world: World, report: Report) -> list[str]:
+def contents_of(checkpoints: Sequence[Source], world: World, report: Report) -> list[str]:
     """The content hash of every ingredient; rank 0 reads them."""
     return world.in_main(lambda: _contents(checkpoints, world, report))
 
 
-def _contents(checkpoints: Sequence[Checkpoint], world: World, report: Report) -> list[str]:
+def _contents(checkpoints: Sequence[Source], world: World, report: Report) -> list[str]:
     download(checkpoints, report)
     report(Started("hashing ingredients", len(checkpoints), "checkpoints"))
     contents = []
     for checkpoint in checkpoints:
-        contents.append(content_hash(checkpoint, threads=world.num_threads))
+        contents.append(checkpoint.identity(threads=world.num_threads))
         report(Advanced("hashing ingredients"))
     report(Finished("hashing ingredients"))
     return contents

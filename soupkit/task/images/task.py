@@ -21,7 +21,7 @@ from soupkit.task.task import Batch, Role, Task
 from soupkit.world import ALONE, World
 
 if TYPE_CHECKING:
-    from soupkit.checkpoint.checkpoint import Checkpoint
+    from soupkit.checkpoint.source import Source
 
 
 class Prompts(Protocol):
@@ -134,7 +134,7 @@ def build_classifier(spec: ModelSpec, splits: Splits, recipe: Prompts) -> torch.
     return _zero_shot(spec, _class_names(splits, recipe), recipe)
 
 
-def open_task(checkpoint: Checkpoint, recipe: TaskRecipe, world: World, *, splits: Splits | None = None) -> ImageTask:
+def open_task(checkpoint: Source, recipe: TaskRecipe, world: World, *, splits: Splits | None = None) -> ImageTask:
     """Build the model that `checkpoint` is of, open the data, and load the weights. Raises TaskError with a hint.
 
     splits: those of an earlier task, to use its data again.

@@ -195,10 +195,8 @@ def test_a_dict_and_a_described_model_are_enough(resnet: Path) -> None:
     """Anything with a configuration and arrays is a checkpoint to a task."""
 
     class Fake(dict[str, np.ndarray]):
-        config, directory, reference = described(resnet).config, resnet, "fake"
-
-        def fetch(self, *, weights: bool = True) -> Path:
-            return resnet
+        config, companions, reference = described(resnet).config, (), "fake"
+        files = (resnet / "model.safetensors",)
 
     task = open_task(Fake(Checkpoint(resnet).items()), recipe(), WORLD, splits=open_data(recipe()))  # type: ignore[arg-type]
     assert task.predict(task.test).outputs.shape == (100, 10)
