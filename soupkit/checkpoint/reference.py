@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from soupkit.checkpoint.checkpoint import Checkpoint
@@ -75,11 +75,20 @@ def open_checkpoint(ref: str) -> Checkpoint:
 
 
 def _open(ref: str, stream: bool) -> list[Checkpoint]:
-    """What is here wins over what the Hub may have under the same name."""
+    return OPENERS[scheme_of(ref)](ref, stream)
+
+
+def scheme_of(ref: str) -> str:
+    """Which of OPENERS a reference is for; what is here wins over what the Hub may have under the same name."""
     on_disk = local_path(ref).exists() or glob.has_magic(ref)
-    if hub.looks_like_hub(ref) and not on_disk:
-        return hub.open_hub(ref, stream=stream)
-    return [Checkpoint(path, reference=str(path)) for path in expand(ref)]
+    return "hf" if hub.looks_like_hub(ref) and not on_disk else "path"
+
+
+OPENERS: Mapping[str, Callable[[str, bool], list[Checkpoint]]] = {
+    "path": lambda ref, _stream: [Checkpoint(path, reference=str(path)) for path in expand(ref)],
+    "hf": lambda ref, stream: hub.open_hub(ref, stream=stream),
+}
+"""How the checkpoints behind one reference are opened, by its scheme; the flag: read by ranges what is not here."""
 
 
 def expand(ref: str) -> list[Path]:
