@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from soupkit.asked import Recipe
 from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.checkpoint.compatible import check_compatible
 from soupkit.checkpoint.dtypes import Array
@@ -41,7 +42,7 @@ def merge(
     return open_checkpoint(str(out))
 
 
-def run(recipe: Any, *, report: Report = silent) -> dict[str, Any]:
+def run(recipe: Recipe, *, report: Report = silent) -> dict[str, Any]:
     """Run the command that a recipe is of, and return what its `--json` prints.
 
     `soupkit.run(Evaluate(refs=("soups/greedy",), data="digits"))`: the dataclasses in `soupkit.recipe` are the typed
@@ -50,7 +51,7 @@ def run(recipe: Any, *, report: Report = silent) -> dict[str, Any]:
     return _command_of(recipe).load_job()(recipe, world_of(recipe), report)
 
 
-def _command_of(recipe: Any) -> Command:
+def _command_of(recipe: object) -> Command:
     place = f"{type(recipe).__module__}:{type(recipe).__qualname__}"
     for command in COMMANDS.values():
         if command.recipe == place:

@@ -12,6 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from soupkit.asked import Recipe
     from soupkit.events import Report
     from soupkit.world import World
 
@@ -36,7 +37,7 @@ class Command:
         job: Job = _load(self.job)
         return job
 
-    def run(self, recipe: Any, world: World, report: Report) -> dict[str, Any]:
+    def run(self, recipe: Recipe, world: World, report: Report) -> dict[str, Any]:
         """Run the job: in every rank where it has ranks, else in rank 0, whose result or error is every rank's."""
         job = self.load_job()
         if world.size == 1:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Literal
 
+from soupkit.asked import Names
 from soupkit.errors import RecipeError
 
 Direction = Literal["max", "min"]
@@ -90,7 +91,7 @@ def contradiction(metric: str, asked: Literal["auto", "max", "min"]) -> str | No
     return f"{metric} is better when it is {better}, but the direction is given as {asked}: the {taken} counts as best"
 
 
-def metric_of(recipe: Any) -> str:
+def metric_of(recipe: Names) -> str:
     """The metric of a recipe with ScoreOptions: the named one, else top1, or `score` of an external scorer."""
     return str(recipe.metric or (UNNAMED if recipe.score_command else "top1"))
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Protocol
 
 import xxhash
 
+from soupkit.asked import Remembers
 from soupkit.identity import digest
 from soupkit.whole import final_name, whole_file
 from soupkit.world import cache_folder
@@ -58,7 +59,7 @@ class Remembered:
         """Why an entry could not be kept, once that has happened."""
 
     @classmethod
-    def of(cls, kind: Kind, recipe: Any) -> Remembered:
+    def of(cls, kind: Kind, recipe: Remembers) -> Remembered:
         """As a recipe with `RememberOptions` wants it."""
         return cls(kind, reads=recipe.cache and not recipe.fresh_scores, writes=recipe.cache)
 

@@ -15,6 +15,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from soupkit.asked import OnDevice, Threaded
 from soupkit.errors import RecipeError, SoupkitError, brief
 
 if TYPE_CHECKING:
@@ -89,9 +90,10 @@ class World:
         """Whether this is the rank that reports and writes."""
         return self.rank == 0
 
-    def for_recipe(self, recipe: Any) -> World:
+    def for_recipe(self, recipe: object) -> World:
         """The same ranks with the device and threads that a recipe asks for, where it has them."""
-        return replace(self, device=getattr(recipe, "device", "auto"), threads=getattr(recipe, "threads", 0))
+        device = recipe.device if isinstance(recipe, OnDevice) else "auto"
+        return replace(self, device=device, threads=recipe.threads if isinstance(recipe, Threaded) else 0)
 
     def alone(self) -> World:
         """The same machine without the other ranks: for work that one rank does by itself."""
@@ -206,7 +208,7 @@ def _is_joined() -> bool:
     return dist.is_initialized()
 
 
-def world_of(recipe: Any) -> World:
+def world_of(recipe: object) -> World:
     """The world that a recipe asks for, where it has `device` and `threads`.
 
     Raises RecipeError for an environment whose numbers are none.

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from soupkit.asked import Recipe
 from soupkit.errors import RecipeError
 from soupkit.recipe.fields import argument, option
 from soupkit.recipe.merge import REFS
@@ -33,7 +34,7 @@ class DescentOptions:
     threads: int = option(0, help="threads of torch on the CPU; 0 takes every core")
 
 
-def as_finetune(recipe: Any, *, base: str, **values: Any) -> Finetune:
+def as_finetune(recipe: Recipe, *, base: str, **values: Any) -> Finetune:
     """What batches, optimizer and model are made from: the same options, as one fine-tune's.
 
     Raises RecipeError for what a fine-tune would refuse too.

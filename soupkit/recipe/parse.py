@@ -13,6 +13,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from soupkit.asked import Recipe
 from soupkit.errors import RecipeError, brief
 
 R = TypeVar("R")
@@ -43,7 +44,7 @@ def parse_recipe(kind: type[R], values: Mapping[str, Any], *, where: str = "") -
         raise RecipeError(f"{place}{error.message}", hint=error.hint) from None
 
 
-def recipe_to_json(recipe: Any) -> dict[str, Any]:
+def recipe_to_json(recipe: Recipe) -> dict[str, Any]:
     """Every field as JSON holds it: paths as strings, tuples as lists. `parse_recipe` takes it back."""
     return {field.name: _json_value(getattr(recipe, field.name)) for field in dataclasses.fields(recipe)}
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
+from soupkit.asked import Names, Plans, ReadsData, Tests
+from soupkit.recipe.evaluate import Evaluate
 from soupkit.recipe.shared import Metric
 
 Shape = Mapping[str, Any] | None
@@ -25,9 +27,9 @@ _RESULTS: dict[str, tuple[str, ...]] = {
 _UNKNOWN = ("diff", "env", "push", "pull", "reproduce", "cache", "demo", "methods")
 
 
-def shape_of(command: str, recipe: Any) -> Shape:
+def shape_of(command: str, recipe: object) -> Shape:
     """The shape of what a command returns; conditions also find `metrics` at the top."""
-    if getattr(recipe, "dry_run", False) or command in _UNKNOWN:
+    if (isinstance(recipe, Plans) and recipe.dry_run) or command in _UNKNOWN:
         return None
     if command in _RESULTS:
         return dict.fromkeys(_RESULTS[command])
@@ -36,25 +38,26 @@ def shape_of(command: str, recipe: Any) -> Shape:
     return {**top, "metrics": metrics, **dict.fromkeys((*_MANIFEST, "versions", "created"))}
 
 
-def _metrics(command: str, recipe: Any) -> Shape:
+def _metrics(command: str, recipe: object) -> Shape:
     scored = _splits("held_out", "test")
     if command in ("finetune", "ensemble", "finetune-sweep"):
         names = {"ensemble": ("best_single", "logits", "softmax"), "finetune-sweep": (ANY_KEY,)}.get(command, ())
         return dict.fromkeys(names, scored) if names else scored
-    if command == "evaluate":
+    if isinstance(recipe, Evaluate):
         return _of_evaluate(recipe)
+    outside = isinstance(recipe, Names) and bool(recipe.score_command)
     if command.startswith("merge "):
-        scores = bool(recipe.data if hasattr(recipe, "data") else None) or bool(getattr(recipe, "score_command", None))
+        scores = outside or (isinstance(recipe, ReadsData) and bool(recipe.data))
         if command not in _MAY_SCORE or (not scores and command != "merge mergekit"):
             return {}
     if command in _SEARCHES:
-        if getattr(recipe, "score_command", None):
+        if outside:
             return {"held_out": None}
-        return scored if recipe.test else _splits("held_out")
+        return scored if isinstance(recipe, Tests) and recipe.test else _splits("held_out")
     return None
 
 
-def _of_evaluate(recipe: Any) -> Shape:
+def _of_evaluate(recipe: Evaluate) -> Shape:
     """{split: …} of one checkpoint, {reference: {split: …}} of several; a reference before the split always serves."""
     if recipe.score_command:
         splits: Mapping[str, Any] = {"external": None}

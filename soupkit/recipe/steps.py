@@ -23,6 +23,7 @@ from typing import Any
 
 import yaml
 
+from soupkit.asked import Results
 from soupkit.commands import COMMANDS
 from soupkit.errors import RecipeError, UnfoundedError, brief
 from soupkit.recipe.expect import Condition, parse_condition
@@ -230,7 +231,9 @@ def _check_references(steps: Sequence[Step], *, where: str) -> None:
     for step in steps:
         for condition in step.expect:
             _check_condition(step, condition, {each.name: each for each in steps}, where=where)
-    outs = [(step.name, Path(step.recipe.out)) for step in steps if getattr(step.recipe, "out", None)]
+    outs = [
+        (step.name, Path(step.recipe.out)) for step in steps if isinstance(step.recipe, Results) and step.recipe.out
+    ]
     for position, (name, out) in enumerate(outs):
         for other, path in outs[:position]:
             if out.is_relative_to(path) or path.is_relative_to(out):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from soupkit.asked import Narrows, Recipe, Refers, Results
 from soupkit.checkpoint.reference import open_references
 from soupkit.commands import COMMANDS
 from soupkit.errors import ExpectationError, SoupkitError, UnfoundedError
@@ -112,7 +113,7 @@ def _run_step(step: Step, report: Report, *, force: bool, world: World) -> dict[
 
 
 def _out(step: Step) -> list[Path]:
-    out = getattr(step.recipe, "out", None)
+    out = step.recipe.out if isinstance(step.recipe, Results) else None
     return [out] if out else []
 
 
@@ -191,16 +192,17 @@ def _new_input(step: Step, manifest: Manifest) -> str | None:
     With `top`, most are left out on purpose; then only those made after the output count.
     """
     recorded = {entry.get("reference") for entry in manifest.inputs}
-    refs = getattr(step.recipe, "refs", ())
+    refs = step.recipe.refs if isinstance(step.recipe, Refers) else ()
+    some = isinstance(step.recipe, Narrows) and step.recipe.top is not None
     for checkpoint in open_references(refs) if refs and step.command != "convert" else []:
         if checkpoint.reference not in recorded:
-            made = Manifest.read_if_any(checkpoint.directory) if getattr(step.recipe, "top", None) else None
+            made = Manifest.read_if_any(checkpoint.directory) if some else None
             if made is None or made.created > manifest.created:
                 return f"{checkpoint.reference} is new"
     return None
 
 
-def _texts(recipe: Any) -> Iterator[str]:
+def _texts(recipe: Recipe) -> Iterator[str]:
     """Every string, path and list of strings in a recipe, but its output: what may be a path that it reads."""
     for field in dataclasses.fields(recipe):
         value = getattr(recipe, field.name)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from soupkit.asked import Aligns, Tries
 from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.checkpoint.dtypes import Array
 from soupkit.checkpoint.hashing import content_hash, file_sha256, file_xxh3
@@ -118,11 +119,11 @@ def reproduce(recipe: Reproduce, world: World, report: Report) -> dict[str, Any]
             raise CheckpointError(f"{what}: has changed since: {why}", hint="bring the recorded checkpoint back")
     mixture = Mixture.from_json(manifest.mixture)
     replaced: Mapping[str, Array] | None = None
-    if getattr(made_with, "repair", "off") != "off":
+    if isinstance(made_with, Aligns) and made_with.repair != "off":
         from soupkit.stages.alignment.aligned_merge import replaced_tensors
 
         replaced, _ = replaced_tensors(ingredients, mixture, made_with, world, report)
-    elif getattr(made_with, "bn", "average") in ("refresh", "batch"):
+    elif isinstance(made_with, Tries) and made_with.bn in ("refresh", "batch"):
         from soupkit.stages.scoring.scoring import refreshed_statistics
 
         replaced = refreshed_statistics(ingredients, mixture, made_with, world, report)

@@ -17,6 +17,7 @@ from soupkit.align.matching.match import Match, loaded
 from soupkit.align.matching.universe import align_all
 from soupkit.align.permuted import Permuted
 from soupkit.align.spec import PermutationSpec
+from soupkit.asked import Pins, Relates, Restarts, Runs, Seeded, num_batches
 from soupkit.checkpoint.dtypes import Array
 from soupkit.checkpoint.source import Source, name_of
 from soupkit.checkpoint.views.view import View
@@ -59,7 +60,7 @@ def aligned_ingredients(
     checkpoints: Sequence[Source],
     *,
     to: int | None,
-    recipe: Any,
+    recipe: Runs,
     world: World,
     report: Report,
     by: By = "weights",
@@ -74,8 +75,14 @@ def aligned_ingredients(
     download(checkpoints, report)
     network = open_network(checkpoints[0], recipe, report)
     spec, models = _tensors(checkpoints, network, recipe, world, report, by=by)
-    options = {name: getattr(recipe, name) for name in ("seed", "restarts", "universe") if hasattr(recipe, name)}
-    found = align_all(spec, models, to=to, **options)
+    found = align_all(
+        spec,
+        models,
+        to=to,
+        seed=recipe.seed if isinstance(recipe, Seeded) else 0,
+        restarts=recipe.restarts if isinstance(recipe, Restarts) else 0,
+        universe=recipe.universe if isinstance(recipe, Relates) else "merge-many",
+    )
     views: list[View] = []
     for checkpoint, match in zip(checkpoints, found.matches, strict=True):
         view = Permuted(checkpoint, network.spec, match.permutation)
@@ -91,13 +98,13 @@ def aligned_ingredients(
     return Aligned(views, found.to, found.matches, notes)
 
 
-def open_network(checkpoint: Source, recipe: Any, report: Report) -> Network:
+def open_network(checkpoint: Source, recipe: Runs, report: Report) -> Network:
     """Build the model of a checkpoint, derive its groups and check them on its weights; culprits are pinned."""
     described = describe(checkpoint, recipe.model)
     model = build(described, num_classes=_num_classes(checkpoint, described))
     load_weights(model, checkpoint)
     inputs = example_inputs(model, described)
-    spec = permutation_spec(model, inputs, pin=getattr(recipe, "pin", ()))
+    spec = permutation_spec(model, inputs, pin=recipe.pin if isinstance(recipe, Pins) else ())
     verification = verify(model, spec, inputs, num_controls=NUM_CONTROLS)
     errors = ", ".join(f"{error:.1e} on {name} weights" for name, error in verification.errors.items())
     report(Told(f"{len(verification.spec.groups)} permutation groups; relative error {errors}"))
@@ -124,7 +131,7 @@ def check_same_function(
 def _tensors(
     checkpoints: Sequence[Source],
     network: Network,
-    recipe: Any,
+    recipe: Runs,
     world: World,
     report: Report,
     *,
@@ -139,7 +146,7 @@ def _tensors(
         return spec, weights
     task = open_task(checkpoints[0], recipe, world)
     taps = find_taps(task.model, spec)
-    num_images = recipe.batch_size * (recipe.num_batches if hasattr(recipe, "num_batches") else recipe.bn_batches)
+    num_images = recipe.batch_size * num_batches(recipe)
     indices = np.random.default_rng(0).permutation(len(task.train))[:num_images]
     models = []
     report(Started("activations", len(checkpoints), "checkpoints"))

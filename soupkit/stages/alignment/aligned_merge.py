@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from soupkit.asked import Aligns, Streams
 from soupkit.checkpoint.dtypes import Array
 from soupkit.errors import RecipeError
 from soupkit.events import Report
@@ -18,21 +19,24 @@ from soupkit.merge.mixture import Mixture
 from soupkit.stages.outputs.soup import Ingredients
 from soupkit.world import World
 
+if TYPE_CHECKING:
+    from soupkit.stages.scoring.scoring import SoupTask
 
-def check_aligned_merge(recipe: Any) -> None:
+
+def check_aligned_merge(recipe: Aligns) -> None:
     """Raise RecipeError for options that cannot work together, before anything is opened."""
     if recipe.repair != "off" and not recipe.data:
         raise RecipeError("--repair needs --data", hint="name the training data; labels are used on held-out only")
     if recipe.align and recipe.align_by != "weights" and not recipe.data:
         raise RecipeError(f"--align-by {recipe.align_by} needs --data", hint="name unlabelled images, or go by weights")
-    if getattr(recipe, "stream", False) and (recipe.align or recipe.repair != "off"):
+    if isinstance(recipe, Streams) and recipe.stream and (recipe.align or recipe.repair != "off"):
         raise RecipeError(
             "stream reads ingredients once, --align and --repair read them often", hint="leave --stream out"
         )
 
 
 def align_ingredients(
-    ingredients: Ingredients, recipe: Any, world: World, report: Report
+    ingredients: Ingredients, recipe: Aligns, world: World, report: Report
 ) -> tuple[Ingredients, dict[str, Any]]:
     """With --align: views of the ingredients, permuted to match the first, and what the manifest notes of it.
 
@@ -49,7 +53,13 @@ def align_ingredients(
 
 
 def replaced_tensors(
-    ingredients: Ingredients, mixture: Mixture, recipe: Any, world: World, report: Report, *, soup: Any = None
+    ingredients: Ingredients,
+    mixture: Mixture,
+    recipe: Aligns,
+    world: World,
+    report: Report,
+    *,
+    soup: SoupTask | None = None,
 ) -> tuple[Mapping[str, Array], dict[str, Any]]:
     """What --bn refresh and --repair put in the place of the mixture's tensors, and what the manifest notes of it.
 

@@ -8,6 +8,7 @@ from typing import Any, cast
 from soupkit.align.moments import Batches
 from soupkit.align.repair import Kind, Repaired, measure_endpoints
 from soupkit.align.repair import repair as repair_model
+from soupkit.asked import Aligns
 from soupkit.checkpoint.dtypes import Array
 from soupkit.events import Report, Scored, Table, Told
 from soupkit.merge.mixture import Mixture
@@ -19,9 +20,10 @@ MOST_ROWS = 40
 
 
 def repaired_mixture(
-    soup: SoupTask, mixture: Mixture, recipe: Any, report: Report
+    soup: SoupTask, mixture: Mixture, recipe: Aligns, report: Report
 ) -> tuple[dict[str, Array], dict[str, Any]]:
     """`--repair`: the tensors that replace the mixture's, which is loaded; none when the held-out loss is not lower."""
+    assert recipe.repair != "off"
     rows = mixture.used()
     if len(rows) < 2:
         report(Told("one ingredient: there is nothing to repair"))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any
 
 from soupkit.align.matching.match import Match
 from soupkit.align.turns.proof import proved
 from soupkit.align.turns.rotate import Matching, match_turned
 from soupkit.align.turns.towers import Tower, check_names, towers_to_json
 from soupkit.align.turns.turn import fold
+from soupkit.asked import Matches
 from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.checkpoint.dtypes import FLOATING
 from soupkit.events import Advanced, Finished, Report, Started, Told
@@ -32,7 +32,7 @@ NARROW_TOLERANCE = 0.05
 rounded anew."""
 
 
-def check_matching(checkpoints: Sequence[Checkpoint], recipe: Any, report: Report) -> None:
+def check_matching(checkpoints: Sequence[Checkpoint], recipe: Matches, report: Report) -> None:
     """Raise CompatibilityError, AlignError for checkpoints that `matched_ingredients` cannot take, by names alone."""
     agreed(checkpoints, recipe, report)
     if recipe.rotate:
@@ -40,7 +40,7 @@ def check_matching(checkpoints: Sequence[Checkpoint], recipe: Any, report: Repor
 
 
 def matched_ingredients(
-    checkpoints: Sequence[Checkpoint], *, to: int | None, recipe: Any, world: World, report: Report
+    checkpoints: Sequence[Checkpoint], *, to: int | None, recipe: Matches, world: World, report: Report
 ) -> Aligned:
     """Checkpoints matched to the one at place `to` as the recipe says: permuted, with `rotate` turned as well.
 
@@ -51,7 +51,7 @@ def matched_ingredients(
     return aligned_ingredients(checkpoints, to=to, recipe=recipe, world=world, report=report, by=recipe.by)
 
 
-def rotated_ingredients(checkpoints: Sequence[Checkpoint], *, to: int, recipe: Any, report: Report) -> Aligned:
+def rotated_ingredients(checkpoints: Sequence[Checkpoint], *, to: int, recipe: Matches, report: Report) -> Aligned:
     """Match and turn every checkpoint to the one at place `to`; that one is folded and its heads are balanced.
 
     What may be turned is proven on the network first; AlignError where nothing may be, or where a turned checkpoint

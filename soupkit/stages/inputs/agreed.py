@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
+from soupkit.asked import Compares
 from soupkit.checkpoint.compatible import Agreement, Ingredient, check_compatible
 from soupkit.checkpoint.config.meaning import check_meaning
 from soupkit.checkpoint.source import Source
 from soupkit.events import Report, Warned
 
 
-def agreed(ingredients: Sequence[Ingredient], recipe: Any, report: Report) -> Agreement:
+def agreed(ingredients: Sequence[Ingredient], recipe: Compares, report: Report) -> Agreement:
     """`check_compatible` under --mismatch, for commands that write no soup of them; what differs is reported."""
     agreement = check_compatible(ingredients, mismatch=recipe.mismatch)
     warn_of(agreement, report)
     return agreement
 
 
-def check_alike(checkpoints: Sequence[Source], recipe: Any, report: Report) -> None:
+def check_alike(checkpoints: Sequence[Source], recipe: Compares, report: Report) -> None:
     """Compare what checkpoints say they are, for commands that run them one by one as the first: outputs are averaged.
 
     Raises CompatibilityError as `soupkit.checkpoint.config.meaning.check_meaning` does.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
+from soupkit.asked import ReadsData
 from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.checkpoint.reference import local_path
 from soupkit.curve.curve import Curve
@@ -42,7 +42,7 @@ def is_one_checkpoint(mixture: Mixture) -> bool:
     return len(used) == 1 and bool((mixture.matrix[used[0]] == 1).all())
 
 
-def check_has_data(recipe: Any) -> None:
+def check_has_data(recipe: ReadsData) -> None:
     """Raises RecipeError when batch-norm statistics are to be re-estimated on nothing."""
     if not recipe.data:
         raise RecipeError(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from soupkit.asked import ReadsData
 from soupkit.checkpoint.seen import Entry, seen_by
 from soupkit.checkpoint.source import Source
 from soupkit.errors import SoupkitError, TaskError
@@ -39,7 +40,7 @@ class _Division:
 
 
 def check_seen(
-    sources: Iterable[Source], splits: Splits, recipe: Any, report: Report, *roles: Role, selects: bool = True
+    sources: Iterable[Source], splits: Splits, recipe: ReadsData, report: Report, *roles: Role, selects: bool = True
 ) -> None:
     """Warn of checkpoints that were trained, selected or learned on examples of these splits; with counts.
 
@@ -76,7 +77,7 @@ def fitted_on(soup: SoupTask | None) -> dict[str, Any]:
 def _lines(
     entries: Sequence[Entry],
     splits: Splits,
-    recipe: Any,
+    recipe: ReadsData,
     roles: Sequence[Role],
     opened: dict[str, Splits | None],
     *,
@@ -133,7 +134,9 @@ def _is_folder(description: Mapping[str, Any]) -> bool:
     return "place" in description or not (data in EMBEDDED or data.partition("/")[0].lower() in FACTORIES)
 
 
-def _opened(then: Mapping[str, Any], splits: Splits, recipe: Any, opened: dict[str, Splits | None]) -> Splits | None:
+def _opened(
+    then: Mapping[str, Any], splits: Splits, recipe: ReadsData, opened: dict[str, Splits | None]
+) -> Splits | None:
     """The division that a manifest describes: these splits, or found again where it lay or where the data lie now."""
     if then["digest"] == splits.description["digest"]:
         return splits
@@ -149,7 +152,7 @@ def _text(value: Any) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _open(place: str, then: Mapping[str, Any], recipe: Any) -> Splits | None:
+def _open(place: str, then: Mapping[str, Any], recipe: ReadsData) -> Splits | None:
     sizes = then["sizes"]
     division = _Division(
         place, recipe.data_dir, sizes["train"], sizes["held_out"], sizes["test"], split_seed=then["split_seed"]

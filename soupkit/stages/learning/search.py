@@ -65,7 +65,7 @@ class Search:
     def examples(self) -> Examples:
         """What coefficients are learned from."""
         task = self.soup.task
-        return task.train if getattr(self.recipe, "fit", "held_out") == "train" else task.held_out
+        return task.train if isinstance(self.recipe, MergeTwa) and self.recipe.fit == "train" else task.held_out
 
     @property
     def refreshes(self) -> bool:

@@ -14,6 +14,7 @@ import numpy as np
 
 from soupkit.errors import DivergedError
 from soupkit.events import Table
+from soupkit.recipe.soup import MergeTwa
 from soupkit.report.coefficients import heat_map, learning_curve
 from soupkit.report.tables import score_rows, score_table, uniform_label
 from soupkit.stages.learning.ground import keep_the_better
@@ -85,7 +86,7 @@ def _notes(search: Search, outcome: Outcome) -> dict[str, Any]:
 def _fitted_on(search: Search, outcome: Outcome) -> dict[str, Any]:
     """Which examples the coefficients are owed to: uniform ones, in the place of learned ones, to the comparison."""
     kept = outcome.notes["against_uniform"]["kept_uniform"]
-    split = "held_out" if kept else getattr(search.recipe, "fit", "held_out")
+    split = search.recipe.fit if isinstance(search.recipe, MergeTwa) and not kept else "held_out"
     num = len(search.soup.task.held_out) if kept else len(search.examples)
     note = {"split": split, "num_examples": num, "data": search.soup.task.splits.description}
     return {"selected_on" if kept else "learned_on": note}
@@ -101,7 +102,7 @@ def _draw(search: Search, outcome: Outcome, directory: Path) -> None:
             directory / "learning.png",
             outcome.losses,
             scores=outcome.fold_scores,
-            metric=getattr(search.recipe, "metric", ""),
+            metric=search.recipe.metric,
             title=f"{search.command}: learning",
         )
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from soupkit.asked import Based
 from soupkit.checkpoint.compatible import Agreement, check_compatible
 from soupkit.checkpoint.dtypes import FLOATING, widest
 from soupkit.checkpoint.hashing import content_hash
@@ -16,7 +16,7 @@ from soupkit.checkpoint.views.stacked import Part, Stacked
 from soupkit.checkpoint.views.view import stored_slots
 from soupkit.errors import RecipeError
 from soupkit.events import Report, Told
-from soupkit.recipe.methods import MergePassthrough
+from soupkit.recipe.methods import MergePassthrough, MethodRecipe
 from soupkit.stages.inputs.composed import (
     cut_layers,
     layer_range,
@@ -59,12 +59,12 @@ class MethodInputs:
         return self.views[-1] if self.has_base else None
 
 
-def open_inputs(recipe: Any, report: Report) -> MethodInputs:
+def open_inputs(recipe: MethodRecipe, report: Report) -> MethodInputs:
     """Open references and base, put adapters into their base, cut layers, settle vocabularies, check all of it, plan
     the output."""
     if isinstance(recipe, MergePassthrough) and recipe.layers:
         return _open_stacked(recipe, report)
-    base = getattr(recipe, "base", None) or None
+    base = recipe.base or None if isinstance(recipe, Based) else None
     found = open_models(recipe.refs, base, report)
     cut = cut_layers(found.views, recipe.layers, recipe.stack)
     model = model_of(cut[0], found.recorded[found.groups[0][0]])

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from soupkit.asked import Based, Informed, Seeded
 from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.checkpoint.dtypes import FLOATING, Array
 from soupkit.checkpoint.header import Slot
@@ -73,7 +74,7 @@ class MethodMerge:
 
 def with_inputs(recipe: MethodRecipe, references: Sequence[str]) -> MethodRecipe:
     """The recipe on other references: those of the checkpoints, and that of the base last where it has one."""
-    if getattr(recipe, "base", None) is None:
+    if not isinstance(recipe, Based) or recipe.base is None:
         return dataclasses.replace(recipe, refs=tuple(references))
     return dataclasses.replace(recipe, refs=tuple(references[:-1]), base=references[-1])  # type: ignore[call-arg]
 
@@ -84,13 +85,15 @@ def open_merge(recipe: MethodRecipe, report: Report) -> MethodMerge:
     inputs = open_inputs(recipe, report)
     num = len(inputs.models)
     check_number(method, num)
-    statistics = [open_checkpoint(ref) for ref in getattr(recipe, "statistics", ())]
+    statistics = [open_checkpoint(ref) for ref in (recipe.statistics if isinstance(recipe, Informed) else ())]
     if statistics and len(statistics) != num:
         raise RecipeError(f"{len(statistics)} files of statistics for {num} checkpoints", hint="give one for each")
     references = inputs.names[:num]
     settings = parse_settings(recipe.set, known=parameters_of(method), references=references)
     numbers = numbers_of(method, defaults_of(recipe, method, num), settings, inputs.ingredients)
-    return MethodMerge(as_read(method, inputs.base), inputs, statistics, numbers, getattr(recipe, "seed", 0))
+    return MethodMerge(
+        as_read(method, inputs.base), inputs, statistics, numbers, recipe.seed if isinstance(recipe, Seeded) else 0
+    )
 
 
 def check_number(method: MergeMethod, num: int) -> None:
@@ -112,7 +115,7 @@ def parameters_of(method: MergeMethod) -> dict[str, Parameter]:
     return {**method.parameters, **({LAMBDA: Parameter()} if method.scales else {})}
 
 
-def defaults_of(recipe: Any, method: MergeMethod, num: int) -> Numbers:
+def defaults_of(recipe: MethodRecipe, method: MergeMethod, num: int) -> Numbers:
     """The recipe's value of every parameter: one number per checkpoint, or one. Raises RecipeError for other counts."""
     defaults = {}
     for name, parameter in parameters_of(method).items():

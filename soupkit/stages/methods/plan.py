@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from soupkit.asked import Weighs
 from soupkit.checkpoint.dtypes import FLOATING, Array
 from soupkit.checkpoint.header import Slot
 from soupkit.checkpoint.views.view import checkpoint_of
@@ -21,7 +22,7 @@ PROBE_ELEMENTS = 1 << 22
 LARGEST_PROBE = 1 << 24
 
 
-def show_method_plan(merge: MethodMerge, recipe: Any, world: World, report: Report) -> dict[str, Any]:
+def show_method_plan(merge: MethodMerge, recipe: Weighs, world: World, report: Report) -> dict[str, Any]:
     """Everything is checked by now, and nothing is written; a few tensors are merged into nothing for the time."""
     values = plan_values(merge.ingredients, recipe, world) | {
         "peak_memory": peak_memory(merge, world.num_threads),
@@ -54,7 +55,7 @@ class _Nowhere:
         """Take values and do nothing."""
 
 
-def estimate_seconds(merge: MethodMerge, recipe: Any, world: World) -> float | None:
+def estimate_seconds(merge: MethodMerge, recipe: Weighs, world: World) -> float | None:
     """Merge a few tensors into nothing, and scale the time up to all; None where that would download weights."""
     found = map(checkpoint_of, merge.ingredients.checkpoints)
     if any(checkpoint is None or checkpoint.remote is not None for checkpoint in found):

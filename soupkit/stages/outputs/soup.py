@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from soupkit.asked import Merges, Streams, Sums, Weighs
 from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.checkpoint.compatible import Agreement, check_compatible
 from soupkit.checkpoint.config.companions import write_companions
@@ -60,20 +61,19 @@ class Record:
     notes: Mapping[str, Any] = field(default_factory=dict)
 
 
-def open_ingredients(recipe: Any, report: Report, *, refs: Sequence[str] | None = None) -> Ingredients:
+def open_ingredients(recipe: Merges, report: Report) -> Ingredients:
     """Open what a merge recipe refers to and check everything that headers can tell, the output included."""
-    refs = recipe.refs if refs is None else refs
-    return prepare(open_references(refs, stream=getattr(recipe, "stream", False)), recipe, report)
+    return prepare(open_references(recipe.refs, stream=recipe.stream), recipe, report)
 
 
-def prepare(checkpoints: Sequence[Source], recipe: Any, report: Report) -> Ingredients:
+def prepare(checkpoints: Sequence[Source], recipe: Weighs, report: Report) -> Ingredients:
     """Check opened checkpoints against each other and plan the files of their soup."""
-    agreement = check_compatible(checkpoints, mismatch=getattr(recipe, "mismatch", "error"))
+    agreement = check_compatible(checkpoints, mismatch=recipe.mismatch)
     return plan_soup(agreement, checkpoints, recipe, report, model=checkpoints[0])
 
 
 def plan_soup(
-    agreement: Agreement, checkpoints: Sequence[Source], recipe: Any, report: Report, *, model: Source
+    agreement: Agreement, checkpoints: Sequence[Source], recipe: Weighs, report: Report, *, model: Source
 ) -> Ingredients:
     """Plan the files of a soup of checkpoints that agree; the output takes `model`'s configuration and tokenizer."""
     warn_of(agreement, report)
@@ -109,20 +109,20 @@ def _metadata(model: Source, agreement: Agreement) -> dict[str, str]:
     return {"format": checkpoint.metadata.get("format", "pt") if checkpoint else "pt", **agreement.ties}
 
 
-def stream_options(recipe: Any, world: World) -> StreamOptions:
+def stream_options(recipe: Sums, world: World) -> StreamOptions:
     """The engine's options out of a recipe with WeightOptions."""
     return StreamOptions(recipe.integers, recipe.non_finite, recipe.accumulate, _threads(recipe, world))
 
 
-def _threads(recipe: Any, world: World) -> int:
+def _threads(recipe: object, world: World) -> int:
     """Over a network more readers only evict each other's buffers."""
-    return min(world.num_threads, NUM_READERS) if getattr(recipe, "stream", False) else world.num_threads
+    return min(world.num_threads, NUM_READERS) if isinstance(recipe, Streams) and recipe.stream else world.num_threads
 
 
 def write_soup(
     ingredients: Ingredients,
     mixture: Mixture | Engine,
-    recipe: Any,
+    recipe: Weighs,
     world: World,
     report: Report,
     *,
@@ -173,7 +173,7 @@ def _stream_into(
     directory: Path,
     ingredients: Ingredients,
     mixture: Mixture | Engine,
-    recipe: Any,
+    recipe: Weighs,
     world: World,
     report: Report,
     replaced: Mapping[str, Array],
@@ -236,14 +236,14 @@ def _warn(streamed: Streamed, ingredients: Ingredients, report: Report, *, count
         seen.setdefault(content, name)
 
 
-def show_plan(ingredients: Ingredients, recipe: Any, world: World, report: Report) -> dict[str, Any]:
+def show_plan(ingredients: Ingredients, recipe: Weighs, world: World, report: Report) -> dict[str, Any]:
     """What --dry-run prints: everything is checked by now and nothing is written."""
     values = plan_values(ingredients, recipe, world)
     tell_plan(amounts(values), report, nothing="was written")
     return {"plan": values}
 
 
-def plan_values(ingredients: Ingredients, recipe: Any, world: World) -> dict[str, Any]:
+def plan_values(ingredients: Ingredients, recipe: Weighs, world: World) -> dict[str, Any]:
     """Counts and bytes of what is read and written, the files, and the free disk."""
     plan = ingredients.plan
     to_read = sum(checkpoint.num_bytes for checkpoint in ingredients.checkpoints)

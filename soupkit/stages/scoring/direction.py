@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from soupkit import metrics
 from soupkit.events import Report, Told, Warned
 from soupkit.metrics import Direction
+from soupkit.recipe.shared import ScoreOptions
 
 
-def decide(recipe: Any, report: Report) -> Direction:
+def decide(recipe: ScoreOptions, report: Report) -> Direction:
     """The direction of a recipe with ScoreOptions. Raises RecipeError or TaskError where nothing says it.
 
     An external score without a name is called `score`, and higher is better; that is told.

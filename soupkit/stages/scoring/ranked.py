@@ -12,10 +12,11 @@ from soupkit.events import Report, Told, Warned
 from soupkit.manifest import Manifest
 from soupkit.metrics import rank_key
 from soupkit.recipe.merge import MergeGreedy, MergeUniform
+from soupkit.recipe.shared import DropOptions
 from soupkit.stages.scoring.direction import decide_by
 
 
-def without_the_best(checkpoints: list[Checkpoint], recipe: Any, report: Report) -> list[Checkpoint]:
+def without_the_best(checkpoints: list[Checkpoint], recipe: DropOptions, report: Report) -> list[Checkpoint]:
     """Leave out the `drop_top` best by what their manifests record; a search goes on with the rest.
 
     Raises RecipeError where nothing is recorded, and where one is left: there is nothing to search among. Greedy, which
@@ -35,7 +36,7 @@ def without_the_best(checkpoints: list[Checkpoint], recipe: Any, report: Report)
     return _several([checkpoint for k, checkpoint in enumerate(checkpoints) if k not in best], recipe, report)
 
 
-def _several(checkpoints: list[Checkpoint], recipe: Any, report: Report) -> list[Checkpoint]:
+def _several(checkpoints: list[Checkpoint], recipe: DropOptions, report: Report) -> list[Checkpoint]:
     if len(checkpoints) > 1:
         return checkpoints
     words = f"a soup is searched for among two checkpoints or more, here is one: {checkpoints[0].reference}"
