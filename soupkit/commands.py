@@ -12,7 +12,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from soupkit.asked import Recipe
     from soupkit.events import Report
     from soupkit.world import World
 
@@ -21,7 +20,10 @@ Job = Callable[[Any, "World", "Report"], dict[str, Any]]
 
 @dataclass(frozen=True)
 class Command:
-    """One command: where its recipe type and its job live, and whether the job knows what to do with many ranks."""
+    """One command: where its recipe type and its job live, and whether the job knows what to do with many ranks.
+
+    Each as `module:name`.
+    """
 
     recipe: str
     job: str
@@ -37,7 +39,7 @@ class Command:
         job: Job = _load(self.job)
         return job
 
-    def run(self, recipe: Recipe, world: World, report: Report) -> dict[str, Any]:
+    def run(self, recipe: Any, world: World, report: Report) -> dict[str, Any]:
         """Run the job: in every rank where it has ranks, else in rank 0, whose result or error is every rank's."""
         job = self.load_job()
         if world.size == 1:
@@ -53,75 +55,74 @@ def _load(path: str) -> Any:
     return getattr(import_module(module), name)
 
 
-def _ours(recipe: str, job: str, *, ranks: bool = False) -> Command:
-    """A command whose recipe lies below `soupkit.recipe` and whose job below `soupkit.jobs`."""
+def _command(recipe: str, job: str, *, ranks: bool = False) -> Command:
     return Command(f"soupkit.recipe.{recipe}", f"soupkit.jobs.{job}", ranks)
 
 
 METHOD = "merge.method:merge_method"
 
 COMMANDS: dict[str, Command] = {
-    "demo": _ours("run:Demo", "recipes.demo:demo"),
-    "run": _ours("run:Run", "recipes.run:run", ranks=True),
-    "merge uniform": _ours("merge:MergeUniform", "merge.uniform:merge_uniform"),
-    "merge weighted": _ours("merge:MergeWeighted", "merge.uniform:merge_weighted"),
-    "merge interpolate": _ours("merge:MergeInterpolate", "merge.interpolate:merge_interpolate"),
-    "merge swa": _ours("averages:MergeSwa", "merge.averages:merge_swa"),
-    "merge ema": _ours("averages:MergeEma", "merge.averages:merge_ema"),
-    "merge posthoc-ema": _ours("averages:MergePosthocEma", "merge.averages:merge_posthoc_ema"),
-    "merge greedy": _ours("merge:MergeGreedy", "soups.greedy:merge_greedy", ranks=True),
-    "merge learned": _ours("soup:MergeLearned", "soups.learned:merge_learned", ranks=True),
-    "merge mehl": _ours("soup:MergeMehl", "soups.mehl:merge_mehl", ranks=True),
-    "merge twa": _ours("soup:MergeTwa", "soups.twa:merge_twa", ranks=True),
-    "merge evolve": _ours("soup:MergeEvolve", "soups.evolve:merge_evolve", ranks=True),
-    "merge linear": _ours("methods:MergeLinear", METHOD),
-    "merge slerp": _ours("methods:MergeSlerp", METHOD),
-    "merge nuslerp": _ours("methods:MergeNuslerp", METHOD),
-    "merge multislerp": _ours("methods:MergeMultislerp", METHOD),
-    "merge karcher": _ours("methods:MergeKarcher", METHOD),
-    "merge task-arithmetic": _ours("task_vectors:MergeTaskArithmetic", METHOD),
-    "merge ties": _ours("task_vectors:MergeTies", METHOD),
-    "merge dare-linear": _ours("task_vectors:MergeDareLinear", METHOD),
-    "merge dare-ties": _ours("task_vectors:MergeDareTies", METHOD),
-    "merge della-linear": _ours("task_vectors:MergeDellaLinear", METHOD),
-    "merge della-ties": _ours("task_vectors:MergeDellaTies", METHOD),
-    "merge breadcrumbs": _ours("task_vectors:MergeBreadcrumbs", METHOD),
-    "merge breadcrumbs-ties": _ours("task_vectors:MergeBreadcrumbsTies", METHOD),
-    "merge model-stock": _ours("task_vectors:MergeModelStock", METHOD),
-    "merge sce": _ours("task_vectors:MergeSce", METHOD),
-    "merge consensus": _ours("task_vectors:MergeConsensus", METHOD),
-    "merge tall-mask": _ours("task_vectors:MergeTallMask", METHOD),
-    "merge nearswap": _ours("task_vectors:MergeNearswap", METHOD),
-    "merge fusion": _ours("methods:MergeFusion", METHOD),
-    "merge fisher": _ours("methods:MergeFisher", METHOD),
-    "merge regmean": _ours("methods:MergeRegmean", METHOD),
-    "merge passthrough": _ours("methods:MergePassthrough", METHOD),
-    "merge mergekit": _ours("methods:MergeMergekit", "merge.mergekit:merge_mergekit"),
-    "curve fit": _ours("curve:CurveFit", "curves.fit:curve_fit"),
-    "curve point": _ours("curve:CurvePoint", "curves.point:curve_point"),
-    "curve evaluate": _ours("curve:CurveEvaluate", "curves.evaluate:curve_evaluate", ranks=True),
-    "chain": _ours("curve:Chain", "curves.chain:chain", ranks=True),
-    "plane": _ours("curve:Plane", "curves.plane:plane", ranks=True),
-    "fge": _ours("curve:Fge", "curves.fge:fge"),
-    "ensemble": _ours("curve:Ensemble", "judge.ensemble:ensemble"),
-    "align": _ours("align:Align", "align.align:align"),
-    "repair": _ours("align:Repair", "align.repair:repair"),
-    "barrier": _ours("align:Barrier", "align.barrier:barrier_job"),
-    "align groups": _ours("align_groups:AlignGroups", "align.groups:align_groups"),
-    "extract-lora": _ours("lora:ExtractLora", "files.extract_lora:extract_lora"),
-    "evaluate": _ours("evaluate:Evaluate", "judge.evaluate:evaluate", ranks=True),
-    "finetune": _ours("train:Finetune", "training.finetune:finetune"),
-    "train-population": _ours("population:TrainPopulation", "training.population:train_population", ranks=True),
-    "finetune-sweep": _ours("train:FinetuneSweep", "training.sweep:finetune_sweep"),
-    "convert": _ours("hub:Convert", "files.convert:convert"),
-    "pull": _ours("hub:Pull", "files.hub:pull"),
-    "push": _ours("hub:Push", "files.hub:push"),
-    "methods": _ours("env:Methods", "about.methods:methods"),
-    "env": _ours("env:Env", "about.env:env"),
-    "cache": _ours("cache:Cache", "files.cache:cache"),
-    "inspect": _ours("inspect:Inspect", "files.inspect:inspect"),
-    "diff": _ours("inspect:Diff", "files.diff:diff"),
-    "report": _ours("report:Report", "files.report:report"),
-    "verify": _ours("inspect:Verify", "files.verify:verify"),
-    "reproduce": _ours("inspect:Reproduce", "files.verify:reproduce"),
+    "demo": _command("run:Demo", "recipes.demo:demo"),
+    "run": _command("run:Run", "recipes.run:run", ranks=True),
+    "merge uniform": _command("merge:MergeUniform", "merge.uniform:merge_uniform"),
+    "merge weighted": _command("merge:MergeWeighted", "merge.uniform:merge_weighted"),
+    "merge interpolate": _command("merge:MergeInterpolate", "merge.interpolate:merge_interpolate"),
+    "merge swa": _command("averages:MergeSwa", "merge.averages:merge_swa"),
+    "merge ema": _command("averages:MergeEma", "merge.averages:merge_ema"),
+    "merge posthoc-ema": _command("averages:MergePosthocEma", "merge.averages:merge_posthoc_ema"),
+    "merge greedy": _command("merge:MergeGreedy", "soups.greedy:merge_greedy", ranks=True),
+    "merge learned": _command("soup:MergeLearned", "soups.learned:merge_learned", ranks=True),
+    "merge mehl": _command("soup:MergeMehl", "soups.mehl:merge_mehl", ranks=True),
+    "merge twa": _command("soup:MergeTwa", "soups.twa:merge_twa", ranks=True),
+    "merge evolve": _command("soup:MergeEvolve", "soups.evolve:merge_evolve", ranks=True),
+    "merge linear": _command("methods:MergeLinear", METHOD),
+    "merge slerp": _command("methods:MergeSlerp", METHOD),
+    "merge nuslerp": _command("methods:MergeNuslerp", METHOD),
+    "merge multislerp": _command("methods:MergeMultislerp", METHOD),
+    "merge karcher": _command("methods:MergeKarcher", METHOD),
+    "merge task-arithmetic": _command("task_vectors:MergeTaskArithmetic", METHOD),
+    "merge ties": _command("task_vectors:MergeTies", METHOD),
+    "merge dare-linear": _command("task_vectors:MergeDareLinear", METHOD),
+    "merge dare-ties": _command("task_vectors:MergeDareTies", METHOD),
+    "merge della-linear": _command("task_vectors:MergeDellaLinear", METHOD),
+    "merge della-ties": _command("task_vectors:MergeDellaTies", METHOD),
+    "merge breadcrumbs": _command("task_vectors:MergeBreadcrumbs", METHOD),
+    "merge breadcrumbs-ties": _command("task_vectors:MergeBreadcrumbsTies", METHOD),
+    "merge model-stock": _command("task_vectors:MergeModelStock", METHOD),
+    "merge sce": _command("task_vectors:MergeSce", METHOD),
+    "merge consensus": _command("task_vectors:MergeConsensus", METHOD),
+    "merge tall-mask": _command("task_vectors:MergeTallMask", METHOD),
+    "merge nearswap": _command("task_vectors:MergeNearswap", METHOD),
+    "merge fusion": _command("methods:MergeFusion", METHOD),
+    "merge fisher": _command("methods:MergeFisher", METHOD),
+    "merge regmean": _command("methods:MergeRegmean", METHOD),
+    "merge passthrough": _command("methods:MergePassthrough", METHOD),
+    "merge mergekit": _command("methods:MergeMergekit", "merge.mergekit:merge_mergekit"),
+    "curve fit": _command("curve:CurveFit", "curves.fit:curve_fit"),
+    "curve point": _command("curve:CurvePoint", "curves.point:curve_point"),
+    "curve evaluate": _command("curve:CurveEvaluate", "curves.evaluate:curve_evaluate", ranks=True),
+    "chain": _command("curve:Chain", "curves.chain:chain", ranks=True),
+    "plane": _command("curve:Plane", "curves.plane:plane", ranks=True),
+    "fge": _command("curve:Fge", "curves.fge:fge"),
+    "ensemble": _command("curve:Ensemble", "judge.ensemble:ensemble"),
+    "align": _command("align:Align", "align.align:align"),
+    "repair": _command("align:Repair", "align.repair:repair"),
+    "barrier": _command("align:Barrier", "align.barrier:barrier_job"),
+    "align groups": _command("align_groups:AlignGroups", "align.groups:align_groups"),
+    "extract-lora": _command("lora:ExtractLora", "files.extract_lora:extract_lora"),
+    "evaluate": _command("evaluate:Evaluate", "judge.evaluate:evaluate", ranks=True),
+    "finetune": _command("train:Finetune", "training.finetune:finetune"),
+    "train-population": _command("population:TrainPopulation", "training.population:train_population", ranks=True),
+    "finetune-sweep": _command("train:FinetuneSweep", "training.sweep:finetune_sweep"),
+    "convert": _command("hub:Convert", "files.convert:convert"),
+    "pull": _command("hub:Pull", "files.hub:pull"),
+    "push": _command("hub:Push", "files.hub:push"),
+    "methods": _command("env:Methods", "about.methods:methods"),
+    "env": _command("env:Env", "about.env:env"),
+    "cache": _command("cache:Cache", "files.cache:cache"),
+    "inspect": _command("inspect:Inspect", "files.inspect:inspect"),
+    "diff": _command("inspect:Diff", "files.diff:diff"),
+    "report": _command("report:Report", "files.report:report"),
+    "verify": _command("inspect:Verify", "files.verify:verify"),
+    "reproduce": _command("inspect:Reproduce", "files.verify:reproduce"),
 }
