@@ -81,12 +81,12 @@ def _batches(order: Sequence[str], slots: Mapping[str, Slot]) -> Iterator[list[s
         yield batch
 
 
-def piece_of(method: MergeMethod, slot: Slot) -> int:
-    """How many elements the method's pieces of a tensor hold."""
+def piece_of(method: MergeMethod, slot: Slot, values: Mapping[str, Any]) -> int:
+    """How many elements the method's pieces of a tensor hold: whole rows where it works on them, or is told to."""
     if method.pieces == "tensor":
         return max(1, slot.num_elements)
     length = row_length(slot.shape)
-    return length * rows_of_a_stratum(length) if method.pieces == "row" else PIECE
+    return length * rows_of_a_stratum(length) if method.pieces == "row" or values.get("rows") else PIECE
 
 
 class _Run:
@@ -131,8 +131,8 @@ class _Run:
         return sum(self.slots[name].num_bytes for name in names)
 
     def _merge_floating(self, name: str) -> None:
-        slot = self.slots[name]
-        piece = piece_of(self.method, slot)
+        slot, values = self.slots[name], self.parameters(name)
+        piece = piece_of(self.method, slot, values)
         buffers = self._buffers(piece)
         pieces = TensorPieces(
             name,
@@ -143,7 +143,6 @@ class _Run:
             buffers=buffers,
             keep_non_finite=self.options.non_finite == "keep",
         )
-        values = self.parameters(name)
         scale = values.pop("lambda", 1.0)
         hashes = BlockHash(self.output_hash, name)
         start = 0

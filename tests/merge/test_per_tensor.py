@@ -20,7 +20,7 @@ from soupkit.checkpoint.hashing import BLOCK, content_hash
 from soupkit.errors import CheckpointError, CompatibilityError, RecipeError
 from soupkit.merge.methods import METHODS, MergeMethod
 from soupkit.merge.per_tensor import Inputs, merge_tensors
-from soupkit.merge.pieces import STRATUM, Pieces
+from soupkit.merge.pieces import STRATUM, Arrays, Pieces
 from soupkit.merge.stream import Streamed, StreamOptions
 
 Save = Callable[..., Path]
@@ -76,6 +76,21 @@ def test_hashes_of_tensors_that_straddle_blocks(save: Save) -> None:
         )
         assert streamed.inputs == [content_hash(each) for each in stored]
         assert streamed.output == content_hash(memory.tensors)
+
+
+@pytest.mark.parametrize(("name", "given"), [("slerp", {"t": 0.3}), ("model-stock", {})])
+def test_rows_are_whole_however_long_the_tensor(name: str, given: dict[str, Any]) -> None:
+    """500 does not divide a piece, and 90 rows are longer than one."""
+    rng = np.random.default_rng(0)
+    models = [{"w": rng.normal(size=(90, 500))} for _ in range(2)]
+    base = {"w": np.zeros((90, 500))} if name == "model-stock" else None
+    slots = check_compatible(models).slots
+    memory = Memory(slots)
+    merge_tensors(Inputs(models, base), METHODS[name], lambda _: {**given, "rows": True}, memory, slots=slots)
+    arrays = Arrays([model["w"] for model in models])
+    np.testing.assert_array_equal(
+        memory.tensors["w"], arrays.merged(METHODS[name].function(arrays, **given, rows=True))
+    )
 
 
 @pytest.mark.parametrize(("policy", "expected"), [("first", [1, 9]), ("max", [5, 9]), ("zero", [0, 0])])

@@ -55,7 +55,7 @@ class MethodMerge:
             streamed = merge_tensors(
                 inputs,
                 self.method,
-                self._arguments,
+                self.arguments,
                 sink,
                 slots=self.ingredients.plan.slots if slots is None else slots,
                 seed=self.seed,
@@ -68,7 +68,8 @@ class MethodMerge:
 
         return run
 
-    def _arguments(self, name: str) -> dict[str, Any]:
+    def arguments(self, name: str) -> dict[str, Any]:
+        """What the method takes for a tensor."""
         return {key: _argument(self.method, key, values) for key, values in self.numbers[name].items()}
 
 

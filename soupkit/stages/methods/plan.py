@@ -39,12 +39,12 @@ def show_method_plan(merge: MethodMerge, recipe: Weighs, world: World, report: R
 def peak_memory(merge: MethodMerge, threads: int) -> int:
     """An upper estimate of the bytes in memory: buffers, temporaries of pieces, and what a search for a cut holds."""
     num = len(merge.inputs.models)
-    slots = [slot for slot in merge.ingredients.plan.slots.values() if slot.dtype in FLOATING]
-    piece = max((piece_of(merge.method, slot) for slot in slots), default=0)
+    slots = {name: slot for name, slot in merge.ingredients.plan.slots.items() if slot.dtype in FLOATING}
+    piece = max((piece_of(merge.method, slot, merge.arguments(name)) for name, slot in slots.items()), default=0)
     per_thread = piece * (38 + 33 * num + (120 if merge.method.pieces == "row" else 0))
     per_thread += 16_000_000 if "8 MB" in merge.method.memory else 0
     if merge.method.statistics == "arrays":
-        per_thread += 8 * 3 * max((slot.shape[-1] ** 2 for slot in slots if len(slot.shape) == 2), default=0)
+        per_thread += 8 * 3 * max((slot.shape[-1] ** 2 for slot in slots.values() if len(slot.shape) == 2), default=0)
     return PROCESS_BYTES + per_thread * (1 if merge.method.pieces == "tensor" else threads)
 
 
