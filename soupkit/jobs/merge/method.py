@@ -14,5 +14,5 @@ from soupkit.world import World
 def merge_method(
     recipe: MethodRecipe, world: World, report: Report, *, record: Record = NOTHING_TO_ADD
 ) -> dict[str, Any]:
-    """Merge checkpoints by the method that the recipe names; returns the manifest. record: what it also holds."""
+    """Merge checkpoints by the method that the recipe names; returns the manifest, with what `record` adds."""
     return write_merge(recipe, world, report, record=record)
