@@ -9,7 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
+from pkgutil import iter_modules
 from typing import TYPE_CHECKING, Any
+
+import soupkit.recipe.methods as recipe_methods
+import soupkit.recipe.task_vectors as recipe_task_vectors
 
 if TYPE_CHECKING:
     from soupkit.events import Report
@@ -59,7 +63,16 @@ def _command(recipe: str, job: str, *, ranks: bool = False) -> Command:
     return Command(f"soupkit.recipe.{recipe}", f"soupkit.jobs.{job}", ranks)
 
 
-METHOD = "merge.method:merge_method"
+def methods() -> dict[str, Command]:
+    """A command for each file that declares a method: `task_vectors/dare_ties.py` is `merge dare-ties`."""
+    return {
+        f"merge {name.replace('_', '-')}": Command(
+            f"{package.__name__}.{name}:Merge{name.title().replace('_', '')}", "soupkit.jobs.merge.method:merge_method"
+        )
+        for package in (recipe_methods, recipe_task_vectors)
+        for _, name, _ in iter_modules(package.__path__)
+    }
+
 
 COMMANDS: dict[str, Command] = {
     "demo": _command("run:Demo", "recipes.demo:demo"),
@@ -75,29 +88,8 @@ COMMANDS: dict[str, Command] = {
     "merge mehl": _command("soup:MergeMehl", "soups.mehl:merge_mehl", ranks=True),
     "merge twa": _command("soup:MergeTwa", "soups.twa:merge_twa", ranks=True),
     "merge evolve": _command("soup:MergeEvolve", "soups.evolve:merge_evolve", ranks=True),
-    "merge linear": _command("methods:MergeLinear", METHOD),
-    "merge slerp": _command("methods:MergeSlerp", METHOD),
-    "merge nuslerp": _command("methods:MergeNuslerp", METHOD),
-    "merge multislerp": _command("methods:MergeMultislerp", METHOD),
-    "merge karcher": _command("methods:MergeKarcher", METHOD),
-    "merge task-arithmetic": _command("task_vectors:MergeTaskArithmetic", METHOD),
-    "merge ties": _command("task_vectors:MergeTies", METHOD),
-    "merge dare-linear": _command("task_vectors:MergeDareLinear", METHOD),
-    "merge dare-ties": _command("task_vectors:MergeDareTies", METHOD),
-    "merge della-linear": _command("task_vectors:MergeDellaLinear", METHOD),
-    "merge della-ties": _command("task_vectors:MergeDellaTies", METHOD),
-    "merge breadcrumbs": _command("task_vectors:MergeBreadcrumbs", METHOD),
-    "merge breadcrumbs-ties": _command("task_vectors:MergeBreadcrumbsTies", METHOD),
-    "merge model-stock": _command("task_vectors:MergeModelStock", METHOD),
-    "merge sce": _command("task_vectors:MergeSce", METHOD),
-    "merge consensus": _command("task_vectors:MergeConsensus", METHOD),
-    "merge tall-mask": _command("task_vectors:MergeTallMask", METHOD),
-    "merge nearswap": _command("task_vectors:MergeNearswap", METHOD),
-    "merge fusion": _command("methods:MergeFusion", METHOD),
-    "merge fisher": _command("methods:MergeFisher", METHOD),
-    "merge regmean": _command("methods:MergeRegmean", METHOD),
-    "merge passthrough": _command("methods:MergePassthrough", METHOD),
-    "merge mergekit": _command("methods:MergeMergekit", "merge.mergekit:merge_mergekit"),
+    **methods(),
+    "merge mergekit": _command("merge:MergeMergekit", "merge.mergekit:merge_mergekit"),
     "curve fit": _command("curve:CurveFit", "curves.fit:curve_fit"),
     "curve point": _command("curve:CurvePoint", "curves.point:curve_point"),
     "curve evaluate": _command("curve:CurveEvaluate", "curves.evaluate:curve_evaluate", ranks=True),

@@ -90,7 +90,14 @@ class Table:
     caption: str = ""
 
 
-Event = Started | Advanced | Finished | Told | Warned | Scored | Measured | Wrote | Table
+@dataclass(frozen=True)
+class Text:
+    """A result as it is, to be put somewhere: it goes to stdout."""
+
+    text: str
+
+
+Event = Started | Advanced | Finished | Told | Warned | Scored | Measured | Wrote | Table | Text
 Report = Callable[[Event], None]
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from soupkit.cli.terminal import LONGEST, paragraph, write
 from soupkit.errors import SoupkitError
-from soupkit.events import Advanced, Event, Finished, Measured, Scored, Started, Table, Told, Warned, Wrote
+from soupkit.events import Advanced, Event, Finished, Measured, Scored, Started, Table, Text, Told, Warned, Wrote
 from soupkit.visible import in_one_line, visible
 
 if TYPE_CHECKING:
@@ -47,10 +47,11 @@ class Renderer:
         if isinstance(event, Measured):  # for curves; the bars tell of it already
             return
         with self._lock:
-            if isinstance(event, Table):
+            if isinstance(event, Table | Text):
                 if self.tables:
                     self._bars.close()
-                    write(sys.stdout, table_text(event, width=_width(sys.stdout)), styled=True)
+                    text = event.text if isinstance(event, Text) else table_text(event, width=_width(sys.stdout))
+                    write(sys.stdout, text, styled=isinstance(event, Table))
             elif isinstance(event, Started | Advanced | Finished):
                 if not self.quiet:
                     self._show(event)

@@ -1,7 +1,7 @@
 """The engine for methods that need a function per tensor: reads pieces, calls the method, rounds, writes.
 
 A tensor belongs to one thread, so the bits depend on neither threads nor shards. Memory: pieces, whatever the number
-and the size of the tensors (methods.py says it for each method). Cost: every pass of a method reads its tensor again,
+and the size of the tensors (each says its own). Cost: every pass of a method reads its tensor again,
 from the page cache where that holds it.
 """
 
@@ -165,11 +165,11 @@ class _Run:
 
     def _call(self, name: str, pieces: Pieces, values: dict[str, Any], piece: int) -> Iterator[Array]:
         """The method's generator; its errors get the tensor's name."""
-        if self.method.random:
+        if "draws" in self.method.asks:
             values["draws"] = Draws(self.seed, name)
-        if self.method.statistics == "pieces":
+        if "statistics" in self.method.asks:
             values["statistics"] = self._statistics(name, piece)
-        elif self.method.statistics == "arrays":
+        elif "grams" in self.method.asks:
             known = self.statistics and all(name in source.tensors for source in self.statistics)
             values["grams"] = [source.tensors[name] for source in self.statistics] if known else None
         try:

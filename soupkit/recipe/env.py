@@ -1,8 +1,10 @@
-"""Recipe of `soupkit env`."""
+"""Recipes of `soupkit env` and `soupkit methods`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+from soupkit.recipe.fields import option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,5 +19,7 @@ class Env:
 class Methods:
     """List the methods of merging: paper, needs, number of checkpoints, peak memory.
 
-    Example: soupkit methods --json
+    Example: soupkit methods --markdown > methods.md
     """
+
+    markdown: bool = option(False, help="print the table as Markdown, with a link to each paper")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from soupkit.errors import RecipeError
 from soupkit.recipe.align import AlignOptions
 from soupkit.recipe.fields import argument, option
 from soupkit.recipe.shared import (
+    MISMATCH,
     BatchNormOptions,
     DataOptions,
     DropOptions,
@@ -127,3 +129,18 @@ class MergeGreedy(
         check_blocks(self.blocks)
         if self.blocks != "global" and self.bn == "keep":
             raise RecipeError("--bn keep has no one model to keep from when blocks differ", hint="--bn refresh")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeMergekit(OutputOptions):
+    """Do what a mergekit YAML file describes, for the methods that soupkit has too.
+
+    Example: soupkit merge mergekit config.yaml --out soups/like-mergekit
+    """
+
+    file: Path = argument(help="a mergekit configuration: YAML")
+    models: Path | None = option(None, help="folder that relative model names are in; default: where you are")
+    seed: int = option(0, help="for dare and della; mergekit's own draws cannot be repeated")
+    mismatch: Literal["error", "warn"] = option("error", help=MISMATCH)
+    max_shard_size: str = option("50GB", help="start a new shard when a file would grow beyond this")
+    threads: int = option(0, help="worker threads; 0 takes every core")

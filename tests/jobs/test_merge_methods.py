@@ -14,9 +14,11 @@ import pytest
 from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.cli.app import run_command_line
 from soupkit.manifest import Manifest
-from soupkit.merge.methods import METHODS
+from soupkit.merge.methods import all_methods
 
 Save = Callable[..., Path]
+
+METHODS = all_methods()
 
 
 def tensors(seed: int, *, rows: int = 40) -> dict[str, np.ndarray]:

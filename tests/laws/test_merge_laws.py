@@ -13,12 +13,12 @@ import pytest
 from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.checkpoint.compatible import check_compatible
 from soupkit.checkpoint.hashing import content_hash
-from soupkit.merge.methods import METHODS
+from soupkit.merge.methods import all_methods
 from soupkit.merge.per_tensor import Inputs, merge_tensors
 from soupkit.merge.pieces import STRATUM
 from soupkit.merge.stream import Streamed, StreamOptions
-from soupkit.stages.methods.opened import as_read
 
+METHODS = all_methods()
 Tensors = dict[str, np.ndarray]
 Save = Callable[..., Path]
 
@@ -31,7 +31,8 @@ OTHERS: dict[str, float] = {
 }  # fmt: skip
 ALL = list(METHODS)
 ON_BASE = [name for name, method in METHODS.items() if method.base == "required"]
-ANY_ORDER = [name for name, method in METHODS.items() if not (method.order_matters or method.random)]
+ORDERED = ("slerp", "tall-mask", "fusion")
+ANY_ORDER = [name for name, method in METHODS.items() if not (name in ORDERED or "draws" in method.asks)]
 # Not among them: sums that scale with the number of models (consensus, tall-mask take no mean), and random masks.
 IDENTITY = [name for name in ALL if name not in ("tall-mask",)]
 
@@ -57,7 +58,7 @@ def merge(
     weight: Any = None,
     **options: Any,
 ) -> tuple[Tensors, Streamed]:
-    method = as_read(METHODS[name], base)
+    method = METHODS[name]
     slots = check_compatible([*models, *([base] if base is not None else [])]).slots
     numbers = OTHERS | dict(values)
 
@@ -70,7 +71,7 @@ def merge(
                 if parameter.per_ingredient
                 else parameter.kind(number)
             )
-        return found | ({"lambda": numbers["lambda"]} if method.scales else {})
+        return found
 
     memory = Memory(slots)
     seed = options.pop("seed", 0)
@@ -189,7 +190,7 @@ def test_same_bits_under_any_threads_and_shards(name: str, save: Save, tmp_path:
     assert again.output == content_hash(merged)
 
 
-@pytest.mark.parametrize("name", [name for name in ALL if METHODS[name].random])
+@pytest.mark.parametrize("name", [name for name in ALL if "draws" in METHODS[name].asks])
 def test_another_seed_gives_other_bits(name: str) -> None:
     models, base = inputs_of(name)
     first, _ = merge(name, models, base, seed=1)

@@ -16,11 +16,12 @@ from soupkit.checkpoint.hashing import BLOCK, content_hash
 from soupkit.errors import CompatibilityError
 from soupkit.merge.integers import CHUNK
 from soupkit.merge.memory import Memory
-from soupkit.merge.methods import METHODS
+from soupkit.merge.methods import all_methods
 from soupkit.merge.mixture import uniform, weighted
 from soupkit.merge.per_tensor import Inputs, merge_tensors
 from soupkit.merge.stream import Streamed, StreamOptions, stream
 
+METHODS = all_methods()
 Save = Callable[..., Path]
 Tensors = Mapping[str, np.ndarray]
 Engine = Callable[..., tuple[Tensors, Streamed]]

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from soupkit.errors import CheckpointError, RecipeError
-from soupkit.merge.methods import METHODS
+from soupkit.merge.methods import all_methods
 from soupkit.merge.pieces import STRATUM, Arrays, Draws, kept
 
+METHODS = all_methods()
 Vectors = list[np.ndarray]
 SHAPES = [(7, 11), (5,), (), (1, 1), (3, 2, 2, 2)]
 
@@ -338,7 +339,7 @@ def test_regmean_refuses_gram_matrices_that_do_not_fit() -> None:
 
 # Randomness.
 
-RANDOM = [name for name, method in METHODS.items() if method.random]
+RANDOM = [name for name, method in METHODS.items() if "draws" in method.asks]
 
 
 def random_parameters(name: str, num: int, density: float, **more: Any) -> dict[str, Any]:

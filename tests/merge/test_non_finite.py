@@ -12,11 +12,12 @@ import pytest
 from soupkit.checkpoint.compatible import check_compatible
 from soupkit.errors import CheckpointError, RecipeError
 from soupkit.merge.memory import Memory
-from soupkit.merge.methods import METHODS
+from soupkit.merge.methods import all_methods
 from soupkit.merge.per_tensor import Inputs, merge_tensors
 from soupkit.merge.pieces import STRATUM, Arrays
 from soupkit.merge.stream import StreamOptions
 
+METHODS = all_methods()
 MEANS = [name for name, method in METHODS.items() if method.mean]
 SIZES = [STRATUM - 1, STRATUM, STRATUM + 1]
 

@@ -18,11 +18,12 @@ from soupkit.checkpoint.compatible import check_compatible
 from soupkit.checkpoint.dtypes import NUMPY_DTYPES
 from soupkit.checkpoint.hashing import BLOCK, content_hash
 from soupkit.errors import CheckpointError, CompatibilityError, RecipeError
-from soupkit.merge.methods import METHODS, MergeMethod
+from soupkit.merge.methods import MergeMethod, all_methods
 from soupkit.merge.per_tensor import Inputs, merge_tensors
 from soupkit.merge.pieces import STRATUM, Arrays, Pieces
 from soupkit.merge.stream import Streamed, StreamOptions
 
+METHODS = all_methods()
 Save = Callable[..., Path]
 Tensors = dict[str, np.ndarray]
 ADD = METHODS["task-arithmetic"]
@@ -173,7 +174,7 @@ def test_an_error_of_a_method_names_the_tensor() -> None:
         raise RecipeError("no", hint="never")
         yield from pieces
 
-    method = MergeMethod("refuse", refuse, "", "")
+    method = MergeMethod("refuse", refuse)
     slots = check_compatible([{"w": np.ones(2, np.float32)}]).slots
     with pytest.raises(RecipeError, match="tensor 'w': no") as caught:
         merge_tensors(Inputs([{"w": np.ones(2, np.float32)}]), method, lambda _: {}, Memory(slots), slots=slots)
@@ -194,10 +195,11 @@ import numpy as np
 from pathlib import Path
 from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.checkpoint.compatible import check_compatible
-from soupkit.merge.methods import METHODS
+from soupkit.merge.methods import all_methods
 from soupkit.merge.per_tensor import Inputs, merge_tensors
 from soupkit.merge.stream import StreamOptions
 folder, *names = sys.argv[1:]
+METHODS = all_methods()
 class Nowhere:
     def write(self, name, start, values): pass
 def run(name, stem):

@@ -9,7 +9,7 @@ import pytest
 from soupkit.errors import RecipeError
 from soupkit.recipe.parse import parse_recipe
 from soupkit.recipe.settings import Layers, at_depth, layer_of, name_pattern, parse_settings, resolve
-from soupkit.recipe.task_vectors import MergeTies
+from soupkit.recipe.task_vectors.ties import MergeTies
 
 NAMES = [
     "embed.weight",

@@ -4,48 +4,53 @@ from __future__ import annotations
 
 from typing import Any
 
-from soupkit.events import Cell, Report, Table
-from soupkit.merge.methods import METHODS, MergeMethod
+from soupkit.events import Report, Table, Text
+from soupkit.merge.methods import MergeMethod, all_methods
 from soupkit.recipe.env import Methods
 from soupkit.world import World
 
 COLUMNS = ("method", "paper", "data", "base", "checkpoints", "peak memory")
-CHUNKS = "chunks of 131,072 elements per thread"
-DIRECTIONS = "--max-memory: a model, its gradient, differences as float32, bfloat16, int8, or none"
-SOUPS: tuple[tuple[Cell, ...], ...] = (
-    ("uniform", "Wortsman et al. 2022", "no; --bn refresh: yes", "none", "1 or more", CHUNKS),
-    ("weighted", "", "no", "none", "1 or more", CHUNKS),
-    (
-        "interpolate",
-        "Wortsman et al. 2022 (WiSE-FT)",
-        "to choose the point",
-        "none",
-        "2",
-        f"{CHUNKS}; a model with data",
-    ),
-    ("greedy", "Wortsman et al. 2022, Recipe 1", "held-out", "none", "1 or more", "one model and its copy"),
-    ("learned", "Wortsman et al. 2022, §3", "held-out", "none", "1 or more", DIRECTIONS),
-    ("mehl", "Li et al. 2024 (MEHL-Soup+)", "held-out", "none", "2 or more", DIRECTIONS),
-    ("twa", "Li et al. 2023", "train or held-out", "none", "checkpoints of a training", DIRECTIONS),
-    ("evolve", "Hansen 2016 (CMA-ES)", "held-out, or --score-command", "none", "1 or more", "one model and its copy"),
-    ("swa", "Izmailov et al. 2018", "no; --bn refresh: yes", "none", "1 or more", CHUNKS),
-    ("ema", "Polyak & Juditsky 1992", "no; --bn refresh: yes", "none", "1 or more", CHUNKS),
-    ("posthoc-ema", "Karras et al. 2024", "no; --bn refresh: yes", "none", "snapshots of a training", CHUNKS),
+CHUNKS = "a few chunks"
+DIRECTIONS = "planned: `--max-memory`"
+NO_DATA = "no (`--bn refresh`: yes)"
+ARXIV = "https://arxiv.org/abs/"
+SOUPS = (
+    ("uniform", "Wortsman et al. 2022", f"{ARXIV}2203.05482", NO_DATA, "1 or more", CHUNKS),
+    ("weighted", "", "", "no", "1 or more", CHUNKS),
+    ("interpolate", "Wortsman et al. 2022 (WiSE-FT)", f"{ARXIV}2109.01903", "to choose the point", "2", CHUNKS),
+    ("greedy", "Wortsman et al. 2022, Recipe 1", f"{ARXIV}2203.05482", "held-out", "1 or more", "a model and its copy"),
+    ("learned", "Wortsman et al. 2022, §3", f"{ARXIV}2203.05482", "held-out", "1 or more", DIRECTIONS),
+    ("mehl", "Li et al. 2024", f"{ARXIV}2407.03641", "held-out", "2 or more", DIRECTIONS),
+    ("twa", "Li et al. 2023", f"{ARXIV}2205.13104", "train or held-out", "of a training", DIRECTIONS),
+    ("evolve", "Hansen 2016 (CMA-ES)", f"{ARXIV}1604.00772", "any score", "1 or more", "a model and its copy"),
+    ("swa", "Izmailov et al. 2018", f"{ARXIV}1803.05407", NO_DATA, "1 or more", CHUNKS),
+    ("ema", "Polyak & Juditsky 1992", "", NO_DATA, "1 or more", CHUNKS),
+    ("posthoc-ema", "Karras et al. 2024", f"{ARXIV}2312.02696", NO_DATA, "of a training", CHUNKS),
+)
+CAPTION = (
+    "data: what selects or weighs; statistics are files of yours. A chunk is 131,072 elements per thread, a piece "
+    "32,768 per ingredient and thread. Each has its own soupkit merge METHOD --help"
 )
 
 
-def methods(_recipe: Methods, _world: World, report: Report) -> dict[str, Any]:
+def methods(recipe: Methods, _world: World, report: Report) -> dict[str, Any]:
     """List the methods of `soupkit merge`."""
-    rows = (*SOUPS, *(_row(method) for method in METHODS.values()))
-    caption = (
-        "data: what selects or weighs; statistics are files of yours. Each has its own soupkit merge METHOD --help"
-    )
-    report(Table("soupkit merge METHOD", COLUMNS, rows, caption))
-    return {"methods": [dict(zip(COLUMNS, row, strict=True)) for row in rows]}
+    soups = [((name, paper, data, "none", number, memory), link) for name, paper, link, data, number, memory in SOUPS]
+    rows = [*soups, *((_row(method), method.link) for method in all_methods().values())]
+    plain = tuple(row for row, _ in rows)
+    report(Text(_markdown(rows)) if recipe.markdown else Table("soupkit merge METHOD", COLUMNS, plain, CAPTION))
+    return {"methods": [{**dict(zip(COLUMNS, row, strict=True)), "link": link} for row, link in rows]}
 
 
-def _row(method: MergeMethod) -> tuple[Cell, ...]:
+def _row(method: MergeMethod) -> tuple[str, ...]:
     least, most = method.inputs
     number = str(least) if most == least else f"{least} to {most}" if most else f"{least} or more"
-    data = "statistics" if method.statistics else "no"
+    data = "statistics" if method.asks & {"statistics", "grams"} else "no"
     return (method.name, method.paper, data, method.base, number, method.memory)
+
+
+def _markdown(rows: list[tuple[tuple[str, ...], str]]) -> str:
+    lines = [COLUMNS, ("---",) * len(COLUMNS)]
+    for (name, paper, *rest), link in rows:
+        lines.append((f"`{name}`", f"[{paper}]({link})" if link else paper, *rest))
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

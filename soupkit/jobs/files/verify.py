@@ -19,7 +19,7 @@ from soupkit.events import Report, Table, Told, Warned
 from soupkit.manifest import MANIFEST_NAME, Manifest, installed_versions
 from soupkit.merge.mixture import Mixture
 from soupkit.recipe.inspect import Reproduce, Verify
-from soupkit.recipe.methods import MethodRecipe
+from soupkit.recipe.method_options import MethodRecipe
 from soupkit.recipe.parse import parse_recipe
 from soupkit.stages.inputs.recorded import content_of_input, open_as_recorded, place_of, write_turns
 from soupkit.stages.methods.merge import write_merge

@@ -13,8 +13,8 @@ from soupkit.checkpoint.views.adapted import is_adapter
 from soupkit.commands import COMMANDS
 from soupkit.errors import CompatibilityError, RecipeError, ReferenceError
 from soupkit.events import Report, Told
+from soupkit.recipe.merge import MergeMergekit
 from soupkit.recipe.mergekit.recipes import Translated, translate
-from soupkit.recipe.methods import MergeMergekit
 from soupkit.recipe.parse import parse_recipe
 from soupkit.stages.inputs.composed import split_adapter
 from soupkit.stages.outputs.soup import Record

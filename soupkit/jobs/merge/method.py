@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from soupkit.events import Report
-from soupkit.recipe.methods import MethodRecipe
+from soupkit.recipe.method_options import MethodRecipe
 from soupkit.stages.methods.merge import NOTHING_TO_ADD, write_merge
 from soupkit.stages.outputs.soup import Record
 from soupkit.world import World

@@ -27,7 +27,8 @@ def fusion(pieces: Pieces, *, fence: float = 1.5) -> Iterator[Array]:
     (Arcee 2025, "The Art of Selective Merging"). High: at least median + fence · (third − first quartile).
 
     The softmax runs over a row (an output unit). The quartiles are order statistics of the whole tensor, exactly.
-    Reads the two weights, a first. Memory: a piece, or the longest row.
+    Reads the two weights, a first. Memory: a piece, or the longest row, and up to 8 MB to find the
+    quartiles.
     """
     size, length = pieces.num_elements, pieces.row_length
     quartiles = [_value_at(pieces, int(share * (size - 1)), length) for share in (0.25, 0.5, 0.75)]

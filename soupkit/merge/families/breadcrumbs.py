@@ -26,7 +26,8 @@ def breadcrumbs(
 def breadcrumbs_ties(
     pieces: Pieces, *, weight: Array, density: Array, gamma: Array, normalize: bool = False
 ) -> Iterator[Array]:
-    """Breadcrumbs' masks with the sign election of TIES."""
+    """Breadcrumbs' masks (Davari & Belilovsky 2023, arXiv:2312.06795) with the sign election of TIES. Memory: a piece,
+    and up to 8 MB for the cuts."""
     for vectors in middle(pieces, density, gamma):
         yield elected(vectors, weight, normalize=normalize)
 

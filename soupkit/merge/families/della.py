@@ -26,7 +26,8 @@ def della_linear(
     normalize: bool = False,
     rescale: bool = True,
 ) -> Iterator[Array]:
-    """Σ_k w_k m_k ⊙ τ_k / π_k: MAGPRUNE without the election. Memory: a piece, or the longest row."""
+    """Σ_k w_k m_k ⊙ τ_k / π_k: MAGPRUNE without the election (Deep et al. 2024, arXiv:2406.11617, §3). Memory: a piece,
+    or the longest row."""
     for vectors in magprune(pieces, density, epsilon, draws, rescale=rescale):
         yield total(vectors, weight, normalize=normalize)
 
@@ -41,7 +42,8 @@ def della_ties(
     normalize: bool = True,
     rescale: bool = True,
 ) -> Iterator[Array]:
-    """Drop, elect, fuse (Deep et al. 2024, arXiv:2406.11617, §3): MAGPRUNE with the sign election of TIES."""
+    """Drop, elect, fuse (Deep et al. 2024, arXiv:2406.11617, §3): MAGPRUNE with the sign election of TIES.
+    Memory: a piece, or the longest row."""
     for vectors in magprune(pieces, density, epsilon, draws, rescale=rescale):
         yield elected(vectors, weight, normalize=normalize)
 

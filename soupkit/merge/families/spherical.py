@@ -24,7 +24,7 @@ SMALL_SINE = 1e-7
 
 
 def slerp(pieces: Pieces, *, t: float, rows: bool = False) -> Iterator[Array]:
-    """(sin((1−t)θ) a + sin(tθ) b) / sin θ, θ the angle between a and b (Shoemake 1985, doi:10.1145/325165.325242).
+    """(sin((1−t)θ) a + sin(tθ) b) / sin θ, θ the angle between a and b (Shoemake 1985, doi:10.1145/325334.325242).
 
     The vectors keep their own lengths, as in every tool that merges weights this way. rows: each row (output unit) is a
     vector of its own. Where a and b are parallel, or one is zero, it is the straight line; antipodes have no great
@@ -34,7 +34,8 @@ def slerp(pieces: Pieces, *, t: float, rows: bool = False) -> Iterator[Array]:
 
 
 def nuslerp(pieces: Pieces, *, weight: Array, rows: bool = False) -> Iterator[Array]:
-    """Slerp at t = w_b / (w_a + w_b), of weights or of task vectors. Raises RecipeError when they sum to zero."""
+    """Slerp at t = w_b / (w_a + w_b), of weights or of task vectors (Goddard 2024, mergekit). Raises RecipeError when
+    they sum to zero. Memory: a piece."""
     return slerp(pieces, t=float(weight[1]) / check_sum(weight, "nuslerp"), rows=rows)
 
 

@@ -17,7 +17,7 @@ from soupkit.merge.pieces import Pieces
 
 def fisher(pieces: Pieces, *, weight: Array, statistics: Pieces | None, floor: float = 1e-6) -> Iterator[Array]:
     """Σ_k w_k F_k θ_k / Σ_k w_k F_k with each model's diagonal Fisher information, at least `floor` (Matena & Raffel
-    2022, arXiv:2111.09832, eq. 4). Tensors without statistics get the weighted mean. Memory: a piece.
+    2022, arXiv:2111.09832, eq. 4). Tensors without statistics get the weighted mean. Memory: two pieces.
 
     Where all the statistics are zero, the floor makes it the weighted mean. Raises CheckpointError for negative
     statistics, RecipeError when the weights sum to zero.

@@ -30,8 +30,8 @@ def linear(pieces: Pieces, *, weight: Array, normalize: bool = True) -> Iterator
         yield total(weights_KN, weight, normalize=normalize)
 
 
-def scaled(pieces: Pieces, *, scale: float) -> Iterator[Array]:
-    """scale · x for the one input x: what a stack of layers passes through. Memory: a piece."""
+def passthrough(pieces: Pieces, *, scale: float) -> Iterator[Array]:
+    """scale · x for the one input x, a stack of layers (Goddard 2023, mergekit). Memory: a piece."""
     for weights_KN in pieces:
         yield weights_KN[0] * scale
 

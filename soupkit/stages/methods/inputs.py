@@ -16,7 +16,8 @@ from soupkit.checkpoint.views.stacked import Part, Stacked
 from soupkit.checkpoint.views.view import stored_slots
 from soupkit.errors import RecipeError
 from soupkit.events import Report, Told
-from soupkit.recipe.methods import MergePassthrough, MethodRecipe
+from soupkit.recipe.method_options import MethodRecipe
+from soupkit.recipe.methods.passthrough import MergePassthrough
 from soupkit.stages.inputs.composed import (
     cut_layers,
     layer_range,

@@ -8,7 +8,7 @@ from typing import Any
 from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.events import Report, Warned
 from soupkit.merge.mixture import BATCH_NORM_STATISTICS
-from soupkit.recipe.methods import MethodRecipe
+from soupkit.recipe.method_options import MethodRecipe
 from soupkit.stages.methods.inputs import MethodInputs
 from soupkit.stages.methods.opened import MethodMerge, open_merge
 from soupkit.stages.outputs.soup import Record, write_soup
@@ -49,7 +49,7 @@ def _with_groups(record: Record, inputs: MethodInputs) -> Record:
 def _warn_of_statistics(merge: MethodMerge, recipe: MethodRecipe, report: Report) -> None:
     """A mean of batch-norm statistics is nearly right; what becomes of them by trimming or drawing is not."""
     names = [name for name in merge.ingredients.plan.slots if name.rpartition(".")[2] in BATCH_NORM_STATISTICS]
-    if names and merge.method.reads == "task_vectors":
+    if names and merge.inputs.base is not None:
         report(
             Warned(
                 f"{len(names)} batch-norm statistics are merged like weights, for example {names[0]}: re-estimate them "

@@ -11,23 +11,20 @@ import numpy as np
 
 from soupkit.asked import Based, Informed, Seeded
 from soupkit.checkpoint.checkpoint import Checkpoint
-from soupkit.checkpoint.dtypes import FLOATING, Array
+from soupkit.checkpoint.dtypes import FLOATING
 from soupkit.checkpoint.header import Slot
 from soupkit.checkpoint.reference import open_checkpoint
 from soupkit.errors import RecipeError
 from soupkit.events import Report
 from soupkit.merge.families.election import check_sum
-from soupkit.merge.methods import METHODS, MergeMethod, Parameter
+from soupkit.merge.methods import MergeMethod, method_of
 from soupkit.merge.per_tensor import Inputs, merge_tensors
 from soupkit.merge.policy import Sink
 from soupkit.merge.stream import Streamed, StreamOptions
-from soupkit.recipe.methods import MethodRecipe
+from soupkit.recipe.method_options import MethodRecipe
 from soupkit.recipe.settings import Layers, Setting, check_matches, parse_settings, resolve
 from soupkit.stages.methods.inputs import MethodInputs, open_inputs
 from soupkit.stages.outputs.soup import Engine, Ingredients
-
-LAMBDA = "lambda"
-
 
 Numbers = dict[str, list[float]]
 
@@ -82,7 +79,7 @@ def with_inputs(recipe: MethodRecipe, references: Sequence[str]) -> MethodRecipe
 
 def open_merge(recipe: MethodRecipe, report: Report) -> MethodMerge:
     """Open and check the inputs, and every parameter of every tensor. Raises RecipeError, CompatibilityError, …"""
-    method = METHODS[recipe.METHOD]
+    method = method_of(type(recipe))
     inputs = open_inputs(recipe, report)
     num = len(inputs.models)
     check_number(method, num)
@@ -90,11 +87,9 @@ def open_merge(recipe: MethodRecipe, report: Report) -> MethodMerge:
     if statistics and len(statistics) != num:
         raise RecipeError(f"{len(statistics)} files of statistics for {num} checkpoints", hint="give one for each")
     references = inputs.names[:num]
-    settings = parse_settings(recipe.set, known=parameters_of(method), references=references)
+    settings = parse_settings(recipe.set, known=method.parameters, references=references)
     numbers = numbers_of(method, defaults_of(recipe, method, num), settings, inputs.ingredients)
-    return MethodMerge(
-        as_read(method, inputs.base), inputs, statistics, numbers, recipe.seed if isinstance(recipe, Seeded) else 0
-    )
+    return MethodMerge(method, inputs, statistics, numbers, recipe.seed if isinstance(recipe, Seeded) else 0)
 
 
 def check_number(method: MergeMethod, num: int) -> None:
@@ -106,21 +101,11 @@ def check_number(method: MergeMethod, num: int) -> None:
         raise RecipeError(f"{method.name} takes {expected} checkpoints{more}; the references name {num}")
 
 
-def as_read(method: MergeMethod, base: Mapping[str, Array] | None) -> MergeMethod:
-    """A method with an optional base reads weights when there is none."""
-    return dataclasses.replace(method, reads="weights") if base is None else method
-
-
-def parameters_of(method: MergeMethod) -> dict[str, Parameter]:
-    """The method's parameters, and lambda where it scales."""
-    return {**method.parameters, **({LAMBDA: Parameter()} if method.scales else {})}
-
-
 def defaults_of(recipe: MethodRecipe, method: MergeMethod, num: int) -> Numbers:
     """The recipe's value of every parameter: one number per checkpoint, or one. Raises RecipeError for other counts."""
     defaults = {}
-    for name, parameter in parameters_of(method).items():
-        value = getattr(recipe, "lambda_" if name == LAMBDA else name)
+    for name, parameter in method.parameters.items():
+        value = getattr(recipe, "lambda_" if name == "lambda" else name)
         numbers = [float(item) for item in value] if isinstance(value, tuple) else [float(value)]
         if parameter.per_ingredient and len(numbers) not in (1, num):
             raise RecipeError(
@@ -148,14 +133,13 @@ def numbers_of(
 
 
 def _check(where: str, numbers: Numbers, method: MergeMethod) -> None:
-    known = parameters_of(method)
     if method.mean:
         check_sum(np.array(numbers["weight"]), f"{where}{method.name}")
     for parameter, values in numbers.items():
         for value in values:
-            known[parameter].check(f"{where}{parameter}", value)
+            method.parameters[parameter].limits.check(f"{where}{parameter}", value)
 
 
 def _argument(method: MergeMethod, name: str, values: Sequence[float]) -> Any:
-    parameter = parameters_of(method)[name]
+    parameter = method.parameters[name]
     return np.array(values, np.float64) if parameter.per_ingredient else parameter.kind(values[0])

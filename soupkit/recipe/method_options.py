@@ -1,0 +1,94 @@
+"""What the recipes of methods share: a recipe of its own declares each method, and adding one needs no table.
+
+`methods/NAME.py` holds those that merge weights, `task_vectors/NAME.py` those that merge differences from a base. The
+class MergeName is the command `merge name`; its fields are the options, with their limits; and FAMILY says where
+`soupkit/merge/families` has a function `name`, which takes the fields of the same names.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from soupkit.recipe.fields import argument, check_limits, option
+from soupkit.recipe.merge import REFS
+from soupkit.recipe.shared import OutputOptions, WeightOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorOptions:
+    """What may differ from tensor to tensor, and between the shapes of the checkpoints."""
+
+    set: tuple[str, ...] = option(
+        (),
+        help="options per tensor, 'PATTERN: {option: VALUE}' such as 'layers.*.mlp: {weight: [0.2, 0.8]}'; a list is a "
+        "gradient over the layers, {0: VALUE} speaks of the first checkpoint; repeat for more, later ones win",
+    )
+    embedding: Literal["error", "pad", "intersect"] = option(
+        "error", help="vocabularies of different sizes: refuse, extend to the largest, or cut to the smallest"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodRecipe(OutputOptions, WeightOptions, TensorOptions):
+    """A merge by a method, METHOD, which needs a function per tensor.
+
+    INPUTS: how many checkpoints it takes at least and at most (None: any number), the base apart. PIECES: what the
+    function is given at a time: as many elements as fit in cache, whole rows, or the tensor.
+    """
+
+    METHOD: ClassVar[str]
+    FAMILY: ClassVar[str]
+    INPUTS: ClassVar[tuple[int, int | None]] = (1, None)
+    PIECES: ClassVar[Literal["stratum", "row", "tensor"]] = "stratum"
+
+    refs: tuple[str, ...] = argument(help=REFS + ", LoRA adapters (PEFT directories, alone or as MODEL+ADAPTER)")
+    layers: tuple[str, ...] = option(
+        (),
+        help="START:STOP of the layers to merge, which become a model of that depth; one for all checkpoints, or one "
+        "for each and then the base's; several with commas between them are stacked; default: all layers",
+    )
+    stack: str | None = option(None, help="what the layers' names begin with; default: where most layers are numbered")
+    config_from: str | None = option(
+        None, help="the checkpoint whose configuration, tokenizer and other files go along; default: the first"
+    )
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        cls.METHOD = re.sub(r"(?<=.)([A-Z])", r"-\1", cls.__name__.removeprefix("Merge")).lower()
+
+    def __post_init__(self) -> None:
+        check_limits(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseOptions(MethodRecipe):
+    """A merge of task vectors: weights minus base."""
+
+    base: str = option(help="the checkpoint that the others were fine-tuned from")
+    lambda_: float = option(1.0, help="factor of the merged task vector")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SumOptions(BaseOptions):
+    """Task vectors with weights."""
+
+    weight: tuple[float, ...] = option((1.0,), help="one weight, or one per checkpoint")
+    normalize: bool = option(False, help="divide by the sum of the weights")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ElectionOptions(BaseOptions):
+    """Task vectors with weights and a sign election."""
+
+    weight: tuple[float, ...] = option((1.0,), help="one weight, or one per checkpoint")
+    normalize: bool = option(True, help="average the entries that agree, by weight; without it they are added")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandomOptions:
+    """Entries are dropped at random."""
+
+    seed: int = option(0, help="the same seed drops the same entries, whatever the threads and shards", low=0)
+    rescale: bool = option(True, help="divide what is kept by its probability")

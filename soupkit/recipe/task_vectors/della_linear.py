@@ -1,0 +1,26 @@
+"""Recipe of `soupkit merge della-linear`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from soupkit.recipe.fields import option
+from soupkit.recipe.method_options import RandomOptions, SumOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeDellaLinear(RandomOptions, SumOptions):
+    """Drop small entries of task vectors more often than large ones, rescale the rest, add them up.
+
+    Example: soupkit merge della-linear a b --base base --density 0.5 --epsilon 0.2 --out soups/della
+    """
+
+    FAMILY = "della"
+    PIECES = "row"
+
+    density: tuple[float, ...] = option(
+        (0.5,), help="fraction of the entries to keep, one or one per checkpoint", low=0, high=1, above=True
+    )
+    epsilon: tuple[float, ...] = option(
+        (0.2,), help="spread of the probabilities: density ± epsilon / 2, by magnitude", low=0, high=1
+    )

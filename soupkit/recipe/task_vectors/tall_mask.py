@@ -1,0 +1,22 @@
+"""Recipe of `soupkit merge tall-mask`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from soupkit.recipe.fields import option
+from soupkit.recipe.method_options import BaseOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeTallMask(BaseOptions):
+    """Recover one task out of the sum of all by its TALL mask.
+
+    Example: soupkit merge tall-mask a b c --base base --task 0 --out soups/task-0
+    """
+
+    FAMILY = "task_arithmetic"
+    INPUTS = (2, None)
+
+    task: int = option(help="position of the checkpoint to recover, from 0", low=0)
+    threshold: float = option(0.4, help="a task needs an entry when its own is this many times the others' sum", low=0)
