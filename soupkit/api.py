@@ -16,7 +16,7 @@ from soupkit.errors import RecipeError
 from soupkit.events import Report, silent
 from soupkit.merge.memory import combined
 from soupkit.merge.mixture import Mixture
-from soupkit.merge.stream import StreamOptions
+from soupkit.merge.writer import StreamOptions
 from soupkit.recipe.parse import parse_recipe, suggestion
 from soupkit.world import world_of
 

@@ -13,10 +13,10 @@ import numpy as np
 from soupkit.checkpoint.dtypes import NUMPY_DTYPES, Array
 from soupkit.checkpoint.hashing import ContentHash
 from soupkit.checkpoint.header import Slot
-from soupkit.checkpoint.source import name_of, read_chunk
+from soupkit.checkpoint.source import name_of
 from soupkit.errors import CompatibilityError
 from soupkit.merge.policy import Integers, Sink
-from soupkit.merge.tensor_pieces import BlockHash, Source
+from soupkit.merge.sources import BlockHash, Source
 
 CHUNK = 1 << 15
 """Elements compared at a time."""
@@ -56,16 +56,14 @@ def settle(
         differs = sum(different for _, _, different in chunks) > 0  # all are read, for their hashes
         silent = [replace(voters[0], hashes=None)]
         chunks = _chunks(name, slot, silent, silent, policy)
-    tree = BlockHash(output, name) if output else None
+    tree = BlockHash(output, name)
     for start, values, different in chunks:
         if policy == "zero" and differs:
             values[:] = 0
         differs = differs or different
-        if tree:
-            tree.update(values)
+        tree.update(values)
         sink.write(name, start, values)
-    if tree:
-        tree.finish()
+    tree.finish()
     return differs
 
 
@@ -73,16 +71,14 @@ def _chunks(
     name: str, slot: Slot, sources: Sequence[Source], voters: Sequence[Source], policy: Integers
 ) -> Iterator[tuple[int, Array, bool]]:
     """(first element, values, whether the voters differ in them), chunk by chunk; hashes what is read."""
-    trees = [BlockHash(source.hashes, name) if source.hashes else None for source in sources]
+    trees = [source.hashing(name) for source in sources]
     counted = {id(voter) for voter in voters}
     for start in range(0, slot.num_elements, CHUNK):
         size = min(CHUNK, slot.num_elements - start)
         result, differs = np.empty(0, NUMPY_DTYPES[slot.dtype]), False
         for source, tree in zip(sources, trees, strict=True):
-            values = np.empty(size, NUMPY_DTYPES[slot.dtype])
-            read_chunk(source.tensors, name, start, values)
-            if tree:
-                tree.update(values)
+            values = source.read(name, start, size)
+            tree.update(values)
             if id(source) not in counted:
                 continue
             if not result.size:
@@ -92,8 +88,7 @@ def _chunks(
                 result = _agreed(result, values, policy, name=name, slot=slot, source=source)
         yield start, result, differs
     for tree in trees:
-        if tree:
-            tree.finish()
+        tree.finish()
 
 
 def _agreed(result: Array, values: Array, policy: Integers, *, name: str, slot: Slot, source: Source) -> Array:

@@ -9,7 +9,8 @@ import numpy as np
 from soupkit.checkpoint.dtypes import NUMPY_DTYPES, Array
 from soupkit.checkpoint.header import Slot
 from soupkit.merge.mixture import Mixture
-from soupkit.merge.stream import Ingredient, StreamOptions, stream
+from soupkit.merge.stream import Ingredient, stream
+from soupkit.merge.writer import StreamOptions
 
 
 class Memory:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Literal, Protocol
 
 import numpy as np
 
 from soupkit.checkpoint.dtypes import Array, safetensors_name
-from soupkit.checkpoint.source import name_of
 from soupkit.errors import CheckpointError
 
 Integers = Literal["auto", "first", "max", "zero", "error"]
@@ -19,14 +17,6 @@ class Sink(Protocol):
 
     def write(self, name: str, start: int, values: Array) -> None:
         """Take the elements of tensor `name` from number `start` on. Called from several threads."""
-
-
-def non_finite(ingredient: Mapping[str, Array], position: int, tensor: str) -> CheckpointError:
-    """The error for an ingredient that holds NaN or infinity."""
-    return CheckpointError(
-        f"{name_of(ingredient, position)}: tensor {tensor!r} holds NaN or infinity",
-        hint="leave this checkpoint out; it probably diverged (--non-finite keep merges it all the same)",
-    )
 
 
 def overflow(tensor: str, dtype: str) -> CheckpointError:

@@ -1,4 +1,4 @@
-"""The data plane: combine checkpoints chunk by chunk, in bounded memory, without torch.
+"""The data plane of mixtures: combine checkpoints chunk by chunk, in bounded memory, without torch.
 
 Work is cut into the blocks of the content hash, so every input is read once, and hashed while it is in cache.
 Memory: threads × 5 small buffers, whatever the number or the size of the ingredients. Cost: linear in bytes.
@@ -7,55 +7,24 @@ Memory: threads × 5 small buffers, whatever the number or the size of the ingre
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
-import xxhash
 
-from soupkit.checkpoint.dtypes import FLOATING, NUMPY_DTYPES, Array, Rounding
-from soupkit.checkpoint.hashing import BLOCK, ContentHash, hashed_slots, num_blocks
+from soupkit.checkpoint.dtypes import FLOATING, Array
+from soupkit.checkpoint.hashing import BLOCK
 from soupkit.checkpoint.header import Slot
-from soupkit.checkpoint.source import read_chunk, slots_of
-from soupkit.merge.integers import settle
 from soupkit.merge.mixture import Mixture
-from soupkit.merge.policy import Integers, Sink, non_finite, overflow
-from soupkit.merge.pool import run_batches
-from soupkit.merge.tensor_pieces import Source
-from soupkit.world import available_cores
+from soupkit.merge.policy import Sink, overflow
+from soupkit.merge.sources import Source, held, is_mask, refuse_non_finite
+from soupkit.merge.writer import DEFAULTS, Room, Streamed, StreamOptions, Unit, Writer, threads_for
 
-CHUNK = 1 << 17
-"""Elements handled at a time: few enough to stay in cache, enough that threads seldom wait for the interpreter."""
-MOST_THREADS = 8
-"""More only wait for memory, and each has buffers of its own (about 6 MB)."""
-_BATCH = 1 << 22
-"""Bytes that one task of the pool covers at least: tiny tensors are batched."""
-_TINY = 1 << 15
-"""Tensors of fewer bytes on average spend their time in the interpreter, where a second thread only gets in the way."""
+BATCH = 1 << 20
+"""Elements that one task of the pool covers at least: tiny tensors are batched."""
 
 Ingredient = Mapping[str, Array]
-
-
-@dataclass(frozen=True)
-class StreamOptions:
-    """How to combine: see `soupkit.recipe.shared.WeightOptions`; chunk is in elements and divides BLOCK."""
-
-    integers: Integers = "auto"
-    non_finite: Literal["error", "keep"] = "error"
-    accumulate: Literal["float64", "float32"] = "float64"
-    threads: int = 0
-    chunk: int = CHUNK
-    hash: bool = True
-
-
-@dataclass
-class Streamed:
-    """What a stream found out: content hashes of the used ingredients and of the result, integers that differed."""
-
-    inputs: list[str] = field(default_factory=list)
-    output: str = ""
-    differing_integers: list[str] = field(default_factory=list)
 
 
 def stream(
@@ -64,7 +33,7 @@ def stream(
     sink: Sink,
     *,
     slots: Mapping[str, Slot],
-    options: StreamOptions = StreamOptions(),
+    options: StreamOptions = DEFAULTS,
     advance: Callable[[int], None] = lambda _: None,
 ) -> Streamed:
     """Combine ingredients into the tensors `slots` and hand them to `sink`: w = Σ_k c_k w_k / divisor.
@@ -75,160 +44,75 @@ def stream(
     change).
     """
     assert 0 < options.chunk <= BLOCK
-    run = _Run(ingredients, mixture, sink, slots, options)
-    units = sorted(_units(slots), key=lambda unit: slots[unit[0]].dtype in FLOATING)
-    num_bytes = sum(slot.num_bytes for slot in slots.values())
-    threads = threads_for(options, num_bytes, len(units))
-    run_batches(run.combine, _batches(units, slots), threads=threads, advance=advance)
-    return run.result()
+    writer = Writer(ingredients, sink, slots, options)
+    combination = _Combination(writer, mixture)
+    units = sorted(_units(slots), key=lambda unit: slots[unit.name].dtype in FLOATING)
+    threads = threads_for(options, sum(slot.num_bytes for slot in slots.values()), len(units))
+    return writer.run(units, combination.combine, combination.voters, batch=BATCH, threads=threads, advance=advance)
 
 
-def threads_for(options: StreamOptions, num_bytes: int, num_units: int) -> int:
-    """How many threads pay: one for tiny tensors, few for large ones."""
-    return 1 if num_bytes < _TINY * num_units else min(options.threads or available_cores(), MOST_THREADS)
-
-
-def _units(slots: Mapping[str, Slot]) -> Iterator[tuple[str, int]]:
+def _units(slots: Mapping[str, Slot]) -> list[Unit]:
     """Blocks of floating tensors; integers are settled as a whole, which is one unit."""
-    for name, slot in slots.items():
-        blocks = num_blocks(slot)
-        yield from ((name, block) for block in range(blocks if slot.dtype in FLOATING else min(1, blocks)))
+    return [
+        Unit(name, start, min(start + step, slot.num_elements))
+        for name, slot in slots.items()
+        for step in [BLOCK if slot.dtype in FLOATING else max(1, slot.num_elements)]
+        for start in range(0, slot.num_elements, step)
+    ]
 
 
-def _batches(units: Sequence[tuple[str, int]], slots: Mapping[str, Slot]) -> Iterator[list[tuple[str, int]]]:
-    """Group units so that the pool is not asked once per tiny tensor."""
-    batch: list[tuple[str, int]] = []
-    size = 0
-    for name, block in units:
-        batch.append((name, block))
-        size += min(BLOCK * 4, slots[name].num_bytes) + 4096
-        if size >= _BATCH:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
+class _Combination:
+    """One mixture, and the buffers that each of its threads owns."""
 
-
-class _Run:
-    """One stream: what its threads share, and the buffers that each owns."""
-
-    def __init__(
-        self,
-        ingredients: Sequence[Ingredient],
-        mixture: Mixture,
-        sink: Sink,
-        slots: Mapping[str, Slot],
-        options: StreamOptions,
-    ) -> None:
-        self.ingredients = ingredients
-        self.mixture = mixture
-        self.sink = sink
-        self.slots = slots
-        self.options = options
-        self.input_slots = [slots_of(ingredient) for ingredient in ingredients]
-        self.hashes = [ContentHash(hashed_slots(ingredient)) for ingredient in ingredients]
-        self.sources = [
-            Source(each, place, self.hashes[place] if options.hash else None) for place, each in enumerate(ingredients)
-        ]
-        self.output_hash = ContentHash(slots)
-        self.differing: set[str] = set()
-        self.order = sorted(range(len(ingredients)), key=lambda k: mixture.ingredients[k])
+    def __init__(self, writer: Writer, mixture: Mixture) -> None:
+        self._writer, self._mixture = writer, mixture
+        self._order = sorted(range(len(writer.sources)), key=lambda k: mixture.ingredients[k])
         self._local = threading.local()
 
-    def result(self) -> Streamed:
-        if not self.options.hash:
-            return Streamed(differing_integers=sorted(self.differing))
-        inputs = [hashes.digest() for hashes in self.hashes]
-        return Streamed(inputs, self.output_hash.digest(), sorted(self.differing))
+    def voters(self, name: str) -> list[Source]:
+        """The used ingredients; of none, the first."""
+        column, sources = self._mixture.column(name), self._writer.sources
+        return [source for source, c in zip(sources, column, strict=True) if c != 0] or sources[:1]
 
-    def combine(self, batch: Sequence[tuple[str, int]]) -> int:
-        """Combine some blocks on the calling thread; returns the bytes written."""
+    def combine(self, unit: Unit) -> None:
+        """Combine a block on the calling thread."""
+        name, options = unit.name, self._writer.options
         if not hasattr(self._local, "buffers"):
-            self._local.buffers = _Buffers(self.options)
-        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-            return sum(
-                self._combine_block(name, block, self._local.buffers)
-                if self.slots[name].dtype in FLOATING
-                else self._settle(name)
-                for name, block in batch
-            )
+            self._local.buffers = _Buffers(options)
+        buffers: _Buffers = self._local.buffers
+        column, written = self._mixture.column(name), self._writer.hashing(unit)
+        read = [source.hashing(name, unit.start // BLOCK) for source in self._writer.sources]
+        for start in range(unit.start, unit.stop, options.chunk):
+            total, product = buffers.sums(self._writer.slots[name].dtype, min(options.chunk, unit.stop - start))
+            for k in self._order:
+                values = self._writer.sources[k].read(name, start, total.size, buffers.room.raw)
+                read[k].update(values)
+                first = k == self._order[0]
+                if first or column[k] != 0:
+                    _accumulate(total, values, column[k], product, first=first)
+            if self._mixture.divisor != 1:
+                np.divide(total, self._mixture.divisor, out=total)
+            self._writer.write(name, start, total, buffers.room, written, partial(self._judge, name, start))
+        for hashes in (*read, written):
+            hashes.finish()
 
-    def _combine_block(self, name: str, block: int, buffers: _Buffers) -> int:
-        slot = self.slots[name]
-        begin = block * BLOCK
-        end = min(begin + BLOCK, slot.num_elements)
-        digests = [xxhash.xxh3_128() for _ in range(len(self.ingredients) + 1)] if self.options.hash else []
-        column = self.mixture.column(name)
-        for start in range(begin, end, self.options.chunk):
-            size = min(self.options.chunk, end - start)
-            values = self._average(name, start, size, column, buffers, digests)
-            if digests:
-                digests[-1].update(values.view(np.uint8).data)
-            self.sink.write(name, start, values)
-        for hashes, digest in zip([*self.hashes, self.output_hash], digests, strict=False):
-            hashes.add(name, block, digest.digest())
-        return (end - begin) * NUMPY_DTYPES[slot.dtype].itemsize
-
-    def _read(self, k: int, name: str, start: int, size: int, raw: Array, digests: list[Any]) -> Array:
-        dtype = NUMPY_DTYPES[self.input_slots[k][name].dtype]
-        values = raw[: size * dtype.itemsize].view(dtype)
-        read_chunk(self.ingredients[k], name, start, values)
-        if digests:
-            digests[k].update(raw[: values.nbytes])
-        return values
-
-    def _average(self, name: str, start: int, size: int, column: Array, buffers: _Buffers, digests: list[Any]) -> Array:
-        """Σ_k c_k w_k / divisor for one chunk of one floating tensor."""
-        total, product = buffers.sums(self.slots[name].dtype, size)
-        for k in self.order:
-            values = self._read(k, name, start, size, buffers.raw, digests)
-            first = k == self.order[0]
-            if first or column[k] != 0:
-                _accumulate(total, values, column[k], product, first=first)
-        if self.mixture.divisor != 1:
-            np.divide(total, self.mixture.divisor, out=total)
-        dtype = NUMPY_DTYPES[self.slots[name].dtype]
-        result = buffers.out[: size * dtype.itemsize].view(dtype)
-        buffers.rounding.into(total, result)
-        if self.options.non_finite == "error" and not np.isfinite(result).all():
-            self._explain_non_finite(name, start, result, column)
-        return result
-
-    def _settle(self, name: str) -> int:
-        """Integers and booleans: copied when all used ingredients hold the same, else by policy."""
-        slot, column = self.slots[name], self.mixture.column(name)
-        voters = [source for source, coefficient in zip(self.sources, column, strict=True) if coefficient != 0]
-        output = self.output_hash if self.options.hash else None
-        voters = voters or self.sources[:1]
-        if settle(name, slot, self.sources, voters, self.sink, policy=self.options.integers, output=output):
-            self.differing.add(name)
-        return slot.num_bytes
-
-    def _explain_non_finite(self, name: str, start: int, result: Array, column: Array) -> None:
+    def _judge(self, name: str, start: int, result: Array) -> None:
         """Non-finite values that every used ingredient holds alike (masks of −∞) stay; any other is an error."""
         bad = ~np.isfinite(result)
-        used = [k for k in range(len(column)) if column[k] != 0]
-        chunks = []
-        for k in used:
-            chunk = np.empty(result.size, NUMPY_DTYPES[self.input_slots[k][name].dtype])
-            read_chunk(self.ingredients[k], name, start, chunk)
-            chunks.append(chunk[bad].astype(np.float64))
-        if not np.isfinite(chunks[0]).any() and all(np.array_equal(chunk, chunks[0]) for chunk in chunks):
-            result[bad] = chunks[0]
+        used = [source for source, c in zip(self._writer.sources, self._mixture.column(name), strict=True) if c != 0]
+        found = held(used, name, start, result.size, bad)
+        if is_mask(found):
+            result[bad] = found[0]
             return
-        for k, chunk in zip(used, chunks, strict=True):
-            if not np.isfinite(chunk).all():
-                raise non_finite(self.ingredients[k], k, name)
-        raise overflow(name, self.slots[name].dtype)
+        refuse_non_finite(used, name, found)
+        raise overflow(name, self._writer.slots[name].dtype)
 
 
 class _Buffers:
     """What one thread reuses for every chunk."""
 
     def __init__(self, options: StreamOptions) -> None:
-        self.raw = np.empty(options.chunk * 8, np.uint8)
-        self.out = np.empty(options.chunk * 8, np.uint8)
-        self.rounding = Rounding(options.chunk)
+        self.room = Room(options.chunk)
         self._options = options
         self._sums: dict[Any, tuple[Array, Array]] = {}
 

@@ -20,7 +20,8 @@ from soupkit.checkpoint.header import Slot
 from soupkit.checkpoint.source import read_chunk, slots_of
 from soupkit.events import Advanced, Finished, Report, Started, silent
 from soupkit.merge.mixture import Mixture
-from soupkit.merge.stream import StreamOptions, stream
+from soupkit.merge.stream import stream
+from soupkit.merge.writer import StreamOptions
 from soupkit.soup.blocks import Layout, Span
 from soupkit.soup.resident import (
     SCRATCH,

@@ -20,7 +20,8 @@ from soupkit.checkpoint.hashing import content_hash
 from soupkit.checkpoint.source import read_chunk, slots_of
 from soupkit.merge.memory import Memory
 from soupkit.merge.mixture import uniform
-from soupkit.merge.stream import StreamOptions, stream
+from soupkit.merge.stream import stream
+from soupkit.merge.writer import StreamOptions
 
 SPECS = {"mlp": mlp(5, 7, 6, 3), "attention": attention(12, 3, 4), "dense": dense(4)}
 Save = Callable[..., Path]

@@ -8,7 +8,7 @@ import numpy as np
 
 from soupkit.checkpoint.compatible import check_compatible
 from soupkit.merge.mixture import Mixture, interpolate
-from soupkit.merge.stream import StreamOptions
+from soupkit.merge.writer import StreamOptions
 from soupkit.stages.scoring.points import PointModel
 from soupkit.task.task import Task
 

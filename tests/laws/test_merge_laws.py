@@ -16,7 +16,7 @@ from soupkit.checkpoint.hashing import content_hash
 from soupkit.merge.methods import all_methods
 from soupkit.merge.per_tensor import Inputs, merge_tensors
 from soupkit.merge.pieces import STRATUM
-from soupkit.merge.stream import Streamed, StreamOptions
+from soupkit.merge.writer import Streamed, StreamOptions
 
 METHODS = all_methods()
 Tensors = dict[str, np.ndarray]

@@ -19,7 +19,8 @@ from soupkit.merge.memory import Memory
 from soupkit.merge.methods import all_methods
 from soupkit.merge.mixture import uniform, weighted
 from soupkit.merge.per_tensor import Inputs, merge_tensors
-from soupkit.merge.stream import Streamed, StreamOptions, stream
+from soupkit.merge.stream import stream
+from soupkit.merge.writer import Streamed, StreamOptions
 
 METHODS = all_methods()
 Save = Callable[..., Path]

@@ -15,7 +15,7 @@ from soupkit.merge.memory import Memory
 from soupkit.merge.methods import all_methods
 from soupkit.merge.per_tensor import Inputs, merge_tensors
 from soupkit.merge.pieces import STRATUM, Arrays
-from soupkit.merge.stream import StreamOptions
+from soupkit.merge.writer import StreamOptions
 
 METHODS = all_methods()
 MEANS = [name for name, method in METHODS.items() if method.mean]

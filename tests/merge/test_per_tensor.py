@@ -21,7 +21,7 @@ from soupkit.errors import CheckpointError, CompatibilityError, RecipeError
 from soupkit.merge.methods import MergeMethod, all_methods
 from soupkit.merge.per_tensor import Inputs, merge_tensors
 from soupkit.merge.pieces import STRATUM, Arrays, Pieces
-from soupkit.merge.stream import Streamed, StreamOptions
+from soupkit.merge.writer import Streamed, StreamOptions
 
 METHODS = all_methods()
 Save = Callable[..., Path]
@@ -197,7 +197,7 @@ from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.checkpoint.compatible import check_compatible
 from soupkit.merge.methods import all_methods
 from soupkit.merge.per_tensor import Inputs, merge_tensors
-from soupkit.merge.stream import StreamOptions
+from soupkit.merge.writer import StreamOptions
 folder, *names = sys.argv[1:]
 METHODS = all_methods()
 class Nowhere:

@@ -23,7 +23,8 @@ from soupkit.checkpoint.header import Slot
 from soupkit.errors import CheckpointError, CompatibilityError
 from soupkit.merge.memory import Memory
 from soupkit.merge.mixture import Mixture, interpolate, uniform, weighted
-from soupkit.merge.stream import StreamOptions, stream
+from soupkit.merge.stream import stream
+from soupkit.merge.writer import StreamOptions
 
 Save = Callable[..., Path]
 Tensors = dict[str, np.ndarray]

@@ -12,7 +12,7 @@ from soup.tiny import Data, ingredients, live, loss_at, per_parameter, stacked, 
 from soupkit.checkpoint.source import slots_of
 from soupkit.merge.memory import combined
 from soupkit.merge.mixture import Mixture
-from soupkit.merge.stream import StreamOptions
+from soupkit.merge.writer import StreamOptions
 from soupkit.soup.coordinates import Coordinates
 from soupkit.soup.fit import Fit, Settings
 from soupkit.soup.learned import Softmax, Unconstrained

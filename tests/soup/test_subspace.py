@@ -10,7 +10,7 @@ from soup.tiny import NUM_PARAMETERS, ingredients, per_parameter, stacked, tenso
 from soupkit.checkpoint.source import slots_of
 from soupkit.merge.memory import combined
 from soupkit.merge.mixture import Mixture
-from soupkit.merge.stream import StreamOptions
+from soupkit.merge.writer import StreamOptions
 from soupkit.soup.plan import Demand, plan_for
 from soupkit.soup.resident import Form
 from soupkit.soup.subspace import Ingredients, Subspace

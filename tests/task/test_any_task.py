@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from soupkit.align.moments import measure
 from soupkit.align.repair import ratios, target_moments
 from soupkit.align.sites import Site
-from soupkit.checkpoint.checkpoint import slots_of
+from soupkit.checkpoint.source import slots_of
 from soupkit.curve.barrier import barrier
 from soupkit.curve.bends import Bends, CurvePoint
 from soupkit.curve.curve import Curve

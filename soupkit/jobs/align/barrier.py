@@ -23,7 +23,7 @@ from soupkit.errors import RecipeError
 from soupkit.events import Advanced, Cell, Finished, Report, Started, Table, Wrote
 from soupkit.manifest import Manifest
 from soupkit.merge.mixture import Mixture, interpolate
-from soupkit.merge.stream import StreamOptions
+from soupkit.merge.writer import StreamOptions
 from soupkit.recipe.align import Barrier as BarrierRecipe
 from soupkit.recipe.parse import recipe_to_json
 from soupkit.report.plots import compare_lines

@@ -13,7 +13,7 @@ import numpy as np
 from soupkit.checkpoint.dtypes import FLOATING
 from soupkit.events import Told
 from soupkit.merge.memory import combined
-from soupkit.merge.stream import StreamOptions
+from soupkit.merge.writer import StreamOptions
 from soupkit.soup.coordinates import Coordinates
 from soupkit.soup.fit import Fit, Learned, ReadBatches, Settings, best_epoch, folds
 from soupkit.soup.live import LiveModel

@@ -20,7 +20,7 @@ from soupkit.merge.families.election import check_sum
 from soupkit.merge.methods import MergeMethod, method_of
 from soupkit.merge.per_tensor import Inputs, merge_tensors
 from soupkit.merge.policy import Sink
-from soupkit.merge.stream import Streamed, StreamOptions
+from soupkit.merge.writer import Streamed, StreamOptions
 from soupkit.recipe.method_options import MethodRecipe
 from soupkit.recipe.settings import Layers, Setting, check_matches, parse_settings, resolve
 from soupkit.stages.methods.inputs import MethodInputs, open_inputs

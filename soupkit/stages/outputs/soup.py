@@ -25,7 +25,8 @@ from soupkit.events import Advanced, Finished, Report, Started, Told, Warned, Wr
 from soupkit.manifest import Manifest
 from soupkit.merge.mixture import Mixture, uniform
 from soupkit.merge.policy import Sink, check_made
-from soupkit.merge.stream import CHUNK, MOST_THREADS, Streamed, StreamOptions, stream
+from soupkit.merge.stream import stream
+from soupkit.merge.writer import CHUNK, MOST_THREADS, Streamed, StreamOptions
 from soupkit.recipe.parse import recipe_to_json
 from soupkit.report.card import model_card
 from soupkit.report.tables import amounts, tell_plan

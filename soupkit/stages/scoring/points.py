@@ -18,7 +18,7 @@ from soupkit.curve.geometry import Matrix
 from soupkit.events import Advanced, Event, Finished, Report, Started, Told
 from soupkit.identity import digest
 from soupkit.merge.mixture import Mixture
-from soupkit.merge.stream import StreamOptions
+from soupkit.merge.writer import StreamOptions
 from soupkit.remembered import Remembered
 from soupkit.stages.inputs.curve import is_one_checkpoint
 from soupkit.stages.inputs.download import download

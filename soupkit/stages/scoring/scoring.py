@@ -20,7 +20,7 @@ from soupkit.checkpoint.source import Source
 from soupkit.events import Advanced, Finished, Report, Started, Told
 from soupkit.merge.memory import combined
 from soupkit.merge.mixture import Mixture
-from soupkit.merge.stream import StreamOptions
+from soupkit.merge.writer import StreamOptions
 from soupkit.stages.inputs.download import download
 from soupkit.stages.outputs.soup import Ingredients, stream_options
 from soupkit.task.batch_norm import refresh
