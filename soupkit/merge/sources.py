@@ -30,16 +30,13 @@ class BlockHash:
         """Take the next elements."""
         if self._hashes is None:
             return
-        while values.size > (left := BLOCK - self._filled):
-            self._take(values[:left])
+        while values.size >= (left := BLOCK - self._filled):
+            self._digest.update(values[:left].view(np.uint8).data)
+            self._filled = BLOCK
+            self.finish()
             values = values[left:]
-        self._take(values)
-
-    def _take(self, values: Array) -> None:
         self._digest.update(values.view(np.uint8).data)
         self._filled += values.size
-        if self._filled == BLOCK:
-            self.finish()
 
     def finish(self) -> None:
         """The tensor, or a block of it, is complete."""

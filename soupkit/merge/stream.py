@@ -76,16 +76,16 @@ class _Combination:
 
     def combine(self, unit: Unit) -> None:
         """Combine a block on the calling thread."""
-        name, options = unit.name, self._writer.options
+        name, options, sources = unit.name, self._writer.options, self._writer.sources
         if not hasattr(self._local, "buffers"):
             self._local.buffers = _Buffers(options)
         buffers: _Buffers = self._local.buffers
         column, written = self._mixture.column(name), self._writer.hashing(unit)
-        read = [source.hashing(name, unit.start // BLOCK) for source in self._writer.sources]
+        read = [source.hashing(name, unit.start // BLOCK) for source in sources]
         for start in range(unit.start, unit.stop, options.chunk):
             total, product = buffers.sums(self._writer.slots[name].dtype, min(options.chunk, unit.stop - start))
             for k in self._order:
-                values = self._writer.sources[k].read(name, start, total.size, buffers.room.raw)
+                values = sources[k].read(name, start, total.size, buffers.room.raw)
                 read[k].update(values)
                 first = k == self._order[0]
                 if first or column[k] != 0:
