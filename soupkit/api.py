@@ -14,6 +14,7 @@ from soupkit.checkpoint.reference import open_checkpoint
 from soupkit.commands import COMMANDS, Command
 from soupkit.errors import RecipeError
 from soupkit.events import Report, silent
+from soupkit.jsons import Json
 from soupkit.merge.memory import combined
 from soupkit.merge.mixture import Mixture
 from soupkit.merge.writer import StreamOptions
@@ -42,7 +43,7 @@ def merge(
     return open_checkpoint(str(out))
 
 
-def run(recipe: Recipe, *, report: Report = silent) -> dict[str, Any]:
+def run(recipe: Recipe, *, report: Report = silent) -> Json:
     """Run the command that a recipe is of, and return what its `--json` prints.
 
     `soupkit.run(Evaluate(refs=("soups/greedy",), data="digits"))`: the dataclasses in `soupkit.recipe` are the typed

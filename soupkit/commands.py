@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import soupkit.recipe.methods as recipe_methods
 import soupkit.recipe.task_vectors as recipe_task_vectors
+from soupkit.jsons import Json
 
 if TYPE_CHECKING:
     from soupkit.events import Report
     from soupkit.world import World
 
-Job = Callable[[Any, "World", "Report"], dict[str, Any]]
+Job = Callable[[Any, "World", "Report"], Json]
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Command:
         job: Job = _load(self.job)
         return job
 
-    def run(self, recipe: Any, world: World, report: Report) -> dict[str, Any]:
+    def run(self, recipe: Any, world: World, report: Report) -> Json:
         """Run the job: in every rank where it has ranks, else in rank 0, whose result or error is every rank's."""
         job = self.load_job()
         if world.size == 1:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from soupkit.command_identity import command_identity
 from soupkit.identity import MOST_OF_A_FILE, data_identity, digest, file_identity
+from soupkit.jsons import JsonView
 
 
-def given_by(recipe: Mapping[str, Any]) -> dict[str, str]:
+def given_by(recipe: JsonView) -> dict[str, str]:
     """What the options of a command name beside checkpoints: {option: identity} of data, scorer, and files.
 
     recipe: as a manifest records it. Checkpoints are a manifest's inputs and are recorded there by their weights.

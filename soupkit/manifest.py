@@ -17,6 +17,7 @@ from soupkit.commands import COMMANDS
 from soupkit.errors import CheckpointError, brief
 from soupkit.given import given_by
 from soupkit.identity import version_of
+from soupkit.jsons import Json
 from soupkit.processor import instruction_set
 from soupkit.whole import whole_file
 
@@ -37,13 +38,13 @@ class Manifest:
     """
 
     command: str
-    recipe: dict[str, Any]
-    inputs: list[dict[str, Any]] = field(default_factory=list)
-    outputs: dict[str, Any] = field(default_factory=dict)
-    metrics: dict[str, Any] = field(default_factory=dict)
-    mixture: dict[str, Any] | None = None
-    trace: list[dict[str, Any]] = field(default_factory=list)
-    notes: dict[str, Any] = field(default_factory=dict)
+    recipe: Json
+    inputs: list[Json] = field(default_factory=list)
+    outputs: Json = field(default_factory=dict)
+    metrics: Json = field(default_factory=dict)
+    mixture: Json | None = None
+    trace: list[Json] = field(default_factory=list)
+    notes: Json = field(default_factory=dict)
     given: dict[str, str] = field(default_factory=lambda: dict(_NOT_LOOKED_AT))
     format: int = FORMAT
     soupkit: str = __version__
@@ -54,7 +55,7 @@ class Manifest:
         if self.given == _NOT_LOOKED_AT:
             object.__setattr__(self, "given", given_by(self.recipe) if self.command in COMMANDS else {})
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """The manifest as JSON-able values."""
         return dataclasses.asdict(self)
 
@@ -121,7 +122,7 @@ def _checked(values: Any, path: Path) -> Manifest:
     return Manifest(**{"given": {}} | {key: value for key, value in values.items() if key in names})
 
 
-def _parts(values: dict[str, Any]) -> Iterator[tuple[str, bool]]:
+def _parts(values: Json) -> Iterator[tuple[str, bool]]:
     """What must hold of a manifest's parts, each with its name."""
     for number, entry in enumerate(values["inputs"]):
         is_input = isinstance(entry, dict) and isinstance(entry.get("reference"), str)

@@ -19,6 +19,7 @@ import xxhash
 
 from soupkit.asked import Remembers
 from soupkit.identity import digest
+from soupkit.jsons import Json, JsonView
 from soupkit.whole import final_name, whole_file
 from soupkit.world import cache_folder
 
@@ -34,7 +35,7 @@ _OURS = re.compile(rf"[0-9a-f]{{32}}{re.escape(_SUFFIX)}")
 _OF_FORMAT_1 = re.compile(r"\.?[0-9a-f]{32}(\.\d+)?\.(npz|json)")
 _BLOCK = 1 << 20
 
-Entry = tuple[dict[str, Any], dict[str, "np.ndarray"]]
+Entry = tuple[Json, dict[str, "np.ndarray"]]
 """JSON-able values, and arrays by name."""
 
 
@@ -86,7 +87,7 @@ class Remembered:
         except Exception:  # whatever a damaged file makes the reader raise
             return None
 
-    def write(self, key: str, values: Mapping[str, Any], arrays: Mapping[str, np.ndarray] | None = None) -> None:
+    def write(self, key: str, values: JsonView, arrays: Mapping[str, np.ndarray] | None = None) -> None:
         """Remember, whole or not at all, on the disk before it has its name. What stops that is kept in `failure`."""
         if not self.writes:
             return
@@ -109,7 +110,7 @@ def _folder(kind: str) -> Path:
     return cache_folder() / kind
 
 
-def _write(file: BinaryIO, values: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
+def _write(file: BinaryIO, values: JsonView, arrays: Mapping[str, np.ndarray]) -> None:
     """The magic words, the hash of the rest, and the rest: an archive of arrays."""
     import numpy as np
 

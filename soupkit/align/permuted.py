@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
@@ -13,6 +12,7 @@ from soupkit.align.spec import Permutation, PermutationSpec
 from soupkit.checkpoint.dtypes import NUMPY_DTYPES, Array
 from soupkit.checkpoint.source import read_chunk
 from soupkit.checkpoint.views.view import View, record_of
+from soupkit.jsons import Json
 
 SMALL = 1 << 20
 """Elements of a tensor that is gathered whole and kept for the next read."""
@@ -33,7 +33,7 @@ class Permuted(View):
         self._local = threading.local()
         self._found: dict[str, dict[int, Array]] = {}
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> Json:
         """The groups that move."""
         moved = {name: index for name, index in self.permutation.items() if (index[1:] < index[:-1]).any()}
         written = {name: " ".join(map(str, index.tolist())) for name, index in moved.items()}

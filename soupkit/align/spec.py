@@ -34,6 +34,7 @@ from soupkit.align.graph.expression import (
     to_json,
 )
 from soupkit.errors import AlignError
+from soupkit.jsons import Json, JsonView
 
 __all__ = [
     "Atom",
@@ -96,7 +97,7 @@ class PermutationSpec:
     groups: Mapping[str, Group]
     axes: Mapping[str, tuple[AxisExpr, ...]]
     pinned: tuple[Pinned, ...] = ()
-    notes: Mapping[str, Any] = field(default_factory=dict)
+    notes: JsonView = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for tensor, axes in self.axes.items():
@@ -169,7 +170,7 @@ class PermutationSpec:
         added = [Pinned(tensor, axis, reason) for tensor, axis in self._touched(gone)]
         return PermutationSpec(self._without(gone), axes, (*self.pinned, *added), self.notes)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """The spec as JSON-able values."""
         return {
             "format": FORMAT,
@@ -233,7 +234,7 @@ class PermutationSpec:
         }
 
 
-def _group(entry: Mapping[str, Any]) -> Group:
+def _group(entry: JsonView) -> Group:
     inside = entry["inside"]
     if entry["kind"] not in ("units", "blocks"):
         raise ValueError(f"kind {entry['kind']!r}")

@@ -8,7 +8,7 @@ import weakref
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from soupkit.checkpoint.layout import Layout, check_same, companions, read_confi
 from soupkit.checkpoint.source import Source
 from soupkit.errors import CheckpointError
 from soupkit.identity import digest, files_identity
+from soupkit.jsons import Json
 
 
 class Remote(Protocol):
@@ -107,7 +108,7 @@ class Checkpoint(Source):
         """The content hash of its weights."""
         return content_hash(self, threads=threads)
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> Json:
         """A commit on the Hub, which never changes, or a path and what the companions there are now."""
         if self.remote is not None:
             hashes = {file.name: self.remote.sha256(file) for file in self.files}

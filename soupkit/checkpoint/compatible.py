@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.checkpoint.config.meaning import Mismatch, check_meaning
@@ -15,6 +14,7 @@ from soupkit.checkpoint.quantized import refuse_quantized
 from soupkit.checkpoint.source import config_of, name_of, slots_of, tied_names
 from soupkit.checkpoint.views.stacked import Stacked
 from soupkit.errors import CompatibilityError
+from soupkit.jsons import Json
 
 Ingredient = Mapping[str, Array]
 
@@ -35,7 +35,7 @@ class Agreement:
     remarks: tuple[str, ...] = ()
 
     @property
-    def notes(self) -> dict[str, Any]:
+    def notes(self) -> Json:
         """What a manifest notes of it."""
         return {"remarks": list(self.remarks)} if self.remarks else {}
 

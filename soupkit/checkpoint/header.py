@@ -19,6 +19,7 @@ import numpy as np
 
 from soupkit.checkpoint.dtypes import NUMPY_DTYPES
 from soupkit.errors import CheckpointError, brief
+from soupkit.jsons import Json
 
 MAX_HEADER_BYTES = 100_000_000
 """The limit of the safetensors library itself."""
@@ -122,7 +123,7 @@ def _without_minus_zero(text: str) -> int:
     return int(text)
 
 
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> Json:
     entries = dict(pairs)
     if len(entries) < len(pairs):
         seen: set[str] = set()
@@ -223,7 +224,7 @@ def header_bytes(
     slots: Mapping[str, Slot], order: list[str], metadata: Mapping[str, str]
 ) -> tuple[bytes, dict[str, int]]:
     """The prefix and header of a file, and where in the file each tensor starts."""
-    entries: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
+    entries: Json = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
     position, starts = 0, {}
     for name in order:
         slot = slots[name]

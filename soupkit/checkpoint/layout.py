@@ -7,12 +7,12 @@ import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from soupkit.checkpoint.config.modules import module_files
 from soupkit.checkpoint.formats.foreign import folder_hint, refuse_foreign
 from soupkit.checkpoint.header import Header, Identity, TensorSpec, identity_of, read_header
 from soupkit.errors import CheckpointError, ReferenceError
+from soupkit.jsons import Json
 
 ReadHeaders = Callable[[Sequence[Path]], list[Header]]
 INDEX_SUFFIX = ".safetensors.index.json"
@@ -174,7 +174,7 @@ def _weight_map(index: Path) -> dict[str, str]:
     return weight_map
 
 
-def read_config(directory: Path) -> tuple[str | None, dict[str, Any]]:
+def read_config(directory: Path) -> tuple[str | None, Json]:
     """The name and content of a model's configuration file; (None, {}) when there is none."""
     for name in CONFIG_NAMES:
         if (directory / name).is_file():

@@ -16,6 +16,7 @@ from soupkit.checkpoint.dtypes import FLOATING, Array
 from soupkit.checkpoint.header import Slot
 from soupkit.checkpoint.source import config_of, name_of, slots_of
 from soupkit.errors import CompatibilityError
+from soupkit.jsons import JsonView
 
 CONFIG_KEYS = ("quantization_config", "compression_config")
 SIDE_FILES = ("quantize_config.json", "quant_config.json", "hf_quant_config.json", "quantization_config.json")
@@ -123,7 +124,7 @@ def _walk(node: Any, path: str = "") -> Iterator[tuple[str, Any, str]]:
         yield from _walk(value, f"{path}{key}.")
 
 
-def _method(config: Mapping[str, Any]) -> str | None:
+def _method(config: JsonView) -> str | None:
     """The method of a quantization's own configuration; None for an empty one."""
     if not config:
         return None

@@ -13,6 +13,7 @@ from typing import Any
 from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.checkpoint.source import Source
 from soupkit.errors import CheckpointError
+from soupkit.jsons import Json
 from soupkit.manifest import Manifest
 
 TRAINING = ("finetune", "train-population", "fge", "curve fit")
@@ -22,7 +23,7 @@ MOST = 64
 _ABOVE = 2
 _NOTES = {"selected_on": "selected", "learned_on": "learned"}
 
-Entry = dict[str, Any]
+Entry = Json
 
 
 def seen_by(directory: Path) -> list[Entry]:
@@ -49,7 +50,7 @@ def carried(sources: Iterable[Source]) -> list[list[Entry]]:
     return brought
 
 
-def ranked_on(checkpoints: Iterable[Checkpoint], by: str) -> dict[str, Any]:
+def ranked_on(checkpoints: Iterable[Checkpoint], by: str) -> Json:
     """The note of a command that chose by what manifests record (`held_out.top1`): which examples that was on.
 
     Empty where a manifest does not say, or where every checkpoint was scored on examples of its own.

@@ -9,13 +9,13 @@ from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 import numpy as np
 
 from soupkit.checkpoint.dtypes import NUMPY_DTYPES, Array, safetensors_name
 from soupkit.checkpoint.header import Slot
 from soupkit.errors import CheckpointError
+from soupkit.jsons import Json, JsonView
 
 
 class Source(Mapping[str, Array]):
@@ -29,7 +29,7 @@ class Source(Mapping[str, Array]):
     reference: str
     slots: Mapping[str, Slot]
     files: Sequence[Path]
-    config: Mapping[str, Any]
+    config: JsonView
     ties: Mapping[str, str] = MappingProxyType({})
 
     @property
@@ -46,7 +46,7 @@ class Source(Mapping[str, Array]):
         """What it is by its content: `soupkit.checkpoint.hashing.content_hash`. Cost: one read of all weights."""
 
     @abstractmethod
-    def record(self) -> dict[str, Any]:
+    def record(self) -> Json:
         """What a manifest says of it beside its reference: where it lies, and how it is read otherwise than it lies.
 
         A `path` is absolute. `content` only where that is of something else than what is read, as of a view's source.
@@ -108,7 +108,7 @@ def folder_of(source: Source) -> Path:
     return source.files[0].parent if source.companions or source.files else Path(source.reference)
 
 
-def config_of(source: Mapping[str, Array]) -> Mapping[str, Any]:
+def config_of(source: Mapping[str, Array]) -> JsonView:
     """The configuration of any mapping of arrays; {} where it has none."""
     return source.config if isinstance(source, Source) else {}
 

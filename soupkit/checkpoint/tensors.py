@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import numpy as np
 
@@ -19,6 +18,7 @@ from soupkit.checkpoint.header import Slot, canonical_order, header_bytes
 from soupkit.checkpoint.layout import INDEX_SUFFIX, read_layout
 from soupkit.checkpoint.source import slots_of
 from soupkit.errors import CheckpointError, RecipeError, brief
+from soupkit.jsons import Json
 
 DEFAULT_SHARD_BYTES = 50_000_000_000
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -122,7 +122,7 @@ class TensorFiles:
 
     def _write_index(self, index_name: str) -> None:
         weight_map = {name: file.name for file in self._plan.files for name in file.order}
-        index: dict[str, Any] = {
+        index: Json = {
             "metadata": {"total_size": self._plan.num_bytes},
             "weight_map": dict(sorted(weight_map.items())),
         }

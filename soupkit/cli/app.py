@@ -23,6 +23,7 @@ from soupkit.cli.terminal import lost_output, open_streams, paragraph, write
 from soupkit.commands import COMMANDS, Command
 from soupkit.errors import RecipeError, SoupkitError
 from soupkit.events import silent
+from soupkit.jsons import Json
 from soupkit.recipe.parse import parse_recipe
 from soupkit.world import world_of
 
@@ -202,7 +203,7 @@ def _common_parameters() -> list[inspect.Parameter]:
     ]
 
 
-def _run_job(kind: type[Any], command: Command, values: dict[str, Any], *, json: bool, quiet: bool) -> int:
+def _run_job(kind: type[Any], command: Command, values: Json, *, json: bool, quiet: bool) -> int:
     """Parse, run, print: the exit code. What is no SoupkitError and no interrupt passes through."""
     try:
         recipe = parse_recipe(kind, given(kind, values))

@@ -16,6 +16,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 import typer
 
 from soupkit.errors import RecipeError
+from soupkit.jsons import Json
 from soupkit.recipe.parse import field_types
 
 WIDEST_METAVAR = 12
@@ -50,7 +51,7 @@ def parameters(kind: type[Any]) -> Iterator[inspect.Parameter]:
         yield inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=info)
 
 
-def given(kind: type[Any], values: dict[str, Any]) -> dict[str, Any]:
+def given(kind: type[Any], values: Json) -> Json:
     """The values that were given or have a default; typer passes lists of all that were given, None for the others.
 
     Raises RecipeError for an option that is given twice and takes one value: the last would count in silence.
@@ -109,7 +110,7 @@ def _option(field: dataclasses.Field[Any], hint: Any, panel: str | None) -> tupl
     metavar, text = _metavar(hint), field.metadata["help"]
     if len(metavar) > WIDEST_METAVAR:
         metavar, text = "CHOICE", f"{text} ({metavar.replace('|', ', ')})"
-    common: dict[str, Any] = {"help": escape(text), "rich_help_panel": panel}
+    common: Json = {"help": escape(text), "rich_help_panel": panel}
     if hint is bool:
         default = ... if required else field.default
         flag = f"--{name}" if default is False else f"--{name}/--no-{name}"  # what is off need not be turned off

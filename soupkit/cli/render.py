@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, TextIO
 from soupkit.cli.terminal import LONGEST, paragraph, write
 from soupkit.errors import SoupkitError
 from soupkit.events import Advanced, Event, Finished, Measured, Scored, Started, Table, Text, Told, Warned, Wrote
+from soupkit.jsons import Json, JsonView
 from soupkit.visible import in_one_line, visible
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def error_text(error: SoupkitError) -> str:
     return f"error: {paragraph(error.message)}" + (f"\n\nhint: {paragraph(error.hint)}" if error.hint else "")
 
 
-def json_text(result: Mapping[str, Any]) -> str:
+def json_text(result: JsonView) -> str:
     """What a job returned, as one strict JSON object: NaN and infinities, which JSON lacks, become null."""
     return json.dumps(_strict(result), indent=2, ensure_ascii=False, allow_nan=False)
 
@@ -218,7 +219,7 @@ class _LiveBars:
 
     def __init__(self) -> None:
         self._progress: Progress | None = None
-        self._tasks: dict[str, Any] = {}
+        self._tasks: Json = {}
 
     def show(self, event: Started | Advanced | Finished) -> None:
         if isinstance(event, Started):

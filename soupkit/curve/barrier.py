@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from scipy.special import log_softmax
 
+from soupkit.jsons import Json
 from soupkit.task.images.metrics import num_ahead
 from soupkit.task.score import Predictions, share_error
 
@@ -25,7 +25,7 @@ class Barrier:
     at: float
     num_examples: int
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """All of it, JSON-able."""
         return dict(vars(self))
 

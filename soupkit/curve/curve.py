@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from soupkit.errors import CheckpointError
+from soupkit.jsons import Json
 from soupkit.merge.mixture import Mixture
 
 Kind = Literal["bezier", "polychain"]
@@ -47,7 +48,7 @@ class Curve:
         """The point at t as a mixture of the bends with these names."""
         return Mixture(tuple(bends), self.coefficients(t)[:, None])
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """What a manifest records."""
         return {"kind": self.kind, "num_bends": self.num_bends}
 

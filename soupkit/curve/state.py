@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -13,12 +11,13 @@ from torch import nn
 from soupkit.curve.bends import Bends
 from soupkit.curve.descent import Descent
 from soupkit.errors import CheckpointError
+from soupkit.jsons import JsonView
 from soupkit.whole import whole_file
 
 FORMAT = 1
 
 
-def save_state(path: Path, descent: Descent, bends: Bends, model: nn.Module, *, about: Mapping[str, Any]) -> None:
+def save_state(path: Path, descent: Descent, bends: Bends, model: nn.Module, *, about: JsonView) -> None:
     """Write what a fit needs to go on: bends, buffers of the model, optimizer, torch's generator, how far it is.
 
     about: JSON-able, what a fit must have in common with this one to continue it. Cost: writes the bends once.
@@ -38,7 +37,7 @@ def save_state(path: Path, descent: Descent, bends: Bends, model: nn.Module, *, 
         torch.save(state, temporary)
 
 
-def load_state(path: Path, descent: Descent, bends: Bends, model: nn.Module, *, about: Mapping[str, Any]) -> bool:
+def load_state(path: Path, descent: Descent, bends: Bends, model: nn.Module, *, about: JsonView) -> bool:
     """Continue the fit that was saved at `path`; False when there is none, or it is another fit's.
 
     Raises CheckpointError for a file that is damaged. Only tensors and plain values are unpickled.

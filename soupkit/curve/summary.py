@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from soupkit.curve.barrier import excess
+from soupkit.jsons import Json, JsonView
 
 Vector = NDArray[np.float64]
 PREFIXES = {"train": "tr", "held_out": "ho", "test": "te"}
@@ -49,7 +49,7 @@ class Scored:
         return float(self.steps.sum())
 
 
-def measured(points: Sequence[Mapping[str, Any]], split: str, penalties: Vector) -> Measured:
+def measured(points: Sequence[JsonView], split: str, penalties: Vector) -> Measured:
     """One split of scored points; penalties: ½ · weight_decay · ‖w‖² at each point."""
 
     def column(metric: str, part: str) -> Vector:
@@ -74,13 +74,13 @@ def summary(values: Vector, steps: Vector) -> dict[str, float]:
     }
 
 
-def fields(path: Scored) -> dict[str, Any]:
+def fields(path: Scored) -> Json:
     """The arrays and numbers of curve.npz: the published fields, and held-out, standard errors and the length.
 
     ts, dl; for X in tr, ho, te: X_loss, X_nll, X_err, X_acc, X_nll_se, X_err_se float64[P], X_n, and X_loss_min, _max,
     _avg, _int, as of the other measures. Errors and accuracies are in percent.
     """
-    found: dict[str, Any] = {"ts": path.ts, "dl": path.steps, "length": path.length}
+    found: Json = {"ts": path.ts, "dl": path.steps, "length": path.length}
     for split, each in path.splits.items():
         prefix = PREFIXES[split]
         for measure in MEASURES:
@@ -92,13 +92,13 @@ def fields(path: Scored) -> dict[str, Any]:
     return found
 
 
-def metrics(path: Scored) -> dict[str, Any]:
+def metrics(path: Scored) -> Json:
     """The same as a manifest holds metrics: {split: {"nll_max": {value, standard_error, num_examples}, …}}.
 
     Extremes carry the standard error of the point that has them; means over the path carry none, since its points are
     measured on the same examples.
     """
-    found: dict[str, Any] = {}
+    found: Json = {}
     for split, each in path.splits.items():
         found[split] = {}
         for measure in MEASURES:

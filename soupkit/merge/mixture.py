@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from soupkit.errors import RecipeError
+from soupkit.jsons import Json, JsonView
 
 BATCH_NORM_STATISTICS = ("running_mean", "running_var")
 
@@ -58,7 +58,7 @@ class Mixture:
         names = tuple(self.ingredients[row] for row in rows)
         return Mixture(names, self.coefficients[list(rows)], self.divisor, self.blocks)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """JSON-able values: enough to build the mixture again, bit for bit (floats print with 17 digits)."""
         return {
             "ingredients": list(self.ingredients),
@@ -68,7 +68,7 @@ class Mixture:
         }
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Mixture:
+    def from_json(cls, values: JsonView) -> Mixture:
         """The mixture that `to_json` described. Raises RecipeError for values that describe none."""
         try:
             coefficients = np.asarray(values["coefficients"], np.float64)

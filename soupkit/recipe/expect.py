@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from soupkit.errors import RecipeError, brief
+from soupkit.jsons import JsonView
 from soupkit.recipe.parse import whole_number
 
 OPERATORS: dict[str, Callable[[float, float], bool]] = {
@@ -40,7 +41,7 @@ class Path:
     text: str
     keys: tuple[str, ...]
 
-    def look_up(self, results: Mapping[str, Any], *, own: str) -> float:
+    def look_up(self, results: JsonView, *, own: str) -> float:
         """The number there. Raises LookupError, with what is there instead, when there is none.
 
         A metric node counts as its `value`; `test.top1` is found in a manifest's `metrics` too, and so are the metrics
@@ -75,7 +76,7 @@ class Condition:
         """The places that it speaks of."""
         return [path for path in (self.left, self.right) if isinstance(path, Path)]
 
-    def unfounded(self, results: Mapping[str, Any], *, own: str) -> str | None:
+    def unfounded(self, results: JsonView, *, own: str) -> str | None:
         """What is there instead, when one of its places holds no number: then it can be neither met nor unmet."""
         try:
             for path in self.paths():
@@ -84,7 +85,7 @@ class Condition:
             return str(error.args[0])
         return None
 
-    def failure(self, results: Mapping[str, Any], *, own: str) -> str | None:
+    def failure(self, results: JsonView, *, own: str) -> str | None:
         """None when it holds of the results (step → result); otherwise what was seen."""
         if unfounded := self.unfounded(results, own=own):
             return unfounded

@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 from soupkit.asked import Recipe
 from soupkit.errors import RecipeError, brief
+from soupkit.jsons import Json, JsonView
 
 R = TypeVar("R")
 
@@ -24,7 +25,7 @@ def whole_number(text: str) -> int | None:
     return int(text) if text.isascii() and text.isdigit() and len(text) <= 18 else None
 
 
-def parse_recipe(kind: type[R], values: Mapping[str, Any], *, where: str = "") -> R:
+def parse_recipe(kind: type[R], values: JsonView, *, where: str = "") -> R:
     """Make a recipe of type `kind` from YAML values or strings; `where` opens the message of every error.
 
     Raises RecipeError for unknown and missing keys, values of the wrong type, and for what the recipe itself refuses.
@@ -44,12 +45,12 @@ def parse_recipe(kind: type[R], values: Mapping[str, Any], *, where: str = "") -
         raise RecipeError(f"{place}{error.message}", hint=error.hint) from None
 
 
-def recipe_to_json(recipe: Recipe) -> dict[str, Any]:
+def recipe_to_json(recipe: Recipe) -> Json:
     """Every field as JSON holds it: paths as strings, tuples as lists. `parse_recipe` takes it back."""
     return {field.name: _json_value(getattr(recipe, field.name)) for field in dataclasses.fields(recipe)}
 
 
-def field_types(kind: type[Any]) -> dict[str, Any]:
+def field_types(kind: type[Any]) -> Json:
     """The resolved type of every field of a recipe type."""
     return get_type_hints(kind)
 
@@ -93,7 +94,7 @@ def type_name(hint: Any) -> str:
     return {bool: "true or false", int: "an integer", float: "a number", str: "a string", Path: "a path"}[hint]
 
 
-def _check_known(values: Mapping[str, Any], fields: Iterable[str], *, place: str) -> None:
+def _check_known(values: JsonView, fields: Iterable[str], *, place: str) -> None:
     unknown = [key for key in values if key not in fields]
     if unknown:
         names = ", ".join(repr(key) for key in unknown)

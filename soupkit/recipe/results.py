@@ -6,14 +6,15 @@ is known.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, get_args
+from collections.abc import Sequence
+from typing import get_args
 
 from soupkit.asked import Names, Plans, ReadsData, Tests
+from soupkit.jsons import Json, JsonView
 from soupkit.recipe.evaluate import Evaluate
 from soupkit.recipe.shared import Metric
 
-Shape = Mapping[str, Any] | None
+Shape = JsonView | None
 ANY_KEY = "*"
 _MANIFEST = ("command", "recipe", "inputs", "outputs", "mixture", "trace", "notes", "given", "format", "soupkit")
 _SCORE: Shape = dict.fromkeys(("value", "standard_error", "num_examples"))
@@ -60,14 +61,14 @@ def _metrics(command: str, recipe: object) -> Shape:
 def _of_evaluate(recipe: Evaluate) -> Shape:
     """{split: …} of one checkpoint, {reference: {split: …}} of several; a reference before the split always serves."""
     if recipe.score_command:
-        splits: Mapping[str, Any] = {"external": None}
+        splits: JsonView = {"external": None}
     else:
         splits = _splits(*(("held_out", "test") if recipe.split == "both" else (recipe.split,)))
     several = len(recipe.refs) > 1 or recipe.baseline or recipe.ensemble != "none"
     return {ANY_KEY: splits} if several else {**splits, ANY_KEY: splits}
 
 
-def _splits(*names: str) -> dict[str, Any]:
+def _splits(*names: str) -> Json:
     return dict.fromkeys(names, dict.fromkeys(get_args(Metric), _SCORE))
 
 

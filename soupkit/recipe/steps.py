@@ -26,6 +26,7 @@ import yaml
 from soupkit.asked import Results
 from soupkit.commands import COMMANDS
 from soupkit.errors import RecipeError, UnfoundedError, brief
+from soupkit.jsons import Json, JsonView
 from soupkit.recipe.expect import Condition, parse_condition
 from soupkit.recipe.parse import parse_recipe, suggestion
 from soupkit.recipe.results import missing, shape_of
@@ -115,7 +116,7 @@ def _check_finite(value: Any, *, where: str) -> None:
         todo.extend(inner)
 
 
-def _sections(values: dict[Any, Any], *, where: str, name: str) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+def _sections(values: dict[Any, Any], *, where: str, name: str) -> tuple[Json, dict[str, Json]]:
     """The variables and the raw steps of a file."""
     variables = _mapping(values.get("variables"), where=f"{where}: variables")
     if "command" in values:
@@ -135,7 +136,7 @@ def _sections(values: dict[Any, Any], *, where: str, name: str) -> tuple[dict[st
     return variables, {key: _mapping(step, where=f"{where}: step {key}") for key, step in steps.items()}
 
 
-def _mapping(value: Any, *, where: str) -> dict[str, Any]:
+def _mapping(value: Any, *, where: str) -> Json:
     if value is None:
         return {}
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
@@ -143,7 +144,7 @@ def _mapping(value: Any, *, where: str) -> dict[str, Any]:
     return dict(value)
 
 
-def _apply(setting: str, variables: dict[str, Any], steps: dict[str, dict[str, Any]], *, single: bool) -> None:
+def _apply(setting: str, variables: Json, steps: dict[str, Json], *, single: bool) -> None:
     """Put one --set into the variables or into a step."""
     name, equals, text = setting.partition("=")
     if not equals or not name:
@@ -163,9 +164,9 @@ def _apply(setting: str, variables: dict[str, Any], steps: dict[str, dict[str, A
         )
 
 
-def _resolve(variables: Mapping[str, Any], *, where: str) -> dict[str, Any]:
+def _resolve(variables: JsonView, *, where: str) -> Json:
     """Variables may use those above them."""
-    resolved: dict[str, Any] = {}
+    resolved: Json = {}
     for name, value in variables.items():
         resolved[name] = _substitute(value, resolved, where=f"{where}: variable {name}")
         _check_size(resolved[name], where=f"{where}: variable {name}")
@@ -185,7 +186,7 @@ def _check_size(value: Any, *, where: str) -> None:
         todo.extend(inner)
 
 
-def _substitute(value: Any, variables: Mapping[str, Any], *, where: str) -> Any:
+def _substitute(value: Any, variables: JsonView, *, where: str) -> Any:
     """Replace ${name} in strings, at any depth; a string that is one ${name} takes the variable's type."""
     if isinstance(value, list):
         return [_substitute(item, variables, where=where) for item in value]
@@ -212,7 +213,7 @@ def _too_large(where: str) -> RecipeError:
     )
 
 
-def _parse_step(name: str, values: Mapping[str, Any], variables: Mapping[str, Any], *, where: str) -> Step:
+def _parse_step(name: str, values: JsonView, variables: JsonView, *, where: str) -> Step:
     options = _substitute(dict(values), variables, where=where)
     _check_size(options, where=where)
     command, expect = options.pop("command", None), options.pop("expect", None)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 from soupkit.checkpoint.config.companions import config_name
 from soupkit.checkpoint.source import Source
+from soupkit.jsons import Json
 from soupkit.manifest import Manifest
 from soupkit.report.tables import split_label
 from soupkit.visible import in_one_line
@@ -74,7 +74,7 @@ def _ingredients(manifest: Manifest) -> str:
     return "\n".join(lines)
 
 
-def _metrics(metrics: dict[str, Any], notes: dict[str, Any]) -> str:
+def _metrics(metrics: Json, notes: Json) -> str:
     if not metrics:
         return ""
     lines = ["## Scores", "", "| split | metric | value | standard error | examples |", "|---|---|---|---|---|"]

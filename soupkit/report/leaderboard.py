@@ -5,16 +5,16 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+from soupkit.jsons import JsonView
 from soupkit.whole import whole_file
 
 NAMES = ("leaderboard.csv", "leaderboard.json")
 
 
-def write_leaderboard(directory: Path, rows: Sequence[Mapping[str, Any]], *, caption: str = "") -> None:
+def write_leaderboard(directory: Path, rows: Sequence[JsonView], *, caption: str = "") -> None:
     """Write the rows, in their order, at full precision; each file appears whole.
 
     CSV: one column per key of any row, empty where there is nothing. JSON: {"caption", "rows"}.

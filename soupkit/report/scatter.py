@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+from soupkit.jsons import JsonView
 from soupkit.whole import whole_file
 
 MOST_COLUMNS = 4
@@ -13,7 +14,7 @@ MOST_COLUMNS = 4
 
 def scatter_plots(
     path: Path,
-    rows: Sequence[Mapping[str, Any]],
+    rows: Sequence[JsonView],
     names: Sequence[str],
     *,
     value: str,
@@ -44,9 +45,7 @@ def scatter_plots(
         figure.savefig(temporary, dpi=110)
 
 
-def _panel(
-    axes: Any, rows: Sequence[Mapping[str, Any]], name: str, value: str, error: str, *, logarithmic: bool
-) -> None:
+def _panel(axes: Any, rows: Sequence[JsonView], name: str, value: str, error: str, *, logarithmic: bool) -> None:
     xs = [row[name] for row in rows]
     numbers = all(isinstance(x, int | float) for x in xs)
     if not numbers:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from soupkit.jsons import JsonView
 from soupkit.report.html import Html, joined, name, table, tag
 from soupkit.report.html_charts import Point, image, lines
 from soupkit.report.sections_subject import Subject, mapping, number, sequence, words
@@ -21,7 +22,7 @@ def path_section(subject: Subject) -> Html | None:
     return joined(charts) if any(charts) else None
 
 
-def _measure(values: Mapping[str, Any], measure: str, label: str) -> Html | None:
+def _measure(values: JsonView, measure: str, label: str) -> Html | None:
     error = "err_se" if measure == "err" else "nll_se"
     found = {
         f"{split}{_size(values.get(f'{prefix}_n'))}": _points(

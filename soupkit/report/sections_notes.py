@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
+from soupkit.jsons import JsonView
 from soupkit.report.html import Html, block, folded, joined, shown, table, with_error
 from soupkit.report.html_charts import Point, lines
 from soupkit.report.sections_scores import main_metric, of_one, of_several
@@ -27,9 +28,7 @@ def notes_section(subject: Subject, *, without: Collection[str] = ()) -> Html | 
     return _told("In short", notes | {"trace": trace}, subject)
 
 
-def _told(
-    caption: str, values: Mapping[str, Any], subject: Subject, *, prefix: str = "", depth: int = 0
-) -> Html | None:
+def _told(caption: str, values: JsonView, subject: Subject, *, prefix: str = "", depth: int = 0) -> Html | None:
     """What can be drawn is drawn; the rest becomes rows of one table, folded when it is a note's own."""
     rows: list[tuple[Any, ...]] = []
     pieces: list[Html | None] = []
@@ -107,7 +106,7 @@ def _cell(value: Any) -> Any:
     return with_error(found.value, found.error) if found else _plain(value)
 
 
-def _flat(record: Mapping[str, Any], subject: Subject) -> dict[Keys, Any]:
+def _flat(record: JsonView, subject: Subject) -> dict[Keys, Any]:
     """A record's values by their keys; of several metrics on the same examples, the main one; a score is its value."""
     if score(record):
         parts = {key: record[key] for key in ("value", "standard_error", "num_examples") if key in record}

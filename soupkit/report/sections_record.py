@@ -11,6 +11,7 @@ import yaml
 
 from soupkit.commands import COMMANDS
 from soupkit.errors import RecipeError
+from soupkit.jsons import JsonView
 from soupkit.manifest import MANIFEST_NAME
 from soupkit.recipe.parse import parse_recipe
 from soupkit.report.html import Html, block, code, folded, joined, name, num_bytes, shown, table, tag
@@ -92,7 +93,7 @@ def file_section(subject: Subject) -> Html | None:
     return joined(found) if found else None
 
 
-def _files(outputs: Mapping[str, Any], folder: str) -> Html | None:
+def _files(outputs: JsonView, folder: str) -> Html | None:
     rows = []
     for file, entry in mapping(outputs.get("files")).items():
         known = mapping(entry)
@@ -126,7 +127,7 @@ def recipe_section(subject: Subject) -> Html | None:
     return joined(pieces)
 
 
-def command_line(command: str, recipe: Mapping[str, Any]) -> list[str]:
+def command_line(command: str, recipe: JsonView) -> list[str]:
     """The words of a command line that makes the same recipe; options at their defaults are left out."""
     known = COMMANDS.get(command)
     if known is None:
@@ -167,7 +168,7 @@ def _option(key: str, value: Any) -> list[str]:
     return [word for pair in pairs for word in pair]
 
 
-def _unknown(recipe: Mapping[str, Any]) -> Iterator[str]:
+def _unknown(recipe: JsonView) -> Iterator[str]:
     """The options of a command that this version does not have, as far as they can be told."""
     for key, value in recipe.items():
         if isinstance(value, str | int | float | list):

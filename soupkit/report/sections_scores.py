@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from soupkit.jsons import Json, JsonView
 from soupkit.metrics import rank_key
 from soupkit.report.html import Html, joined, table, with_error
 from soupkit.report.html_charts import Axis, axis, intervals
@@ -40,7 +41,7 @@ def of_one(
     found: Mapping[Keys, Score],
     caption: str = "Scores; ± is one standard error",
     *,
-    notes: Mapping[str, Any] | None = None,
+    notes: JsonView | None = None,
 ) -> Html:
     """One row per metric, one column per split; the sample sizes in the head where they agree."""
     splits = _unique(path[0] if len(path) > 1 else "" for path in found)
@@ -60,7 +61,7 @@ def _prefix(split: str) -> Keys:
     return (split,) if split else ()
 
 
-def _head(split: str, size: float | None, notes: Mapping[str, Any] | None = None) -> str:
+def _head(split: str, size: float | None, notes: JsonView | None = None) -> str:
     mark = marks(notes or {}).get(split)
     return f"{words(split) or 'value'}{f' ({mark})' if mark else ''}{f', n = {size:,.0f}' if size else ''}"
 
@@ -113,7 +114,7 @@ def _column(column: Keys, sizes: Mapping[Keys, float | None]) -> str:
     return _head(split, sizes[column]).replace(words(split), f"{words(split)} {words(metric)}", 1)
 
 
-def main_metric(metrics: Sequence[str], recipe: Mapping[str, Any]) -> str:
+def main_metric(metrics: Sequence[str], recipe: JsonView) -> str:
     """The metric that a command was about: its recipe's, top1, or the first."""
     for wanted in (recipe.get("metric"), "top1"):
         if wanted in metrics:
@@ -121,7 +122,7 @@ def main_metric(metrics: Sequence[str], recipe: Mapping[str, Any]) -> str:
     return metrics[0]
 
 
-def _ranked(models: list[Keys], found: Mapping[Keys, Score], main: str, recipe: Mapping[str, Any]) -> list[Keys]:
+def _ranked(models: list[Keys], found: Mapping[Keys, Score], main: str, recipe: JsonView) -> list[Keys]:
     """Best first, on held-out data: test data choose nothing, not even an order."""
     better = direction(main, recipe)
     if better is None:
@@ -146,7 +147,7 @@ def _interval(model: Keys, plotted: Sequence[Keys], found: Mapping[Keys, Score],
     return intervals([(each.value, each.error) for each in known.values()], scale, label=label)
 
 
-def varying(settings: Any) -> dict[str, dict[str, Any]]:
+def varying(settings: Any) -> dict[str, Json]:
     """{setting: {member: value}} of the settings in which members differ, from {member: {setting: value}}."""
     members = {member: mapping(values) for member, values in mapping(settings).items() if isinstance(values, Mapping)}
     keys = _unique(key for values in members.values() for key in values)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from soupkit.jsons import JsonView
 from soupkit.report.html import Html, joined, name, table, tag, with_error
 from soupkit.report.html_charts import Axis, axis, bar, chart, cross, dot, strip
 from soupkit.report.sections_subject import Score, Subject, mapping, number, score, sequence, short, told_apart, words
@@ -33,7 +34,7 @@ def _is_trial(step: Any) -> bool:
     return isinstance(step, Mapping) and isinstance(step.get("ingredient"), str) and "accepted" in step
 
 
-def _trace_table(steps: Sequence[Mapping[str, Any]], singles: Mapping[str, Score], metric: str) -> Html:
+def _trace_table(steps: Sequence[JsonView], singles: Mapping[str, Score], metric: str) -> Html:
     rows = []
     names = told_apart([step["ingredient"] for step in steps])
     for position, (step, shown) in enumerate(zip(steps, names, strict=True), start=1):
@@ -44,14 +45,14 @@ def _trace_table(steps: Sequence[Mapping[str, Any]], singles: Mapping[str, Score
     return table("Trials, in the order in which they were made", columns, rows)
 
 
-def _verdict(step: Mapping[str, Any], *, first: bool) -> str:
+def _verdict(step: JsonView, *, first: bool) -> str:
     if step.get("stopped"):
         seen = number(step.get("num_evaluated"))
         return "rejected" + (f" after {seen:,.0f} examples" if seen is not None else " early")
     return ("the first" if first else "stayed") if step["accepted"] else "rejected"
 
 
-def _trace_chart(steps: Sequence[Mapping[str, Any]], singles: Mapping[str, Score], metric: str) -> Html | None:
+def _trace_chart(steps: Sequence[JsonView], singles: Mapping[str, Score], metric: str) -> Html | None:
     """The checkpoints alone, the soup stepping up, and crosses for what was rejected, at the foot if it ended early."""
     values = [number(step.get("value")) for step in steps]
     alone = [singles.get(step["ingredient"]) for step in steps]
@@ -83,9 +84,7 @@ def _trace_chart(steps: Sequence[Mapping[str, Any]], singles: Mapping[str, Score
     return chart(caption, horizontal, vertical, *marks, xlabel="trial", summary=summary, legend=legend)
 
 
-def _staircase(
-    steps: Sequence[Mapping[str, Any]], values: Sequence[float | None], horizontal: Axis, vertical: Axis
-) -> Html:
+def _staircase(steps: Sequence[JsonView], values: Sequence[float | None], horizontal: Axis, vertical: Axis) -> Html:
     """The score of the soup as it stood after each trial."""
     path, dots, last = [], [], None
     for x, (step, value) in enumerate(zip(steps, values, strict=True), start=1):
@@ -122,7 +121,7 @@ def coefficient_section(subject: Subject) -> Html | None:
     return _blocks(labels, matrix, mixture) if len(matrix[0]) > 1 else _column(labels, [row[0] for row in matrix])
 
 
-def _matrix(mixture: Mapping[str, Any]) -> list[list[float]]:
+def _matrix(mixture: JsonView) -> list[list[float]]:
     """The effective coefficients, K rows of B numbers; empty when they are none."""
     rows = [[number(value) for value in sequence(row)] for row in sequence(mixture.get("coefficients"))]
     divisor = number(mixture.get("divisor", 1.0))
@@ -139,7 +138,7 @@ def _column(labels: Sequence[str], values: Sequence[float]) -> Html:
     return table(caption, ("checkpoint", "coefficient", "from zero"), rows)
 
 
-def _blocks(labels: Sequence[str], matrix: Sequence[Sequence[float]], mixture: Mapping[str, Any]) -> Html:
+def _blocks(labels: Sequence[str], matrix: Sequence[Sequence[float]], mixture: JsonView) -> Html:
     """Blocks from left to right in the order of the tensors."""
     most = max(abs(value) for row in matrix for value in row)
     rows = []
@@ -160,7 +159,7 @@ def _blocks(labels: Sequence[str], matrix: Sequence[Sequence[float]], mixture: M
     return joined(pieces)
 
 
-def _block_names(mixture: Mapping[str, Any], num_blocks: int) -> list[Html | str]:
+def _block_names(mixture: JsonView, num_blocks: int) -> list[Html | str]:
     """A block by its first tensor."""
     first: dict[Any, str] = {}
     for tensor, block in mapping(mixture.get("blocks")).items():

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
+from soupkit.jsons import Json, JsonView
 from soupkit.metrics import Direction, known_direction
 
 DEEPEST = 6
@@ -25,11 +26,11 @@ class Subject:
 
     name: str
     place: str = ""
-    record: Mapping[str, Any] = field(default_factory=dict)
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    record: JsonView = field(default_factory=dict)
+    facts: JsonView = field(default_factory=dict)
     sizes: Mapping[str, int] = field(default_factory=dict)
     plots: Mapping[str, bytes] = field(default_factory=dict)
-    path_scores: Mapping[str, Any] = field(default_factory=dict)
+    path_scores: JsonView = field(default_factory=dict)
     parts: Sequence[Subject] = ()
 
     @property
@@ -39,17 +40,17 @@ class Subject:
         return command if isinstance(command, str) else ""
 
     @property
-    def recipe(self) -> dict[str, Any]:
+    def recipe(self) -> Json:
         """Its options."""
         return mapping(self.record.get("recipe"))
 
     @property
-    def inputs(self) -> list[dict[str, Any]]:
+    def inputs(self) -> list[Json]:
         """The records of its ingredients."""
         return [entry for entry in sequence(self.record.get("inputs")) if isinstance(entry, dict)]
 
     @property
-    def notes(self) -> dict[str, Any]:
+    def notes(self) -> Json:
         """What the command added."""
         return mapping(self.record.get("notes"))
 
@@ -66,7 +67,7 @@ Keys = tuple[str, ...]
 """Keys from the outside in: ("run-000", "held_out", "top1")."""
 
 
-def mapping(value: Any) -> dict[str, Any]:
+def mapping(value: Any) -> Json:
     """The mapping that a value is, or an empty one."""
     return {str(key): item for key, item in value.items()} if isinstance(value, Mapping) else {}
 
@@ -130,7 +131,7 @@ def told_apart(references: Sequence[str]) -> list[str]:
     return names if len(folders) == 1 and len(set(names)) == len(names) else list(references)
 
 
-def direction(metric: str, recipe: Mapping[str, Any]) -> Direction | None:
+def direction(metric: str, recipe: JsonView) -> Direction | None:
     """Which way a metric is better, by its name unless the recipe says; None where neither does."""
     asked = recipe.get("direction")
     if asked in ("min", "max") and (recipe.get("metric") or "score") == metric:

@@ -9,12 +9,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from soupkit.events import Cell, Report, Table
+from soupkit.jsons import Json, JsonView
 
 MARKS = {"selected_on": "selected on", "learned_on": "learned on"}
 SCORE_COLUMNS = ("model", "split", "metric", "value", "± s.e.", "n")
 
 
-def split_label(split: str, notes: Mapping[str, Any] | None = None, *, mark: str | None = None) -> str:
+def split_label(split: str, notes: JsonView | None = None, *, mark: str | None = None) -> str:
     """A split as a reader says it, with what the model of the number did there: `held-out (selected on)`.
 
     notes: of the manifest that the number is in; mark: the same said at once, where there is no manifest yet.
@@ -24,7 +25,7 @@ def split_label(split: str, notes: Mapping[str, Any] | None = None, *, mark: str
     return f"{shown} ({mark})" if mark else shown
 
 
-def marks(notes: Mapping[str, Any]) -> dict[str, str]:
+def marks(notes: JsonView) -> dict[str, str]:
     """{split: "selected on" or "learned on"} by a manifest's notes."""
     found = {}
     for name, mark in MARKS.items():
@@ -47,13 +48,13 @@ def with_error(value: float, error: float | None, *, significant: bool = False) 
     return f"{value:{formats[0]}}" + ("" if error is None else f" ± {error:{formats[1]}}")
 
 
-def score_cell(score: Mapping[str, Any], *, significant: bool = False) -> str:
+def score_cell(score: JsonView, *, significant: bool = False) -> str:
     """A score as manifests hold it, with its standard error."""
     return with_error(score["value"], score["standard_error"], significant=significant)
 
 
 def score_rows(
-    model: str, metrics: Mapping[str, Mapping[str, Mapping[str, Any]]], notes: Mapping[str, Any] | None = None
+    model: str, metrics: Mapping[str, Mapping[str, JsonView]], notes: JsonView | None = None
 ) -> list[tuple[Cell, ...]]:
     """One row per split and metric of one model, under SCORE_COLUMNS.
 
@@ -78,13 +79,13 @@ def score_table(title: str, *models: list[tuple[Cell, ...]]) -> Table:
     return Table(title, SCORE_COLUMNS, tuple(row for rows in models for row in rows))
 
 
-def tell_plan(values: Mapping[str, Any], report: Report, *, nothing: str, caption: str = "") -> dict[str, Any]:
+def tell_plan(values: JsonView, report: Report, *, nothing: str, caption: str = "") -> Json:
     """What --dry-run prints: everything is checked by now, and nothing `was written`, `was trained`, …"""
     report(Table(f"plan: nothing {nothing}", ("", ""), tuple(values.items()), caption))
     return {"plan": dict(values)}
 
 
-def amounts(values: Mapping[str, Any]) -> dict[str, str]:
+def amounts(values: JsonView) -> dict[str, str]:
     """Counts, bytes and names of a plan as it shows them."""
     return {key.replace("_", " "): _amount(value) for key, value in values.items()}
 

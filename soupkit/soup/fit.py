@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from soupkit.errors import DivergedError
 from soupkit.events import Advanced, Finished, Report, Started, silent
+from soupkit.jsons import Json
 from soupkit.soup.coordinates import Coordinates
 from soupkit.soup.journal import Journal
 from soupkit.soup.live import LOWER_RATE, LiveModel
@@ -193,7 +194,7 @@ class Fit:
         s, parameters = self.settings, self.coordinates.parameters
         if s.optimizer == "adamw":
             temperature = self.coordinates.temperature
-            groups: list[dict[str, Any]] = [{"params": [each for each in parameters if each is not temperature]}]
+            groups: list[Json] = [{"params": [each for each in parameters if each is not temperature]}]
             groups += [] if temperature is None else [{"params": [temperature], "weight_decay": 0.0}]  # 0 is no rest
             return torch.optim.AdamW(groups, lr=s.lr, weight_decay=s.weight_decay)
         return torch.optim.SGD(parameters, lr=s.lr, momentum=s.momentum, weight_decay=s.weight_decay)
@@ -225,7 +226,7 @@ class Fit:
 
     def _resume(self, stage: str, optimizer: torch.optim.Optimizer) -> tuple[Learned, int, int, float, list[Tensor]]:
         """What the run starts with: losses and scores, epoch, step, its loss so far, where it began."""
-        state: dict[str, Any] | None = self.journal.state(stage)
+        state: Json | None = self.journal.state(stage)
         if state is None:
             return Learned(), 0, 0, 0.0, self._here()
         self._go(state["coordinates"])

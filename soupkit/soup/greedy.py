@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 from soupkit.events import Advanced, Finished, Report, Scored, Started, silent
+from soupkit.jsons import Json
 from soupkit.merge.mixture import Mixture, subset_mean
 from soupkit.metrics import Direction, rank_key
 from soupkit.task.score import Score, better
@@ -144,9 +145,9 @@ def scored(name: str, score: Score, accepted: bool) -> Scored:
     return Scored(name, score.metric, score.value, score.standard_error, score.num_examples, note)
 
 
-def trace(result: Greedy, ingredients: Sequence[str]) -> list[dict[str, Any]]:
+def trace(result: Greedy, ingredients: Sequence[str]) -> list[Json]:
     """The trials as the manifest records them; a stopped trial's value is a share of what it saw, so it is left out."""
-    first: dict[str, Any] = {"ingredient": ingredients[result.picks[0]], "accepted": True, "single": True}
+    first: Json = {"ingredient": ingredients[result.picks[0]], "accepted": True, "single": True}
     steps = [first | {"value": result.singles[result.picks[0]].value}]
     for trial in result.trials:
         steps.append(

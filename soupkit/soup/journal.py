@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from soupkit.checkpoint.output import journal_path
+from soupkit.jsons import Json
 from soupkit.whole import whole_file
 from soupkit.world import ALONE, World
 
@@ -26,7 +27,7 @@ class Journal:
     def __init__(self, path: Path | None, identity: str, *, world: World = ALONE, resume: bool = True) -> None:
         self._path = path
         self._writes = world.is_main and path is not None
-        self._values: dict[str, Any] = {"identity": identity, "finished": {}, "stage": None, "state": None}
+        self._values: Json = {"identity": identity, "finished": {}, "stage": None, "state": None}
         self._written = time.monotonic()
         found = world.in_main(lambda: _read(path) if path and resume else None)
         if found and found.get("identity") == identity:
@@ -76,7 +77,7 @@ class Journal:
             torch.save(self._values, temporary)
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+def _read(path: Path) -> Json | None:
     """None for what is not there or not a journal: then the search starts anew."""
     try:
         values = torch.load(path, weights_only=True)

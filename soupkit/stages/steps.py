@@ -15,6 +15,7 @@ from soupkit.commands import COMMANDS
 from soupkit.errors import ExpectationError, SoupkitError, UnfoundedError
 from soupkit.events import Report, Table, Told
 from soupkit.given import given_by
+from soupkit.jsons import Json
 from soupkit.manifest import Manifest
 from soupkit.recipe.parse import recipe_to_json
 from soupkit.recipe.steps import Step
@@ -35,12 +36,12 @@ class Decision:
     why: str
 
 
-def run_steps(steps: Sequence[Step], report: Report, *, force: bool = False, world: World = ALONE) -> dict[str, Any]:
+def run_steps(steps: Sequence[Step], report: Report, *, force: bool = False, world: World = ALONE) -> Json:
     """Run checked steps, skipping what is done, then check what they expect. Raises ExpectationError.
 
     Ranks take every step together; rank 0 decides which run.
     """
-    results: dict[str, Any] = {}
+    results: Json = {}
     rebuilt: list[Path] = []
     for number, step in enumerate(steps, start=1):
         decision = world.broadcast(decide(step, rebuilt, force=force) if world.is_main else None)
@@ -55,9 +56,9 @@ def run_steps(steps: Sequence[Step], report: Report, *, force: bool = False, wor
     return {"steps": results}
 
 
-def show_plan(steps: Sequence[Step], report: Report, *, force: bool = False) -> dict[str, Any]:
+def show_plan(steps: Sequence[Step], report: Report, *, force: bool = False) -> Json:
     """Say which steps would run, and why; nothing runs."""
-    plan: dict[str, Any] = {}
+    plan: Json = {}
     rebuilt: list[Path] = []
     for step in steps:
         decision = decide(step, rebuilt, force=force)
@@ -96,7 +97,7 @@ def decide(step: Step, rebuilt: Iterable[Path], *, force: bool = False) -> Decis
     return Decision(True, why) if why else Decision(False, "complete and unchanged")
 
 
-def _run_step(step: Step, report: Report, *, force: bool, world: World) -> dict[str, Any]:
+def _run_step(step: Step, report: Report, *, force: bool, world: World) -> Json:
     """Run one step. An earlier output of soupkit is replaced; anything else in its place is refused by the job."""
     recipe = step.recipe
     replaces = bool(_out(step)) and Manifest.read_if_any(recipe.out) is not None
@@ -225,7 +226,7 @@ def _absolute(path: Path) -> Path:
     return path.expanduser().resolve()
 
 
-def _check_expectations(steps: Sequence[Step], results: dict[str, Any], report: Report) -> None:
+def _check_expectations(steps: Sequence[Step], results: Json, report: Report) -> None:
     """Raises ExpectationError for what is not met, UnfoundedError for what cannot be evaluated."""
     failures, nonsense = [], []
     for step in steps:

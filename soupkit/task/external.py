@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from soupkit.errors import TaskError
+from soupkit.jsons import Json
 from soupkit.metrics import UNNAMED, known_direction
 from soupkit.task.score import Score
 
@@ -86,7 +87,7 @@ class CommandScorer:
         num = _number(fields.get("num_examples"))
         return Score(self.name, value, _number(fields.get("standard_error")), None if num is None else int(num))
 
-    def _value(self, fields: dict[str, Any]) -> float:
+    def _value(self, fields: Json) -> float:
         numbers = {key: number for key, value in fields.items() if (number := _number(value)) is not None}
         if self.name in numbers:
             return numbers[self.name]

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from soupkit.errors import TaskError
+from soupkit.jsons import Json
 from soupkit.metrics import Direction
 
 NUM_RESAMPLES = 10_000
@@ -121,7 +122,7 @@ class Comparison:
     p_value: float
     num_examples: int
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """All of it, JSON-able."""
         return dict(vars(self))
 
@@ -172,7 +173,7 @@ def compare(a: Predictions, b: Predictions, metric: Metric, *, seed: int = 0) ->
     return Comparison(metric.name, found, error, float(low), float(high), p_value, n)
 
 
-def scores_to_json(scores: Mapping[str, Score]) -> dict[str, dict[str, Any]]:
+def scores_to_json(scores: Mapping[str, Score]) -> dict[str, Json]:
     """The layout of metrics in manifests: {metric: {value, standard_error, num_examples}}."""
     return {
         metric: {

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from soupkit.checkpoint.source import Source, folder_of
 from soupkit.errors import TaskError
+from soupkit.jsons import Json, JsonView
 
 TIMM_CONFIG = "config.json"
 OPEN_CLIP_CONFIG = "open_clip_config.json"
@@ -26,11 +26,11 @@ class ModelSpec:
 
     library: Literal["timm", "open_clip"]
     name: str
-    kwargs: Mapping[str, Any] = field(default_factory=dict)
-    config: Mapping[str, Any] = field(default_factory=dict)
+    kwargs: JsonView = field(default_factory=dict)
+    config: JsonView = field(default_factory=dict)
     directory: Path | None = field(default=None, compare=False)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """What identifies the architecture, JSON-able."""
         return {"library": self.library, "name": self.name, "kwargs": dict(self.kwargs), "config": dict(self.config)}
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 from torch import Tensor, nn
 
 from soupkit.errors import RecipeError
+from soupkit.jsons import Json
 from soupkit.merge.running import Ema, PowerEma, Rule, Swa
 from soupkit.recipe.averages import AveragingOptions
 from soupkit.train.averaging import Averaging
@@ -59,7 +59,7 @@ def posthoc_name(sigma_rel: float) -> str:
 
 
 def _averaging(recipe: AveragingOptions, source: nn.Module | Mapping[str, Tensor], name: str, rule: Rule) -> Averaging:
-    options: dict[str, Any] = {"asynchronous": recipe.average_async}
+    options: Json = {"asynchronous": recipe.average_async}
     if name == "ema":
         options |= {"ignore": recipe.ema_ignore, "switch_every": recipe.ema_switch_every}
     device = "cpu" if recipe.average_device == "cpu" else None

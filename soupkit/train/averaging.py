@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from soupkit.errors import TaskError
+from soupkit.jsons import Json, JsonView
 from soupkit.merge.running import Rule
 from soupkit.train.live import Buffers, copied_state, getters_of, is_buffer, split_names
 from soupkit.train.overlap import Lane, lane_for
@@ -61,7 +62,7 @@ class Averaging:
         self._lane: Lane | None = None
         self._swapped = False
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> Json:
         self._refuse_swapped("copied")
         self.finish()
         kept = (
@@ -77,7 +78,7 @@ class Averaging:
         )
         return {name: getattr(self, name) for name in kept}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: Json) -> None:
         self.__dict__.update(state)
         self._begin()
 
@@ -136,7 +137,7 @@ class Averaging:
         average = dict(zip(self.names, self._average, strict=True)) if self._average else {}
         return {name: average.get(name, get().detach()) for name, get in self._getters.items()}
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> Json:
         """What a resume needs: {"num_steps", "average": {name: tensor}}; references, not copies.
 
         Raises TaskError while swapped: the weights of the model are then not those that are trained.
@@ -147,7 +148,7 @@ class Averaging:
         return {"num_steps": self.num_steps, "average": dict(zip(names, self._average, strict=True))}
 
     @torch.no_grad()
-    def load(self, state: Mapping[str, Any]) -> None:
+    def load(self, state: JsonView) -> None:
         """Go on from `state()`. Raises TaskError for a state of another model, and then changed nothing."""
         self._refuse_swapped("loaded")
         self.finish()
@@ -187,7 +188,7 @@ class Averaging:
                 for tensor, was in zip((*live, *buffers), aside, strict=True):
                     tensor.copy_(was)
 
-    def averaged_state(self, *, refresh: Callable[[nn.Module], Any] | None = None) -> dict[str, Any]:
+    def averaged_state(self, *, refresh: Callable[[nn.Module], Any] | None = None) -> Json:
         """A copy of what the averaged model's state_dict() is, in the model's dtypes, which the model loads strictly.
 
         Every name that the model gives itself, tied ones and shared modules' among them (their copies are tied too),

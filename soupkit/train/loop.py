@@ -6,13 +6,13 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from soupkit.errors import DivergedError
 from soupkit.events import Advanced, Finished, Measured, Report, Started, Warned
+from soupkit.jsons import Json
 from soupkit.recipe.train import Finetune
 from soupkit.task.images.transforms import ImageSettings
 from soupkit.train.averaging import Averaging
@@ -46,7 +46,7 @@ class Fitted:
     num_skipped: int = 0
 
     @property
-    def notes(self) -> dict[str, Any]:
+    def notes(self) -> Json:
         """What a manifest notes of it."""
         return {"loss": self.losses} | ({"num_skipped": self.num_skipped} if self.num_skipped else {})
 

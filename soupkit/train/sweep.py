@@ -9,12 +9,12 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.checkpoint.output import remove_litter
 from soupkit.errors import OutputError, RecipeError, SoupkitError
 from soupkit.events import Cell, Table
+from soupkit.jsons import Json
 from soupkit.manifest import MANIFEST_NAME, Manifest
 from soupkit.recipe.averages import AveragingOptions
 from soupkit.recipe.parse import recipe_to_json
@@ -70,19 +70,19 @@ def plan_runs(recipe: FinetuneSweep) -> list[Run]:
     return [_run(f"run-{i:03d}", settings, shared) for i, settings in enumerate(draw_settings(recipe))]
 
 
-def _shared(recipe: FinetuneSweep) -> dict[str, Any]:
+def _shared(recipe: FinetuneSweep) -> Json:
     """What every run takes from the sweep as it is."""
     own = {field.name for field in dataclasses.fields(Finetune)} - {*HYPER_PARAMETERS, "threads"}
     return {field.name: getattr(recipe, field.name) for field in dataclasses.fields(recipe) if field.name in own}
 
 
-def _without_averages(shared: dict[str, Any]) -> dict[str, Any]:
+def _without_averages(shared: Json) -> Json:
     averaging = {field.name for field in dataclasses.fields(AveragingOptions)}
     return {name: value for name, value in shared.items() if name not in averaging}
 
 
-def _run(name: str, settings: Settings, shared: dict[str, Any]) -> Run:
-    values: dict[str, Any] = shared | settings | {"out": shared["out"] / name, "threads": 1}
+def _run(name: str, settings: Settings, shared: Json) -> Run:
+    values: Json = shared | settings | {"out": shared["out"] / name, "threads": 1}
     try:
         return Run(name, settings, Finetune(**values))
     except RecipeError as error:
@@ -151,9 +151,9 @@ def differences(recipe: Finetune, manifest: Manifest, base_content: str) -> list
     return changes
 
 
-def _defaults() -> dict[str, Any]:
+def _defaults() -> Json:
     values = {field.name: field.default for field in dataclasses.fields(Finetune)}
-    known: dict[str, Any] = json.loads(json.dumps(values, default=lambda _: None))
+    known: Json = json.loads(json.dumps(values, default=lambda _: None))
     return known
 
 
@@ -187,7 +187,7 @@ def write_sweep(
     return manifest
 
 
-def _seen_from_sweep(entry: dict[str, Any]) -> dict[str, Any]:
+def _seen_from_sweep(entry: Json) -> Json:
     """A run's record of its base, with the path relative to the sweep instead of the run."""
     return entry | {"path": os.path.normpath(Path("run", entry["path"]))}
 
@@ -204,12 +204,12 @@ def settings_table(runs: Sequence[Run]) -> Table:
     return Table("runs", ("run", *HYPER_PARAMETERS), rows)
 
 
-def ranking(runs: Sequence[Run], done: dict[str, Manifest]) -> list[dict[str, Any]]:
+def ranking(runs: Sequence[Run], done: dict[str, Manifest]) -> list[Json]:
     """The members, best on held-out first: their top-1 on both splits, hyper-parameters, and their averages' top-1."""
     rows = []
     for run in (run for run in runs if run.name in done):
         manifest = done[run.name]
-        row: dict[str, Any] = {"run": run.name}
+        row: Json = {"run": run.name}
         for split in ("held_out", "test"):
             row |= _top1(manifest.metrics, split)
             for name, metrics in manifest.notes.get("averages", {}).items():
@@ -218,13 +218,13 @@ def ranking(runs: Sequence[Run], done: dict[str, Manifest]) -> list[dict[str, An
     return sorted(rows, key=lambda row: -(row["held_out_top1"] or 0))
 
 
-def _top1(metrics: dict[str, Any], split: str) -> dict[str, Any]:
+def _top1(metrics: Json, split: str) -> Json:
     score = metrics.get(split, {}).get("top1", {})
     parts = {"top1": "value", "standard_error": "standard_error", "num_examples": "num_examples"}
     return {f"{split}_{name}": score.get(part) for name, part in parts.items()}
 
 
-def leaderboard(rows: Sequence[dict[str, Any]]) -> Table:
+def leaderboard(rows: Sequence[Json]) -> Table:
     """A ranking to look at, with the hyper-parameters that vary."""
     names = varying([{name: row[name] for name in HYPER_PARAMETERS if name in row} for row in rows])
     averages = [key for key in (rows[0] if rows else ()) if key.endswith("_held_out_top1")]

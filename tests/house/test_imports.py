@@ -10,7 +10,7 @@ from house.package import FILES, PACKAGE, name_of, tree_of
 
 FLOOR = {
     *("errors", "events", "world", "manifest", "whole", "visible", "processor", "metrics", "commands", "recipe"),
-    *("identity", "command_identity", "given", "remembered", "asked"),
+    *("identity", "command_identity", "given", "jsons", "remembered", "asked"),
 }
 LEVELS = [
     FLOOR,

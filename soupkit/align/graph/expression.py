@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from soupkit.jsons import Json
+
 Index = NDArray[np.int64]
 
 
@@ -158,7 +160,7 @@ def pinned(expression: AxisExpr, groups: Collection[str]) -> AxisExpr:
             return Concat(inner) if group in groups else Blocks(group, inner)
 
 
-def to_json(expression: AxisExpr) -> dict[str, Any]:
+def to_json(expression: AxisExpr) -> Json:
     """An expression as JSON-able values."""
     match expression:
         case Atom(group, size):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 from soupkit.align.graph.axes import (
     Node,
@@ -23,12 +23,13 @@ from soupkit.align.graph.axes import (
 )
 from soupkit.align.graph.expression import Atom, AxisExpr, Blocks, Concat, Product
 from soupkit.align.spec import Group, PermutationSpec, Pinned
+from soupkit.jsons import JsonView
 
 Chain = tuple[tuple[Symbol, int], ...]
 """The blocks that something is inside of, outermost first, each with the place."""
 
 
-def build_spec(state: Mapping[str, Sequence[Node]], *, notes: Mapping[str, Any] | None = None) -> PermutationSpec:
+def build_spec(state: Mapping[str, Sequence[Node]], *, notes: JsonView | None = None) -> PermutationSpec:
     """The spec of a network whose tensors have these axes.
 
     A group is named after the first axis that it appears on: "layer1.0.conv1.weight:0", with ".blocks", ".units[3]",

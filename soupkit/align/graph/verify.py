@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +18,7 @@ from soupkit.align.graph.trial import TOLERANCES, Trial, open_trial
 from soupkit.align.permutation import random_permutation
 from soupkit.align.spec import Permutation, PermutationSpec
 from soupkit.errors import AlignError
+from soupkit.jsons import Json
 
 NUM_CONTROLS = 16
 ROUNDS = 4
@@ -41,7 +41,7 @@ class Verification:
     controls: Mapping[str, float] = field(default_factory=dict)
     unobservable: tuple[str, ...] = ()
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """What was checked, without the spec."""
         return {
             "errors": dict(self.errors),

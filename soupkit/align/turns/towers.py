@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 from soupkit.errors import AlignError
+from soupkit.jsons import Json, JsonView
 
 
 @dataclass(frozen=True)
@@ -170,14 +170,14 @@ def check_names(names: Iterable[str]) -> None:
     towers_of(names, {f"{name.partition('.attn.')[0]}.attn": 1 for name in names if ".attn." in name})
 
 
-def towers_to_json(towers: Iterable[Tower]) -> dict[str, Any]:
+def towers_to_json(towers: Iterable[Tower]) -> Json:
     """What `towers_again` needs beside the names of tensors."""
     towers = list(towers)
     heads = {attention.name: attention.num_heads for tower in towers for attention in tower.attentions}
     return {"num_heads": heads, "freedoms": {tower.name: tower.freedoms() for tower in towers}}
 
 
-def towers_again(names: Iterable[str], values: Mapping[str, Any]) -> tuple[Tower, ...]:
+def towers_again(names: Iterable[str], values: JsonView) -> tuple[Tower, ...]:
     """The towers that `towers_to_json` was asked about. Raises KeyError, TypeError for other values, AlignError."""
     freedoms = values["freedoms"]
     found = towers_of(names, values["num_heads"])

@@ -7,7 +7,6 @@ import shutil
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
 
 from soupkit.checkpoint.dtypes import FLOATING, LONG_NAMES, Array, widest
 from soupkit.checkpoint.header import Slot
@@ -15,6 +14,7 @@ from soupkit.checkpoint.layout import CONFIG_NAMES, read_config
 from soupkit.checkpoint.quantized import SIDE_FILES
 from soupkit.checkpoint.source import Source, read_chunk
 from soupkit.checkpoint.views.view import View, record_of
+from soupkit.jsons import Json, JsonView
 
 DTYPE_KEYS = ("dtype", "torch_dtype")
 """How transformers calls the dtype that weights are loaded in, since version 5 and before."""
@@ -24,14 +24,14 @@ NO_MODELS = ("quantization_config",)
 class Reconfigured(View):
     """A source with another configuration, that of plain weights: companions that speak of codes stay behind."""
 
-    def __init__(self, source: Source, config: Mapping[str, Any]) -> None:
+    def __init__(self, source: Source, config: JsonView) -> None:
         super().__init__(source, config=config, leaving=SIDE_FILES)
 
     def read_into(self, name: str, start: int, out: Array) -> None:
         """Fill `out` with the elements of `name` from number `start` on."""
         read_chunk(self.source, name, start, out)
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> Json:
         """That of its source, and the configuration."""
         return {**record_of(self.source), "config": self.config}
 
@@ -66,13 +66,13 @@ def follow_dtype(directory: Path, slots: Mapping[str, Slot]) -> None:
         write_config(directory / name, with_dtype(config, slots, own=slots))
 
 
-def write_config(path: Path, config: Mapping[str, Any]) -> None:
+def write_config(path: Path, config: JsonView) -> None:
     """Write a configuration, unless the file says the same already."""
     if not path.is_file() or json.loads(path.read_text(encoding="utf-8")) != config:
         path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def with_dtype(config: Mapping[str, Any], slots: Mapping[str, Slot], *, own: Mapping[str, Slot]) -> dict[str, Any]:
+def with_dtype(config: JsonView, slots: Mapping[str, Slot], *, own: Mapping[str, Slot]) -> Json:
     """The configuration with `dtype` and `torch_dtype`, nested ones too, that of the floating tensors `slots`.
 
     own: the tensors that the configuration was of. Where several dtypes are written, what it says stays as long as it
@@ -89,7 +89,7 @@ def _kinds(slots: Mapping[str, Slot]) -> set[str]:
     return {slot.dtype for slot in slots.values() if slot.dtype in FLOATING} & set(LONG_NAMES.values())
 
 
-def _set_dtype(config: dict[str, Any], *, keep: set[str], kind: str) -> None:
+def _set_dtype(config: Json, *, keep: set[str], kind: str) -> None:
     for key, value in config.items():
         if isinstance(value, dict) and key not in NO_MODELS:
             _set_dtype(value, keep=keep, kind=kind)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
-from typing import Any
 
 from soupkit.errors import CompatibilityError
+from soupkit.jsons import Json, JsonView
 
-Config = dict[str, Any]
+Config = Json
 Path = tuple[str, ...]
 NO_TOWERS = (
     "quantization_config", "id2label", "label2id", "rope_scaling", "rope_parameters", "task_specific_params",
@@ -31,7 +31,7 @@ _PARTS = {"thinker": ["thinker"], "talker": ["talker"]}
 _TIMM_WITH_DEPTH = re.compile(r"(vit|deit|deit3|flexivit)_")
 
 
-def depth_entries(config: Mapping[str, Any], stack: str, num_layers: int) -> tuple[Config, list[tuple[Path, str]]]:
+def depth_entries(config: JsonView, stack: str, num_layers: int) -> tuple[Config, list[tuple[Path, str]]]:
     """The configuration with every implied number of layers written out, and (dictionary, key) of those of `stack`.
 
     No entries: nothing in it says a number of layers; a key "" stands for a list whose length says it. Raises
@@ -66,7 +66,7 @@ def _preferred(entries: list[tuple[Path, str]], stack: str) -> list[tuple[Path, 
     return [each for each in entries if _named(each, _KINDS) in kinds] or entries
 
 
-def _written_out(config: Mapping[str, Any], stack: str, num_layers: int) -> Config:
+def _written_out(config: JsonView, stack: str, num_layers: int) -> Config:
     """T5 without num_decoder_layers has as many as in the encoder; timm's transformers take their depth by name."""
     full = deepcopy(dict(config))
     for path in _dictionaries(full):
@@ -80,7 +80,7 @@ def _written_out(config: Mapping[str, Any], stack: str, num_layers: int) -> Conf
     return full
 
 
-def _dictionaries(config: Mapping[str, Any], path: Path = ()) -> Iterator[Path]:
+def _dictionaries(config: JsonView, path: Path = ()) -> Iterator[Path]:
     yield path
     for key, value in config.items():
         if isinstance(value, dict) and key not in NO_TOWERS:
@@ -102,12 +102,12 @@ def _entries(config: Config) -> list[tuple[Path, str]]:
     ]
 
 
-def has_depth(config: Mapping[str, Any]) -> bool:
+def has_depth(config: JsonView) -> bool:
     """Whether a dictionary says a number of layers: then it describes a tower of its own."""
     return any(_DEPTH.fullmatch(key) and isinstance(value, int) for key, value in config.items())
 
 
-def has_two_sides(config: Mapping[str, Any]) -> bool:
+def has_two_sides(config: JsonView) -> bool:
     """Whether one dictionary says the depths of an encoder and of a decoder: lists in it may be of either."""
     sides = {"decoder" in key for key, value in config.items() if _DEPTH.fullmatch(key) and isinstance(value, int)}
     return len(sides) == 2

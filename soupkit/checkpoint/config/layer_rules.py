@@ -6,11 +6,13 @@ Read as one value per layer, and written for another order of layers; what has b
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-Section = Mapping[str, Any]
+from soupkit.jsons import Json, JsonView
+
+Section = JsonView
 Values = list[Any]
 FULL, SLIDING, LINEAR = "full_attention", "sliding_attention", "linear_attention"
 
@@ -63,7 +65,7 @@ class Rule:
 
     key: str
     read: Callable[[Section, int], Values | None]
-    write: Callable[[Section, Values], dict[str, Any]]
+    write: Callable[[Section, Values], Json]
     uses: tuple[str, ...] = ()
 
 
@@ -74,7 +76,7 @@ def list_rule(key: str) -> Rule:
         value = section.get(key)
         return list(value) if isinstance(value, list | str) and len(value) == num else None
 
-    def write(section: Section, values: Values) -> dict[str, Any]:
+    def write(section: Section, values: Values) -> Json:
         return {key: "".join(values) if isinstance(section.get(key), str) else values}
 
     return Rule(key, read, write)
@@ -88,7 +90,7 @@ def member_rule(key: str) -> Rule:
         numbers = value.split(",") if isinstance(value, str) else value
         return None if numbers is None else [number in {int(each) for each in numbers} for number in range(num)]
 
-    def write(section: Section, values: Values) -> dict[str, Any]:
+    def write(section: Section, values: Values) -> Json:
         numbers = [number for number, inside in enumerate(values) if inside]
         return {key: ",".join(map(str, numbers)) if isinstance(section.get(key), str) else numbers}
 

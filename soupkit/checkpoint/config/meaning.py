@@ -8,15 +8,16 @@ mean of such models means nothing. Another epsilon or rope_theta is milder: wort
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 from soupkit.checkpoint.config.layer_rules import BY_LAYER, MEMBERS
 from soupkit.errors import CompatibilityError
+from soupkit.jsons import JsonView
 from soupkit.recipe.parse import whole_number
 
 Mismatch = Literal["error", "warn"]
-Config = Mapping[str, Any]
+Config = JsonView
 HEADS = re.compile(
     r"(?:encoder_|decoder_|num_|n_|vision_|text_)*(?:attention_heads|heads?|key_value_heads|kv_heads|head_kv)"
     r"|head_dim|head_width|d_kv|qk_nope_head_dim|qk_rope_head_dim|v_head_dim|multi_query_group_num|num_key_value_groups"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -23,6 +23,7 @@ from soupkit.checkpoint.config.layer_rules import (
     member_rule,
 )
 from soupkit.errors import CompatibilityError
+from soupkit.jsons import JsonView
 
 LETTERS = "hybrid_override_pattern"
 """A word with one letter per layer (Nemotron-H)."""
@@ -38,7 +39,7 @@ FAULTS = (TypeError, ValueError, LookupError, ArithmeticError, AttributeError)
 class Origin:
     """Layers start … stop − 1 of a model whose stack has `num_layers`, and what its configuration is."""
 
-    config: Mapping[str, Any]
+    config: JsonView
     num_layers: int
     start: int
     stop: int
@@ -77,14 +78,14 @@ def stacked_config(origins: Sequence[Origin], stack: str) -> tuple[Config, list[
     return changed, told
 
 
-def _at(config: Mapping[str, Any], path: Keys) -> Config:
+def _at(config: JsonView, path: Keys) -> Config:
     for key in path:
         value = config.get(key)
         config = value if isinstance(value, dict) else {}
     return config  # type: ignore[return-value]
 
 
-def _sections(owner: Mapping[str, Any], keys: Keys = ()) -> Iterator[Keys]:
+def _sections(owner: JsonView, keys: Keys = ()) -> Iterator[Keys]:
     """The dictionary that says the depth, and those inside it that speak of the same layers."""
     yield keys
     for key, value in owner.items():
@@ -96,7 +97,7 @@ def _sections(owner: Mapping[str, Any], keys: Keys = ()) -> Iterator[Keys]:
 class _Section:
     """One dictionary of the configuration, of every origin; the first is that of the result."""
 
-    configs: Sequence[Mapping[str, Any]]
+    configs: Sequence[JsonView]
     origins: Sequence[Origin]
     stack: str
 
@@ -163,7 +164,7 @@ class _Section:
             self._refuse(rule.key, "not said by every checkpoint")
         return read  # type: ignore[return-value]
 
-    def _check_others(self, rules: Sequence[Rule], before: Mapping[str, Any]) -> None:
+    def _check_others(self, rules: Sequence[Rule], before: JsonView) -> None:
         """Refuse what may speak of layers and is not understood, unless nothing changes for it."""
         known = {key for rule in rules for key in (rule.key, *rule.uses)}
         kind = before.get("model_type")
@@ -214,7 +215,7 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "…"
 
 
-def _check_features(config: Mapping[str, Any], origins: Sequence[Origin], stack: str) -> None:
+def _check_features(config: JsonView, origins: Sequence[Origin], stack: str) -> None:
     """Models that read a numbered layer of an image tower from outside it."""
     whole = len(origins) == 1 and (origins[0].start, origins[0].stop) == (0, origins[0].num_layers)
     for key in ("vision_feature_layer", "mm_vision_select_layer", "feature_layer", "out_indices", "out_features"):

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.checkpoint.hashing import file_xxh3
 from soupkit.errors import CheckpointError
+from soupkit.jsons import JsonView
 
 FILES = ("tokenizer.json", "vocab.json", "tokenizer.model", "spiece.model", "vocab.txt")
 """The files that hold a vocabulary, the most telling first."""
 
-Vocabulary = Mapping[str, Any]
+Vocabulary = JsonView
 
 
 def read_vocabulary(checkpoint: Checkpoint) -> Vocabulary | None:

@@ -25,6 +25,7 @@ from soupkit.checkpoint.header import Identity, Slot, identity_of
 from soupkit.checkpoint.layout import check_same, companions
 from soupkit.checkpoint.tensors import Plan, TensorFiles
 from soupkit.errors import CheckpointError, ReferenceError
+from soupkit.jsons import Json, JsonView
 from soupkit.manifest import is_plain_name
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ class Pickled:
     files: tuple[Path, ...]
     where: str = ""
     others: tuple[str, ...] = ()
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    facts: JsonView = field(default_factory=dict)
     directory: Path | None = None
     kind: Kind = "plain"
     notes: tuple[str, ...] = ()
@@ -173,7 +174,7 @@ def read_pickled(
     )
 
 
-def _facts(value: Any) -> dict[str, Any]:
+def _facts(value: Any) -> Json:
     """Numbers and words that stand beside the weights."""
     if not isinstance(value, Mapping):
         return {}

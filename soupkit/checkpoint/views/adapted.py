@@ -23,6 +23,7 @@ from soupkit.checkpoint.source import Source, read_chunk
 from soupkit.checkpoint.views.adapter_config import MERGE, base_of, read_adapter_config
 from soupkit.checkpoint.views.view import View, checkpoint_of, record_of
 from soupkit.errors import CheckpointError, CompatibilityError
+from soupkit.jsons import Json, JsonView
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -133,7 +134,7 @@ def _add_biases(changes: dict[str, Factors], biases: Mapping[str, str], weights:
         changes[f"{module}.bias"] = Factors(np.ones((1, 1), bias.dtype), bias, changes[f"{module}.weight"].scale)
 
 
-def _factors(module: str, names: Mapping[str, str], weights: Checkpoint, config: Mapping[str, Any]) -> Factors:
+def _factors(module: str, names: Mapping[str, str], weights: Checkpoint, config: JsonView) -> Factors:
     embedding = "Aembedding_" in names
     sides = [f"{side}embedding_" if embedding else side for side in "AB"]
     if set(names) != set(sides):
@@ -173,7 +174,7 @@ class Adapted(View):
         slots = {name: self._slot(name) for name in base.slots}
         super().__init__(base, adapter.weights, reference=adapter.reference, slots=slots, stored=base.slots)
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> Json:
         """The adapter, beside its base."""
         return {**record_of(self.base), "adapter": record_of(self.adapter.weights)}
 

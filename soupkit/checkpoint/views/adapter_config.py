@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from soupkit.errors import CheckpointError, brief
+from soupkit.jsons import Json, JsonView
 
 REWRITE = "write it as PEFT does (save_pretrained), or merge the adapter into its base there"
 MERGE = "merge it into its base model first (peft: merge_and_unload) and save that"
@@ -43,7 +43,7 @@ UNDERSTOOD = (
 """Keys that say nothing of the change of the weights, or that soupkit follows."""
 
 
-def read_adapter_config(path: Path) -> dict[str, Any]:
+def read_adapter_config(path: Path) -> Json:
     """The configuration of a LoRA. Raises CheckpointError, with the reason, for what cannot be merged exactly."""
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -71,7 +71,7 @@ def read_adapter_config(path: Path) -> dict[str, Any]:
     return dict(config)
 
 
-def _check_scale(path: Path, config: Mapping[str, Any]) -> None:
+def _check_scale(path: Path, config: JsonView) -> None:
     """The factors are scaled by alpha / rank, so these must be numbers, and patterns of them patterns."""
     for key, pattern, holds, expected in (
         ("r", "rank_pattern", _is_rank, "a whole number from 1 on"),
@@ -102,7 +102,7 @@ def _is_pattern(text: str) -> bool:
     return True
 
 
-def _check_beginning(path: Path, config: Mapping[str, Any]) -> None:
+def _check_beginning(path: Path, config: JsonView) -> None:
     beginning = str(config.get("init_lora_weights")).lower()
     if RESIDUAL.fullmatch(beginning):
         raise CheckpointError(
@@ -118,7 +118,7 @@ def _check_beginning(path: Path, config: Mapping[str, Any]) -> None:
         )
 
 
-def base_of(config: Mapping[str, Any]) -> str:
+def base_of(config: JsonView) -> str:
     """The reference of the base that an adapter names; empty when it names none."""
     name = str(config.get("base_model_name_or_path") or "")
     revision = config.get("revision")

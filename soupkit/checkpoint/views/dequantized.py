@@ -6,9 +6,6 @@ per tensor or per row (compressed-tensors, FBGEMM). The weight is code × factor
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 
 from soupkit.checkpoint.dtypes import NUMPY_DTYPES, Array
@@ -17,6 +14,7 @@ from soupkit.checkpoint.quantized import CONFIG_KEYS, FP8, SIDE_FILES, scales_of
 from soupkit.checkpoint.source import Source, read_chunk
 from soupkit.checkpoint.views.view import View, record_of
 from soupkit.errors import CheckpointError
+from soupkit.jsons import Json, JsonView
 
 DROPPED = (".input_scale", ".output_scale", ".k_scale", ".v_scale")
 """Scales of activations: they belong to the quantized model alone."""
@@ -49,7 +47,7 @@ class Dequantized(View):
                 hint="dequantize it first, or use the checkpoint that it was made from",
             )
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> Json:
         """That its codes were multiplied by their scales."""
         return {**record_of(self.source), "dequantized": True}
 
@@ -91,12 +89,12 @@ class Dequantized(View):
         return repeated
 
 
-def _without_quantization(config: Mapping[str, Any]) -> dict[str, Any]:
+def _without_quantization(config: JsonView) -> Json:
     """The configuration of plain weights: towers of a larger model may each have said how they were quantized."""
     kept = {key: value for key, value in config.items() if key not in CONFIG_KEYS}
     return {key: _without_quantization(value) if isinstance(value, dict) else value for key, value in kept.items()}
 
 
-def _block_of(config: Mapping[str, Any]) -> tuple[int, int]:
+def _block_of(config: JsonView) -> tuple[int, int]:
     size = (config.get(QUANTIZATION) or {}).get("weight_block_size") or (128, 128)
     return int(size[0]), int(size[1])

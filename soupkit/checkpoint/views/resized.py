@@ -7,7 +7,7 @@ wrong for unrelated ones, which no merge of weights can repair.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from soupkit.checkpoint.header import Slot
 from soupkit.checkpoint.source import Source, name_of, read_chunk, slots_of
 from soupkit.checkpoint.views.view import View, record_of, stored_slots
 from soupkit.errors import CompatibilityError
+from soupkit.jsons import Json
 
 Policy = Literal["error", "pad", "intersect"]
 
@@ -29,7 +30,7 @@ class Resized(View):
         self._filler, self._names, self._rows = filler, set(names), rows
         super().__init__(source, slots=self._resized(slots_of(source)), stored=self._resized(stored_slots(source)))
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> Json:
         """How many rows it has."""
         return {**record_of(self.source), "rows": self._rows}
 

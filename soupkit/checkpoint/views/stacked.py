@@ -12,6 +12,7 @@ from soupkit.checkpoint.dtypes import Array
 from soupkit.checkpoint.source import config_of, name_of, read_chunk, slots_of
 from soupkit.checkpoint.views.view import View, record_of, stored_slots
 from soupkit.errors import CompatibilityError, RecipeError
+from soupkit.jsons import Json, JsonView
 from soupkit.recipe.parse import whole_number
 from soupkit.recipe.settings import BEFORE
 
@@ -44,11 +45,11 @@ class Stacked(View):
         )
         self.ties = {}
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> Json:
         """The layers of each part."""
         return {"parts": [{**record_of(each.source), "layers": [each.start, each.stop]} for each in self.parts]}
 
-    def described_by(self, config: Mapping[str, Any]) -> dict[str, Any]:
+    def described_by(self, config: JsonView) -> Json:
         """The configuration of the stack where that of another model is to go along: layers are still as they were."""
         return stacked_description(self.parts, self.stack, config=config)
 
@@ -107,9 +108,7 @@ def main_stack(source: Mapping[str, Array]) -> str:
     return ranked[0][0]
 
 
-def stacked_description(
-    parts: Sequence[Part], stack: str, *, config: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
+def stacked_description(parts: Sequence[Part], stack: str, *, config: JsonView | None = None) -> Json:
     """The configuration of the stack; see `soupkit.checkpoint.config.restacked.stacked_config`.
 
     config: what describes all but the layers, that of the first part's model where None. Raises CompatibilityError for

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.checkpoint.dtypes import Array
 from soupkit.checkpoint.hashing import content_hash
 from soupkit.checkpoint.header import Slot
 from soupkit.checkpoint.source import Source, config_of, name_of, slots_of, tied_names
+from soupkit.jsons import Json, JsonView
 
 
 class View(Source):
@@ -28,7 +28,7 @@ class View(Source):
         reference: str | None = None,
         slots: Mapping[str, Slot] | None = None,
         stored: Mapping[str, Slot] | None = None,
-        config: Mapping[str, Any] | None = None,
+        config: JsonView | None = None,
         leaving: Collection[str] = (),
     ) -> None:
         self.source = source
@@ -56,7 +56,7 @@ def stored_slots(source: Mapping[str, Array]) -> Mapping[str, Slot]:
     return source.stored if isinstance(source, View) else slots_of(source)
 
 
-def record_of(source: Mapping[str, Array]) -> dict[str, Any]:
+def record_of(source: Mapping[str, Array]) -> Json:
     """What a manifest says of what a view is made of: where it lies, and the content that lies there."""
     record = source.record() if isinstance(source, Source) else {}
     return record if "content" in record else {**record, "content": content_hash(source)}

@@ -8,10 +8,10 @@ import shutil
 import sys
 from collections.abc import Iterator
 from importlib import metadata
-from typing import Any
 
 from soupkit import __version__
 from soupkit.events import Report, Table
+from soupkit.jsons import Json
 from soupkit.recipe.env import Env
 from soupkit.world import World, available_cores, cache_folder
 
@@ -26,7 +26,7 @@ VARIABLES = (
 """Never a token; of proxies only that there is one."""
 
 
-def env(_recipe: Env, _world: World, report: Report) -> dict[str, Any]:
+def env(_recipe: Env, _world: World, report: Report) -> Json:
     """Versions, platform, devices, folders and the environment variables that matter; no token, no user's name."""
     values = {
         "soupkit": __version__,
@@ -80,7 +80,7 @@ def _shown(name: str) -> str:
     return "set" if name.endswith("PROXY") else os.environ[name]
 
 
-def _rows(values: dict[str, Any]) -> Iterator[tuple[str, str]]:
+def _rows(values: Json) -> Iterator[tuple[str, str]]:
     for key, value in values.items():
         if isinstance(value, dict):
             yield from ((f"{key}: {name}", str(item)) for name, item in value.items())

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from soupkit.events import Report, Table, Text
+from soupkit.jsons import Json
 from soupkit.merge.methods import MergeMethod, all_methods
 from soupkit.recipe.env import Methods
 from soupkit.world import World
@@ -33,7 +32,7 @@ CAPTION = (
 )
 
 
-def methods(recipe: Methods, _world: World, report: Report) -> dict[str, Any]:
+def methods(recipe: Methods, _world: World, report: Report) -> Json:
     """List the methods of `soupkit merge`."""
     soups = [((name, paper, data, "none", number, memory), link) for name, paper, link, data, number, memory in SOUPS]
     rows = [*soups, *((_row(method), method.link) for method in all_methods().values())]

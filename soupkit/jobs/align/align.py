@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -16,6 +15,7 @@ from soupkit.checkpoint.quantized import refuse_quantized
 from soupkit.checkpoint.reference import open_checkpoint, open_references
 from soupkit.errors import RecipeError
 from soupkit.events import Cell, Report, Table, Told, Wrote, silent
+from soupkit.jsons import Json
 from soupkit.manifest import Manifest
 from soupkit.merge.mixture import uniform
 from soupkit.recipe.align import Align
@@ -31,7 +31,7 @@ from soupkit.world import World
 COMMAND = "align"
 
 
-def align(recipe: Align, world: World, report: Report) -> dict[str, Any]:
+def align(recipe: Align, world: World, report: Report) -> Json:
     """Match, check, and write OUT/NAME for every checkpoint; returns the manifest of all of them.
 
     Raises AlignError, TaskError, CompatibilityError or OutputError before anything is written.
@@ -92,10 +92,10 @@ def member_names(checkpoints: Sequence[Checkpoint]) -> list[str]:
     return [f"{number:02d}-{name}" if own.count(name) > 1 else name for number, name in enumerate(own)]
 
 
-def _writer(aligned: Aligned, recipe: Align, world: World) -> Callable[[int, Path], dict[str, Any]]:
+def _writer(aligned: Aligned, recipe: Align, world: World) -> Callable[[int, Path], Json]:
     alone = replace(recipe, overwrite=False)
 
-    def write(number: int, out: Path) -> dict[str, Any]:
+    def write(number: int, out: Path) -> Json:
         view = aligned.views[number]
         ingredients = plan_soup(check_compatible([view]), [view], replace(alone, out=out), silent, model=view)
         notes = {**aligned.notes, "matches": [aligned.notes["matches"][number]]}
@@ -124,7 +124,7 @@ def _table(aligned: Aligned, checkpoints: Sequence[Checkpoint]) -> Table:
     return Table("align", ("checkpoint", "groups changed", "cosine before", "cosine"), tuple(rows))
 
 
-def _show_plan(checkpoints: Sequence[Checkpoint], to: int | None, recipe: Align, report: Report) -> dict[str, Any]:
+def _show_plan(checkpoints: Sequence[Checkpoint], to: int | None, recipe: Align, report: Report) -> Json:
     """What --dry-run prints: the groups are derived and checked by now, nothing is matched or written."""
     network = open_network(checkpoints[0], recipe, report)
     target = checkpoints[to].reference if to is not None else "the first of two, the medoid of more"

@@ -7,7 +7,6 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -21,6 +20,7 @@ from soupkit.checkpoint.source import Source
 from soupkit.curve.barrier import Barrier, barrier, losses_and_errors
 from soupkit.errors import RecipeError
 from soupkit.events import Advanced, Cell, Finished, Report, Started, Table, Wrote
+from soupkit.jsons import Json
 from soupkit.manifest import Manifest
 from soupkit.merge.mixture import Mixture, interpolate
 from soupkit.merge.writer import StreamOptions
@@ -74,7 +74,7 @@ class Line:
         ]
 
 
-def barrier_job(recipe: BarrierRecipe, world: World, report: Report) -> dict[str, Any]:
+def barrier_job(recipe: BarrierRecipe, world: World, report: Report) -> Json:
     """Score the lines; returns the manifest, and writes it with tables and the plot where `out` is given.
 
     The repaired line is repaired at every point but its ends, whether its loss falls or not: it is a measurement.
@@ -161,7 +161,7 @@ def _score(
     return Line(np.stack(losses), np.stack(errors), at)
 
 
-def _metrics(line: Line, num: int) -> dict[str, Any]:
+def _metrics(line: Line, num: int) -> Json:
     """The barriers as a manifest holds metrics, so that a recipe can expect them."""
     return {
         f"{name}_barrier": {"value": found.height, "standard_error": found.standard_error, "num_examples": num}

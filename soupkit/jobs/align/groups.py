@@ -6,7 +6,6 @@ import json
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -17,13 +16,14 @@ from soupkit.align.spec import PermutationSpec
 from soupkit.checkpoint.reference import open_checkpoint
 from soupkit.errors import AlignError
 from soupkit.events import Finished, Report, Started, Table, Told, Warned
+from soupkit.jsons import Json
 from soupkit.recipe.align_groups import AlignGroups
 from soupkit.stages.alignment.examples import example_inputs
 from soupkit.task.images.models import ModelSpec, build, describe, load_weights, parse_model
 from soupkit.world import World
 
 
-def align_groups(recipe: AlignGroups, world: World, report: Report) -> dict[str, Any]:
+def align_groups(recipe: AlignGroups, world: World, report: Report) -> Json:
     """Derive or read the groups of a model, prove them, print them; returns the spec and what was checked.
 
     Raises TaskError for a model that cannot be built, AlignError for one that cannot be followed.

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.checkpoint.compatible import check_compatible
 from soupkit.checkpoint.reference import open_checkpoint
 from soupkit.checkpoint.source import Source
 from soupkit.errors import CheckpointError, RecipeError
 from soupkit.events import Report
+from soupkit.jsons import Json
 from soupkit.manifest import Manifest
 from soupkit.merge.mixture import Mixture
 from soupkit.recipe.align import Repair
@@ -24,7 +23,7 @@ from soupkit.world import World
 COMMAND = "repair"
 
 
-def repair(recipe: Repair, world: World, report: Report) -> dict[str, Any]:
+def repair(recipe: Repair, world: World, report: Report) -> Json:
     """Repair a written soup by what its manifest records of its ingredients; returns the manifest of the output.
 
     Raises CheckpointError when the manifest records no mixture, TaskError for a model or data that cannot be used.
@@ -77,6 +76,6 @@ def _endpoints(soup: Checkpoint, manifest: Manifest) -> tuple[list[float], list[
     return coefficients.tolist(), [views[row] for row in rows]
 
 
-def _measure(task: ImageTask, written: Checkpoint) -> dict[str, Any]:
+def _measure(task: ImageTask, written: Checkpoint) -> Json:
     task.load(written)
     return measured(task)

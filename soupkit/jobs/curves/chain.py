@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from soupkit.checkpoint.reference import open_references
 from soupkit.curve.curve import Curve, points
 from soupkit.errors import RecipeError
 from soupkit.events import Report
+from soupkit.jsons import Json
 from soupkit.recipe.curve import Chain
 from soupkit.stages.inputs.ordered import say_order
 from soupkit.stages.scoring.path import evaluate_path
 from soupkit.world import World
 
 
-def chain(recipe: Chain, world: World, report: Report) -> dict[str, Any]:
+def chain(recipe: Chain, world: World, report: Report) -> Json:
     """Score points on the lines through the checkpoints in their order; writes what `curve evaluate` writes.
 
     A chain is a PolyChain whose bends are the checkpoints, with `num_points` on each line.

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from soupkit.curve.curve import points
 from soupkit.events import Report
+from soupkit.jsons import Json
 from soupkit.recipe.curve import CurveEvaluate
 from soupkit.stages.inputs.curve import open_curve
 from soupkit.stages.scoring.path import evaluate_path
 from soupkit.world import World
 
 
-def curve_evaluate(recipe: CurveEvaluate, world: World, report: Report) -> dict[str, Any]:
+def curve_evaluate(recipe: CurveEvaluate, world: World, report: Report) -> Json:
     """Score `num_points` points of a curve and write curve.npz, curve.json, curve.png; returns the manifest."""
     curve, bends, fitted = open_curve(recipe.curve)
     weight_decay = recipe.weight_decay

@@ -17,6 +17,7 @@ from soupkit.checkpoint.output import OutputDirectory
 from soupkit.curve.descent import Descent
 from soupkit.curve.schedule import Cycles
 from soupkit.events import Cell, Report, Scored, Table, Told, Wrote
+from soupkit.jsons import Json
 from soupkit.manifest import Manifest
 from soupkit.recipe.curve import Fge, as_finetune
 from soupkit.recipe.parse import recipe_to_json
@@ -39,7 +40,7 @@ COMMAND = "fge"
 SPLITS = ("held_out", "test")
 
 
-def fge(recipe: Fge, world: World, report: Report) -> dict[str, Any]:
+def fge(recipe: Fge, world: World, report: Report) -> Json:
     """Train on through the cycles, write a checkpoint in each, score their ensemble as it grows; returns the manifest.
 
     Raises TaskError, RecipeError or OutputError before training for whatever can be known then.
@@ -81,9 +82,9 @@ class _Run:
     world: World
     report: Report
     members: list[str] = field(default_factory=list)
-    outputs: dict[str, Any] = field(default_factory=dict)
-    steps: list[dict[str, Any]] = field(default_factory=list)
-    trace: list[dict[str, Any]] = field(default_factory=list)
+    outputs: Json = field(default_factory=dict)
+    steps: list[Json] = field(default_factory=list)
+    trace: list[Json] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
     seconds: float = 0.0
 
@@ -134,7 +135,7 @@ class _Run:
         self.trace.append({"epoch": num_done / self.per_epoch, "error": errors, "distance": self._distance()})
         return predictions
 
-    def _scores(self, predictions: Predictions) -> dict[str, Any]:
+    def _scores(self, predictions: Predictions) -> Json:
         return scores_to_json(scores_of(predictions, self.task.metrics))
 
     def _distance(self) -> float:
@@ -148,7 +149,7 @@ class _Run:
         folder.mkdir()
         content = write_model(folder, self.start)
         single = {split: self._scores(p) for split, p in predictions.items()}
-        step: dict[str, Any] = {"member": name, "epoch": num_done / self.per_epoch, "single": single}
+        step: Json = {"member": name, "epoch": num_done / self.per_epoch, "single": single}
         for split, each in predictions.items():
             self.ensembles[split].add(each)
         for kind in KINDS:
@@ -212,7 +213,7 @@ class _Run:
         return Table(f"{self.recipe.schedule}: top-1", columns, tuple(rows), "± is one standard error")
 
 
-def _show_plan(start: Start, recipe: Fge, kept: list[int], per_epoch: int, report: Report) -> dict[str, Any]:
+def _show_plan(start: Start, recipe: Fge, kept: list[int], per_epoch: int, report: Report) -> Json:
     """What --dry-run prints: everything is checked by now, nothing is trained or written."""
     values: dict[str, Cell] = {
         "model": f"{start.spec.library}:{start.spec.name}",

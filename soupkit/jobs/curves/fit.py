@@ -26,6 +26,7 @@ from soupkit.curve.state import load_state, save_state
 from soupkit.errors import CompatibilityError, RecipeError
 from soupkit.events import Cell, Report, Told, Wrote
 from soupkit.given import given_by
+from soupkit.jsons import Json
 from soupkit.manifest import Manifest
 from soupkit.recipe.curve import CurveFit, as_finetune
 from soupkit.recipe.parse import recipe_to_json
@@ -72,14 +73,14 @@ class _Fit:
     ends: Sequence[Source]
     start: Start
     device: torch.device
-    alignment: dict[str, Any] | None
+    alignment: Json | None
 
     @property
     def curve(self) -> Curve:
         return Curve(self.recipe.kind, self.recipe.num_bends)
 
 
-def curve_fit(recipe: CurveFit, world: World, report: Report) -> dict[str, Any]:
+def curve_fit(recipe: CurveFit, world: World, report: Report) -> Json:
     """Train the bends and write them; returns the manifest, whose notes hold the curve.
 
     Raises RecipeError, TaskError, CompatibilityError and OutputError before training for whatever can be known then.
@@ -183,7 +184,7 @@ def _gradient(fit: _Fit, task: Task, bends: Bends) -> Gradient:
     return gradient
 
 
-def _about(recipe: CurveFit, contents: Sequence[str]) -> dict[str, Any]:
+def _about(recipe: CurveFit, contents: Sequence[str]) -> Json:
     """What two fits have in common of which one continues the other: the options that shape weights, and the ends."""
     wanted = {key: value for key, value in recipe_to_json(recipe).items() if key not in WITHOUT_EFFECT}
     given = given_by({"data": recipe.data, "data_dir": recipe.data_dir})
@@ -229,7 +230,7 @@ def _write(
     return manifest
 
 
-def _manifest(recipe: CurveFit, fit: _Fit, contents: Sequence[str], out: Path, values: dict[str, Any]) -> Manifest:
+def _manifest(recipe: CurveFit, fit: _Fit, contents: Sequence[str], out: Path, values: Json) -> Manifest:
     inputs = describe_inputs(fit.ends, out, contents)
     return Manifest(command=COMMAND, recipe=recipe_to_json(recipe), inputs=inputs, **values)
 
@@ -249,7 +250,7 @@ def _write_bend(directory: Path, fit: _Fit, bends: Bends, bend: int) -> str:
     return write_model(directory, start)
 
 
-def _show_plan(fit: _Fit, num_bytes: int, report: Report) -> dict[str, Any]:
+def _show_plan(fit: _Fit, num_bytes: int, report: Report) -> Json:
     """What --dry-run prints: everything is checked by now, nothing is trained or written."""
     recipe = fit.recipe
     values: dict[str, Cell] = {

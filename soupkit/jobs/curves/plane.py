@@ -10,7 +10,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -24,6 +23,7 @@ from soupkit.curve.geometry import Geometry, Matrix, Plane, geometry, weight_nam
 from soupkit.curve.summary import PREFIXES, measured
 from soupkit.errors import RecipeError, ReferenceError
 from soupkit.events import Cell, Report, Table, Wrote
+from soupkit.jsons import Json
 from soupkit.manifest import Manifest
 from soupkit.recipe.curve import Plane as PlaneRecipe
 from soupkit.recipe.parse import recipe_to_json
@@ -55,7 +55,7 @@ class _Map:
     curve: Matrix | None
 
 
-def plane(recipe: PlaneRecipe, world: World, report: Report) -> dict[str, Any]:
+def plane(recipe: PlaneRecipe, world: World, report: Report) -> Json:
     """Score the grid and write plane.npz, plane.json and plane.png; every rank returns the manifest, rank 0 writes.
 
     Raises RecipeError and CompatibilityError before anything is scored.
@@ -149,9 +149,9 @@ def _projections(drawn: _Map, projected: Sequence[Checkpoint]) -> dict[str, dict
     return found
 
 
-def _metrics(values: dict[str, dict[str, Matrix]], scored: Sequence[Point]) -> dict[str, Any]:
+def _metrics(values: dict[str, dict[str, Matrix]], scored: Sequence[Point]) -> Json:
     """The least of every measure on every split, as a manifest holds metrics."""
-    found: dict[str, Any] = {}
+    found: Json = {}
     for split, measures in values.items():
         found[split] = {}
         for measure, grid in measures.items():
@@ -164,7 +164,7 @@ def _metrics(values: dict[str, dict[str, Matrix]], scored: Sequence[Point]) -> d
 
 def _table(
     values: dict[str, dict[str, Matrix]],
-    least: dict[str, Any],
+    least: Json,
     drawn: _Map,
     projections: dict[str, dict[str, float]],
 ) -> Table:
@@ -194,7 +194,7 @@ def _write(
     recipe: PlaneRecipe,
 ) -> None:
     """plane.npz, plane.json, plane.png."""
-    found: dict[str, Any] = {"xs": drawn.xs, "ys": drawn.ys, "bend_coordinates": drawn.corners}
+    found: Json = {"xs": drawn.xs, "ys": drawn.ys, "bend_coordinates": drawn.corners}
     for split, measures in values.items():
         found |= {f"{PREFIXES[split]}_{name}": grid for name, grid in measures.items()}
     if drawn.curve is not None:

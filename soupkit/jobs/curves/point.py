@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 from soupkit.events import Report
+from soupkit.jsons import Json
 from soupkit.recipe.curve import CurvePoint
 from soupkit.stages.inputs.curve import check_has_data, needs_refresh, open_curve
 from soupkit.stages.outputs.soup import Record, prepare, show_plan, write_soup
 from soupkit.world import World
 
 
-def curve_point(recipe: CurvePoint, world: World, report: Report) -> dict[str, Any]:
+def curve_point(recipe: CurvePoint, world: World, report: Report) -> Json:
     """Write the point at t: bit for bit an end at 0 and 1, else the mixture with its own batch-norm statistics."""
     curve, bends, _ = open_curve(recipe.curve)
     ingredients = prepare(bends, recipe, report)

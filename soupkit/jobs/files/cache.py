@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from soupkit.errors import OutputError
 from soupkit.events import Report, Table, Told
+from soupkit.jsons import Json
 from soupkit.recipe.cache import Cache
 from soupkit.remembered import KINDS, clear, usage
 from soupkit.world import World, cache_folder
 
 
-def cache(recipe: Cache, _world: World, report: Report) -> dict[str, Any]:
+def cache(recipe: Cache, _world: World, report: Report) -> Json:
     """Files and bytes of each kind, counted before anything is removed. Raises OutputError for what cannot be removed.
 
     Returns {"folder", "kinds": {kind: {files, bytes}}, "cleared"}.

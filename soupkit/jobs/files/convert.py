@@ -7,7 +7,6 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.checkpoint.config.companions import copy_files, follow_dtype
@@ -20,6 +19,7 @@ from soupkit.checkpoint.seen import seen_by
 from soupkit.checkpoint.tensors import Plan, parse_bytes, plan_files
 from soupkit.errors import ReferenceError, SoupkitError
 from soupkit.events import Advanced, Finished, Report, Started, Table, Told, Warned, Wrote
+from soupkit.jsons import Json
 from soupkit.manifest import Manifest
 from soupkit.recipe.hub import Convert
 from soupkit.recipe.parse import recipe_to_json
@@ -31,7 +31,7 @@ COMMAND = "convert"
 Finish = Callable[[Path], None]
 
 
-def convert(recipe: Convert, world: World, report: Report) -> dict[str, Any]:
+def convert(recipe: Convert, world: World, report: Report) -> Json:
     """Read every file, check all of them, then write them one by one.
 
     Memory: one tensor at a time for files of torch ≥ 1.6, the whole file for older ones; the model with --model.
@@ -209,14 +209,14 @@ def _write(
     return manifest
 
 
-def _describe(source: Source, pickled: Pickled, out: Path) -> dict[str, Any]:
-    place: dict[str, Any] = {"path": os.path.relpath(source.path.resolve(), out.resolve())}
+def _describe(source: Source, pickled: Pickled, out: Path) -> Json:
+    place: Json = {"path": os.path.relpath(source.path.resolve(), out.resolve())}
     if source.on_hub:
         place = {"commit": source.on_hub.revision}
     return {"reference": source.reference, **place, "content": files_hash(pickled.files), **_seen(source)}
 
 
-def _seen(source: Source) -> dict[str, Any]:
+def _seen(source: Source) -> Json:
     directory = source.path if source.path.is_dir() else source.path.parent
     found = [] if source.on_hub else seen_by(directory)
     return {"seen": found} if found else {}
@@ -246,8 +246,8 @@ def _of_members(
     )
 
 
-def _show_plan(sources: Sequence[Source], opened: Sequence[tuple[Pickled, Plan]], report: Report) -> dict[str, Any]:
-    plans: list[dict[str, Any]] = [
+def _show_plan(sources: Sequence[Source], opened: Sequence[tuple[Pickled, Plan]], report: Report) -> Json:
+    plans: list[Json] = [
         {
             "reference": source.reference,
             "where": pickled.where,

@@ -14,13 +14,14 @@ from soupkit.checkpoint.dtypes import FLOATING
 from soupkit.checkpoint.quantized import quantization_of
 from soupkit.checkpoint.reference import open_checkpoint
 from soupkit.events import Report, Table, Told, Warned
+from soupkit.jsons import Json
 from soupkit.recipe.inspect import Diff
 from soupkit.world import World
 
 CHUNK = 1 << 20
 
 
-def diff(recipe: Diff, world: World, report: Report) -> dict[str, Any]:
+def diff(recipe: Diff, world: World, report: Report) -> Json:
     """Compare two checkpoints tensor by tensor: ‖a − b‖/‖a‖ and cos(a, b), in float64, chunk by chunk.
 
     Counters, masks and other tensors that are not floating stand apart: they are in no figure over all tensors.
@@ -54,7 +55,7 @@ def _differing(a: Checkpoint, b: Checkpoint, what: str) -> dict[str, list[Any]]:
     return {name: [left, right] for name, (left, right) in pairs.items() if left != right}
 
 
-def _compare(a: Checkpoint, b: Checkpoint, name: str) -> dict[str, Any]:
+def _compare(a: Checkpoint, b: Checkpoint, name: str) -> Json:
     sums = np.zeros(4)  # ‖a−b‖², ‖a‖², ‖b‖², ⟨a,b⟩
     x, y = a[name].reshape(-1), b[name].reshape(-1)
     for start in range(0, x.size, CHUNK):
@@ -72,7 +73,7 @@ def _compare(a: Checkpoint, b: Checkpoint, name: str) -> dict[str, Any]:
     }
 
 
-def _overall(rows: list[dict[str, Any]]) -> dict[str, float | None]:
+def _overall(rows: list[Json]) -> dict[str, float | None]:
     """The same measures over all shared tensors as one vector."""
     sums = np.sum([row.pop("squares") for row in rows], axis=0) if rows else np.zeros(4)
     norms = math.sqrt(sums[1]) * math.sqrt(sums[2])
@@ -82,7 +83,7 @@ def _overall(rows: list[dict[str, Any]]) -> dict[str, float | None]:
     }
 
 
-def _as_integers(a: Checkpoint, b: Checkpoint, row: dict[str, Any]) -> dict[str, Any]:
+def _as_integers(a: Checkpoint, b: Checkpoint, row: Json) -> Json:
     """How many elements of a counter or mask differ, and the first pair that does."""
     x, y = a[row["tensor"]].reshape(-1), b[row["tensor"]].reshape(-1)
     unequal = np.flatnonzero(x != y)
@@ -94,7 +95,7 @@ def _order(distance: float) -> float:
     return math.inf if math.isnan(distance) else distance
 
 
-def _report_diff(result: dict[str, Any], limit: int, report: Report) -> None:
+def _report_diff(result: Json, limit: int, report: Report) -> None:
     for key, title in (("only_in_a", "only in A"), ("only_in_b", "only in B")):
         if result[key]:
             report(Told(f"{title}: {len(result[key])} tensors, for example {result[key][0]}"))
@@ -122,7 +123,7 @@ def _report_diff(result: dict[str, Any], limit: int, report: Report) -> None:
     report(Table("diff", ("tensor", "‖a − b‖ / ‖a‖", "cosine"), tuple(cells), caption))
 
 
-def _report_integers(rows: Sequence[dict[str, Any]], report: Report) -> None:
+def _report_integers(rows: Sequence[Json], report: Report) -> None:
     differing = [row for row in rows if not row["equal"]]
     if differing:
         row = max(differing, key=lambda row: row["num_different"])

@@ -19,6 +19,7 @@ from soupkit.checkpoint.tensors import write_tensors
 from soupkit.checkpoint.views.adapted import CONFIG, WEIGHTS
 from soupkit.errors import RecipeError
 from soupkit.events import Advanced, Finished, Report, Started, Table, Warned, Wrote
+from soupkit.jsons import Json
 from soupkit.manifest import Manifest
 from soupkit.merge.families.low_rank import low_rank
 from soupkit.recipe.lora import ExtractLora
@@ -44,7 +45,7 @@ class _Extracted:
     rows: list[tuple[str, float, float]] = field(default_factory=list)
 
 
-def extract_lora(recipe: ExtractLora, world: World, report: Report) -> dict[str, Any]:
+def extract_lora(recipe: ExtractLora, world: World, report: Report) -> Json:
     """Factor the change of every matrix, write the adapter, tell what was lost."""
     model, base = open_checkpoint(recipe.ref), open_checkpoint(recipe.base)
     slots = agreed([model, base], recipe, report).slots

@@ -18,6 +18,7 @@ from soupkit.checkpoint.output import OutputDirectory
 from soupkit.checkpoint.reference import open_references, sweep_members
 from soupkit.errors import CheckpointError, RecipeError, ReferenceError
 from soupkit.events import Advanced, Finished, Report, Started, Table, Told, Wrote
+from soupkit.jsons import Json
 from soupkit.manifest import MANIFEST_NAME, Manifest
 from soupkit.recipe.hub import Pull, Push
 from soupkit.recipe.parse import recipe_to_json
@@ -29,7 +30,7 @@ from soupkit.world import World
 CARD = "README.md"
 
 
-def pull(recipe: Pull, world: World, report: Report) -> dict[str, Any]:
+def pull(recipe: Pull, world: World, report: Report) -> Json:
     """Download checkpoints into the cache; with `out`, copy them into a plain directory as well.
 
     Returns {"checkpoints": [{reference, commit, directory, bytes}]}, or the manifest of `out`.
@@ -48,7 +49,7 @@ def pull(recipe: Pull, world: World, report: Report) -> dict[str, Any]:
     return _copy(checkpoints, recipe, recipe.out, world, report)
 
 
-def _report_pulled(checkpoints: Sequence[Checkpoint], title: str, report: Report) -> dict[str, Any]:
+def _report_pulled(checkpoints: Sequence[Checkpoint], title: str, report: Report) -> Json:
     values = [
         {
             "reference": checkpoint.reference,
@@ -63,7 +64,7 @@ def _report_pulled(checkpoints: Sequence[Checkpoint], title: str, report: Report
     return {"checkpoints": values}
 
 
-def _copy(checkpoints: Sequence[Checkpoint], recipe: Pull, out: Path, world: World, report: Report) -> dict[str, Any]:
+def _copy(checkpoints: Sequence[Checkpoint], recipe: Pull, out: Path, world: World, report: Report) -> Json:
     """Each checkpoint as a directory with its manifest; OUT appears when the last is whole."""
     size = sum(checkpoint.num_bytes for checkpoint in checkpoints)
     names = _folders(checkpoints)
@@ -122,7 +123,7 @@ def _folders(checkpoints: Sequence[Checkpoint]) -> list[str]:
     return names
 
 
-def push(recipe: Push, world: World, report: Report) -> dict[str, Any]:
+def push(recipe: Push, world: World, report: Report) -> Json:
     """Check a directory, make the repository where there is none, upload file by file, and commit once.
 
     Files that an interrupted push has uploaded are not sent again. Raises CheckpointError when weights are not what the
@@ -169,9 +170,7 @@ def _files(directory: Path, first: Checkpoint) -> dict[str, Path | bytes]:
     return files
 
 
-def _upload(
-    repository: str, files: dict[str, Path | bytes], total: int, recipe: Push, report: Report
-) -> dict[str, Any]:
+def _upload(repository: str, files: dict[str, Path | bytes], total: int, recipe: Push, report: Report) -> Json:
     from huggingface_hub import CommitOperationAdd, HfApi
     from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
 
@@ -183,7 +182,7 @@ def _upload(
     additions = [
         CommitOperationAdd(name, str(file) if isinstance(file, Path) else file) for name, file in files.items()
     ]
-    where: dict[str, Any] = {"revision": recipe.revision, "create_pr": recipe.pr}
+    where: Json = {"revision": recipe.revision, "create_pr": recipe.pr}
     report(Started("uploading", total, "bytes"))
     for addition in additions:
         retried(lambda one=addition: api.preupload_lfs_files(repository, [one], free_memory=False, **where))  # type: ignore[misc]

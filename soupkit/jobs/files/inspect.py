@@ -6,6 +6,7 @@ from typing import Any
 
 from soupkit.checkpoint.reference import open_references
 from soupkit.events import Cell, Report, Table
+from soupkit.jsons import Json
 from soupkit.recipe.inspect import Inspect
 from soupkit.stages.inputs.shown import describe
 from soupkit.world import World
@@ -13,7 +14,7 @@ from soupkit.world import World
 Rows = tuple[tuple[Cell, ...], ...]
 
 
-def inspect(recipe: Inspect, _world: World, report: Report) -> dict[str, Any]:
+def inspect(recipe: Inspect, _world: World, report: Report) -> Json:
     """Describe every checkpoint from its headers."""
     described = []
     for checkpoint in open_references(recipe.refs):

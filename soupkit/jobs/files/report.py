@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.checkpoint.reference import local_path
 from soupkit.errors import OutputError, ReferenceError, SoupkitError
 from soupkit.events import Report, Wrote
+from soupkit.jsons import Json
 from soupkit.manifest import MANIFEST_NAME, Manifest
 from soupkit.recipe.report import Report as ReportRecipe
 from soupkit.report.html_page import GENERATOR, page
@@ -27,7 +27,7 @@ MOST_PARTS = 200
 PATH_SCORES = "curve.json"
 
 
-def report(recipe: ReportRecipe, _world: World, report: Report) -> dict[str, Any]:
+def report(recipe: ReportRecipe, _world: World, report: Report) -> Json:
     """Write the page; returns its place and size, and the names of the outputs that it is about.
 
     Reads headers, manifests and plots, no weights. Raises ReferenceError for what is no output of soupkit, OutputError
@@ -119,7 +119,7 @@ def _parts(directory: Path, root: Path, *, without: set[str], depth: int = DEEPE
             yield from _parts(path, root, without=set(), depth=depth - 1)
 
 
-def _facts(directory: Path) -> dict[str, Any]:
+def _facts(directory: Path) -> Json:
     """What headers tell of the weights; nothing where there are none."""
     try:
         return describe(Checkpoint(directory))
@@ -160,7 +160,7 @@ def _of_file(path: Path) -> Subject:
     return Subject(name=path.name, record=record)
 
 
-def _json_file(path: Path) -> dict[str, Any]:
+def _json_file(path: Path) -> Json:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -16,6 +16,7 @@ from soupkit.checkpoint.views.adapted import WEIGHTS, is_adapter
 from soupkit.commands import COMMANDS
 from soupkit.errors import CheckpointError, brief
 from soupkit.events import Report, Table, Told, Warned
+from soupkit.jsons import Json
 from soupkit.manifest import MANIFEST_NAME, Manifest, installed_versions
 from soupkit.merge.mixture import Mixture
 from soupkit.recipe.inspect import Reproduce, Verify
@@ -28,7 +29,7 @@ from soupkit.stages.outputs.soup import Record, prepare, show_plan, write_soup
 from soupkit.world import World
 
 
-def verify(recipe: Verify, world: World, report: Report) -> dict[str, Any]:
+def verify(recipe: Verify, world: World, report: Report) -> Json:
     """Hash weights and files again. Raises CheckpointError naming what changed."""
     manifest = Manifest.read(recipe.directory)
     members = manifest.notes.get("members", [])
@@ -97,7 +98,7 @@ def _check_inputs(directory: Path, manifest: Manifest, world: World) -> list[tup
     return checks
 
 
-def reproduce(recipe: Reproduce, world: World, report: Report) -> dict[str, Any]:
+def reproduce(recipe: Reproduce, world: World, report: Report) -> Json:
     """Write the soup again from the recorded coefficients; the weights must come out as the same bits.
 
     Raises CheckpointError when an ingredient has changed or the result differs.
@@ -144,9 +145,7 @@ def reproduce(recipe: Reproduce, world: World, report: Report) -> dict[str, Any]
     return again
 
 
-def _merge_again(
-    recipe: Reproduce, manifest: Manifest, made_with: MethodRecipe, world: World, report: Report
-) -> dict[str, Any]:
+def _merge_again(recipe: Reproduce, manifest: Manifest, made_with: MethodRecipe, world: World, report: Report) -> Json:
     """A method's output has no coefficients: the recorded recipe runs again, on the recorded inputs."""
     again = write_merge(
         with_inputs(made_with, _references(recipe.directory, manifest)),
@@ -169,7 +168,7 @@ def _references(directory: Path, manifest: Manifest) -> list[str]:
         raise CheckpointError(f"{directory}: the recorded references cannot be read: {error!r}") from error
 
 
-def _same_bits(written: Checkpoint, manifest: Manifest, world: World) -> dict[str, Any]:
+def _same_bits(written: Checkpoint, manifest: Manifest, world: World) -> Json:
     """Checked before the output is published. The recorded metrics hold for the same bits."""
     content = content_hash(written, threads=world.num_threads)
     if content != manifest.outputs.get("content"):

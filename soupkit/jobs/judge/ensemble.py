@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.checkpoint.output import OutputDirectory
 from soupkit.checkpoint.quantized import refuse_quantized
 from soupkit.checkpoint.reference import open_references
 from soupkit.events import Advanced, Cell, Finished, Report, Started, Table, Told, Wrote
+from soupkit.jsons import Json, JsonView
 from soupkit.manifest import Manifest
 from soupkit.merge.mixture import uniform
 from soupkit.recipe.curve import Ensemble
@@ -30,7 +30,7 @@ from soupkit.world import World
 BEST = "best single"
 
 
-def ensemble(recipe: Ensemble, world: World, report: Report) -> dict[str, Any]:
+def ensemble(recipe: Ensemble, world: World, report: Report) -> Json:
     """Score every checkpoint and the ensembles of logits and of probabilities; returns the manifest.
 
     The best single model is the one that is best on held-out; the ensembles are compared with it in pairs. Memory: the
@@ -47,7 +47,7 @@ def ensemble(recipe: Ensemble, world: World, report: Report) -> dict[str, Any]:
     singles, best, ensembles = _predict(checkpoints, contents, task, recipe, world, report)
     names = [checkpoint.reference for checkpoint in checkpoints]
     scored = {str(kind): {split: ensembles[split].predictions(kind) for split in JUDGED} for kind in KINDS}
-    metrics: dict[str, Any] = {
+    metrics: Json = {
         "best_single": singles[best[0]],
         **{
             kind: {split: scores_to_json(scores_of(p, task.metrics)) for split, p in each.items()}
@@ -84,9 +84,9 @@ def _predict(
     recipe: Ensemble,
     world: World,
     report: Report,
-) -> tuple[list[dict[str, Any]], tuple[int, dict[str, Predictions]], dict[str, RunningEnsemble]]:
+) -> tuple[list[Json], tuple[int, dict[str, Predictions]], dict[str, RunningEnsemble]]:
     """The scores of every checkpoint, the best on held-out with its predictions, and the ensembles."""
-    singles: list[dict[str, Any]] = []
+    singles: list[Json] = []
     best: tuple[int, dict[str, Predictions]] = (0, {})
     ensembles: dict[str, RunningEnsemble] = {split: RunningEnsemble() for split in JUDGED}
     num_remembered = 0
@@ -130,9 +130,7 @@ def _predictions(
     return found, False
 
 
-def _table(
-    best: str, metrics: Mapping[str, Any], comparisons: Mapping[str, Mapping[str, Comparison]], num: int
-) -> Table:
+def _table(best: str, metrics: JsonView, comparisons: Mapping[str, Mapping[str, Comparison]], num: int) -> Table:
     rows: list[tuple[Cell, ...]] = []
     labels: dict[str, str] = {
         "best_single": f"{BEST}: {best}",

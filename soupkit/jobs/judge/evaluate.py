@@ -6,7 +6,6 @@ import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.checkpoint.hashing import content_hash
@@ -15,6 +14,7 @@ from soupkit.checkpoint.quantized import refuse_quantized
 from soupkit.checkpoint.reference import open_checkpoint, open_references
 from soupkit.errors import RecipeError
 from soupkit.events import Advanced, Finished, Report, Scored, Started, Table, Wrote
+from soupkit.jsons import Json
 from soupkit.manifest import Manifest
 from soupkit.metrics import metric_of
 from soupkit.recipe.evaluate import Evaluate
@@ -44,7 +44,7 @@ class Row:
     comparison: Comparison | None = None
 
 
-def evaluate(recipe: Evaluate, world: World, report: Report) -> dict[str, Any]:
+def evaluate(recipe: Evaluate, world: World, report: Report) -> Json:
     """Score every checkpoint on held-out and test, or by an external program; returns the manifest.
 
     Its metrics are {split: {metric: …}} of a single checkpoint, {name: {split: {metric: …}}} of several; its notes hold
@@ -90,7 +90,7 @@ def _with_baseline(recipe: Evaluate) -> tuple[list[Checkpoint], int]:
 
 def _score_inside(
     checkpoints: Sequence[Checkpoint], baseline: int, recipe: Evaluate, world: World, report: Report
-) -> tuple[dict[str, list[Row]], dict[str, Any]]:
+) -> tuple[dict[str, list[Row]], Json]:
     """Rows per split, the baseline's predictions kept for comparison, all of them only for an ensemble."""
     refuse_quantized(checkpoints)
     task = open_task(checkpoints[baseline], recipe, world)
@@ -182,15 +182,15 @@ def _cells(row: Row, *, compared: bool) -> tuple[str | float | None, ...]:
     return (row.name, *values, *difference)
 
 
-def _metrics(results: Mapping[str, Sequence[Row]]) -> dict[str, Any]:
-    by_name: dict[str, Any] = {}
+def _metrics(results: Mapping[str, Sequence[Row]]) -> Json:
+    by_name: Json = {}
     for split, rows in results.items():
         for row in rows:
             by_name.setdefault(row.name, {})[split] = scores_to_json(row.scores)
     return next(iter(by_name.values())) if len(by_name) == 1 else by_name
 
 
-def _comparisons(results: Mapping[str, Sequence[Row]]) -> dict[str, Any]:
+def _comparisons(results: Mapping[str, Sequence[Row]]) -> Json:
     return {
         split: {row.name: row.comparison.to_json() for row in rows if row.comparison is not None}
         for split, rows in results.items()

@@ -5,14 +5,13 @@ Each is a mixture whose coefficients follow from the order of the checkpoints al
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from soupkit.checkpoint.source import Source
 from soupkit.checkpoint.views.view import checkpoint_of
 from soupkit.errors import RecipeError
 from soupkit.events import Report, Told, Warned
+from soupkit.jsons import Json
 from soupkit.manifest import Manifest
 from soupkit.merge.mixture import Mixture, keep_batch_norm, subset_mean, weighted
 from soupkit.merge.running import Ema, PowerEma, Snapshot, Swa, coefficients, synthesise
@@ -26,7 +25,7 @@ POOR = 0.1
 """A profile that differs by more than this share from the wanted one is worth a warning."""
 
 
-def merge_swa(recipe: MergeSwa, world: World, report: Report) -> dict[str, Any]:
+def merge_swa(recipe: MergeSwa, world: World, report: Report) -> Json:
     """The mean of the checkpoints that count, all alike."""
     ingredients = _open(recipe, report)
     column = coefficients(Swa(recipe.start, recipe.every), len(ingredients.names))
@@ -34,7 +33,7 @@ def merge_swa(recipe: MergeSwa, world: World, report: Report) -> dict[str, Any]:
     return _write(ingredients, mixture, recipe, world, report, command="merge swa")
 
 
-def merge_ema(recipe: MergeEma, world: World, report: Report) -> dict[str, Any]:
+def merge_ema(recipe: MergeEma, world: World, report: Report) -> Json:
     """The exponential moving average, unrolled into its coefficients."""
     ingredients = _open(recipe, report)
     rule = Ema(recipe.decay, every=recipe.every, start=recipe.start, gamma=recipe.gamma, power=recipe.power)
@@ -42,7 +41,7 @@ def merge_ema(recipe: MergeEma, world: World, report: Report) -> dict[str, Any]:
     return _write(ingredients, mixture, recipe, world, report, command="merge ema")
 
 
-def merge_posthoc_ema(recipe: MergePosthocEma, world: World, report: Report) -> dict[str, Any]:
+def merge_posthoc_ema(recipe: MergePosthocEma, world: World, report: Report) -> Json:
     """The mixture of snapshots of power-function EMAs that comes nearest to one of another width."""
     ingredients = _open(recipe, report)
     snapshots = [recorded_snapshot(checkpoint) for checkpoint in ingredients.checkpoints]
@@ -88,7 +87,7 @@ def _write(
     *,
     command: str,
     record: Record = Record(),  # noqa: B008  (frozen)
-) -> dict[str, Any]:
+) -> Json:
     used, names = mixture.used(), ingredients.names
     values = mixture.matrix[used, 0]
     report(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.checkpoint.output import OutputDirectory
 from soupkit.errors import RecipeError
 from soupkit.events import Report, Scored, Table, Wrote, silent
+from soupkit.jsons import Json, JsonView
 from soupkit.manifest import Manifest
 from soupkit.merge.mixture import Mixture, interpolate, keep_batch_norm
 from soupkit.metrics import Direction, rank_key
@@ -25,7 +26,7 @@ from soupkit.world import World
 COMMAND = "merge interpolate"
 
 
-def merge_interpolate(recipe: MergeInterpolate, world: World, report: Report) -> dict[str, Any]:
+def merge_interpolate(recipe: MergeInterpolate, world: World, report: Report) -> Json:
     """Write one point of the segment from A to B, the best on held-out data, or every point."""
     check_aligned_merge(recipe)
     ingredients = open_ingredients(recipe, report)
@@ -64,7 +65,7 @@ class _Points:
         report: Report,
         *,
         better: Direction | None,
-        notes: Mapping[str, Any],
+        notes: JsonView,
     ) -> None:
         self.ingredients, self.recipe, self.world, self.report = ingredients, recipe, world, report
         self.notes = notes
@@ -76,7 +77,7 @@ class _Points:
             self.judge = open_judge(ingredients, recipe, world, report)
         self.soup = self.judge and self.judge.soup
 
-    def best(self, points: Sequence[Mixture]) -> dict[str, Any]:
+    def best(self, points: Sequence[Mixture]) -> Json:
         """Write the best point (the earlier of equals); the table shows them all."""
         scores = self._scores(points)
         best = self._best_of(scores)
@@ -87,7 +88,7 @@ class _Points:
             notes |= fitted_on(self.soup)
         return self._write(points[best], self.recipe.out, Record(notes=notes), self.report)
 
-    def all(self, points: Sequence[Mixture]) -> dict[str, Any]:
+    def all(self, points: Sequence[Mixture]) -> Json:
         """Write every point as OUT/at-X; OUT appears when the last is whole."""
         recipe, names = self.recipe, [f"at-{at:g}" for at in self.recipe.at]
         size = self.ingredients.plan.num_bytes * len(points)
@@ -111,7 +112,7 @@ class _Points:
         self.report(Wrote(recipe.out, size))
         return manifest.to_json()
 
-    def _write(self, point: Mixture, out: Path, record: Record, report: Report) -> dict[str, Any]:
+    def _write(self, point: Mixture, out: Path, record: Record, report: Report) -> Json:
         replaced, notes = replaced_tensors(
             self.ingredients, point, self.recipe, self.world, self.report, soup=self.soup
         )
@@ -144,7 +145,7 @@ class _Points:
             self.report(Table("interpolation", columns, tuple(tuple(row.values()) for row in self._rows(scores))))
         return scores
 
-    def _rows(self, scores: Sequence[Any]) -> list[dict[str, Any]]:
+    def _rows(self, scores: Sequence[Any]) -> list[Json]:
         keys = ("metric", "value", "standard_error", "num_examples")
         pairs = zip(self.recipe.at, scores, strict=False)
         return [{"at": at, **{key: getattr(score, key) for key in keys}} for at, score in pairs]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import cast
 
 from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.checkpoint.config.vocabulary import difference, read_vocabulary
@@ -13,6 +13,7 @@ from soupkit.checkpoint.views.adapted import is_adapter
 from soupkit.commands import COMMANDS
 from soupkit.errors import CompatibilityError, RecipeError, ReferenceError
 from soupkit.events import Report, Told
+from soupkit.jsons import Json
 from soupkit.recipe.merge import MergeMergekit
 from soupkit.recipe.mergekit.recipes import Translated, translate
 from soupkit.recipe.parse import parse_recipe
@@ -21,7 +22,7 @@ from soupkit.stages.outputs.soup import Record
 from soupkit.world import World
 
 
-def merge_mergekit(recipe: MergeMergekit, world: World, report: Report) -> dict[str, Any]:
+def merge_mergekit(recipe: MergeMergekit, world: World, report: Report) -> Json:
     """Translate the file; the manifest records the command that ran, so that it can be reproduced without the file."""
     try:
         text = recipe.file.read_text(encoding="utf-8")
@@ -30,7 +31,7 @@ def merge_mergekit(recipe: MergeMergekit, world: World, report: Report) -> dict[
     found = translate(text, where=str(recipe.file), folder=recipe.models)
     check_models(found, str(recipe.file))
     command = COMMANDS[found.command]
-    common: dict[str, Any] = {
+    common: Json = {
         "out": recipe.out,
         "overwrite": recipe.overwrite,
         "dry_run": recipe.dry_run,
@@ -48,7 +49,7 @@ def merge_mergekit(recipe: MergeMergekit, world: World, report: Report) -> dict[
     for note in found.notes:
         report(Told(f"not as in mergekit: {note}"))
     notes = {"mergekit": {"file": str(recipe.file), "text": text, "not_as_in_mergekit": list(found.notes)}}
-    job = cast(Callable[..., dict[str, Any]], command.load_job())
+    job = cast(Callable[..., Json], command.load_job())
     return job(translated, world, report, record=Record(notes=notes))
 
 

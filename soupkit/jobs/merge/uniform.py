@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from soupkit.checkpoint.reference import open_references
 from soupkit.checkpoint.seen import ranked_on
 from soupkit.events import Report, Told
+from soupkit.jsons import Json
 from soupkit.merge.mixture import Mixture, by_tensor, keep_batch_norm, uniform, weighted
 from soupkit.recipe.merge import MergeUniform, MergeWeighted
 from soupkit.recipe.settings import Layers, check_matches, parse_settings, resolve
@@ -18,7 +17,7 @@ from soupkit.world import World
 NOTHING_TO_ADD = Record()
 
 
-def merge_uniform(recipe: MergeUniform, world: World, report: Report) -> dict[str, Any]:
+def merge_uniform(recipe: MergeUniform, world: World, report: Report) -> Json:
     """Average all ingredients, or the best N of them."""
     check_aligned_merge(recipe)
     checkpoints = open_references(recipe.refs, stream=recipe.stream)
@@ -35,9 +34,7 @@ def merge_uniform(recipe: MergeUniform, world: World, report: Report) -> dict[st
     return _write(ingredients, mixture, recipe, world, report, command="merge uniform", record=record)
 
 
-def merge_weighted(
-    recipe: MergeWeighted, world: World, report: Report, *, record: Record = NOTHING_TO_ADD
-) -> dict[str, Any]:
+def merge_weighted(recipe: MergeWeighted, world: World, report: Report, *, record: Record = NOTHING_TO_ADD) -> Json:
     """Combine the ingredients with the given coefficients."""
     check_aligned_merge(recipe)
     ingredients = open_ingredients(recipe, report)
@@ -63,7 +60,7 @@ def _write(
     *,
     command: str,
     record: Record = NOTHING_TO_ADD,
-) -> dict[str, Any]:
+) -> Json:
     """Align, refresh and repair where it is asked for, and write."""
     ingredients, alignment = align_ingredients(ingredients, recipe, world, report)
     replaced, notes = replaced_tensors(ingredients, mixture, recipe, world, report)

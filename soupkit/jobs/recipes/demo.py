@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 from soupkit.events import Report, Table, Told, Wrote
+from soupkit.jsons import Json, JsonView
 from soupkit.manifest import Manifest
 from soupkit.recipe.parse import recipe_to_json
 from soupkit.recipe.run import Demo
@@ -22,11 +22,11 @@ from soupkit.world import World, available_cores
 RECIPE = "demo.yaml"
 COLUMNS = ("best single", "uniform soup", "greedy soup", "ensemble of logits")
 SPLITS = ("held_out", "test")
-Scores = dict[str, dict[str, dict[str, Any]]]
+Scores = dict[str, dict[str, Json]]
 """{model: {split: {value, standard_error, num_examples}}} of top-1."""
 
 
-def demo(recipe: Demo, _world: World, report: Report) -> dict[str, Any]:
+def demo(recipe: Demo, _world: World, report: Report) -> Json:
     """Run the demo for every seed; writes table, plot and manifest beside the models. Raises what its steps raise."""
     seeds = list(range(recipe.seed, recipe.seed + recipe.seeds))
     outcomes = [_run_seed(recipe, seed, report) for seed in seeds]
@@ -49,13 +49,13 @@ def demo(recipe: Demo, _world: World, report: Report) -> dict[str, Any]:
     return manifest.to_json()
 
 
-def _run_seed(recipe: Demo, seed: int, report: Report) -> dict[str, Any]:
+def _run_seed(recipe: Demo, seed: int, report: Report) -> Json:
     out = recipe.out if recipe.seeds == 1 else recipe.out / f"seed-{seed}"
     jobs = recipe.jobs or available_cores()
     settings = [f"out={out}", f"seed={seed}", f"num_runs={recipe.num_runs}", f"jobs={jobs}"]
     text = resources.files("soupkit.recipe").joinpath(RECIPE).read_text(encoding="utf-8")
     steps = parse_steps(text, settings, where=RECIPE).steps
-    outcome: dict[str, Any] = run_steps(steps, _without_tables(report), force=recipe.force)["steps"]
+    outcome: Json = run_steps(steps, _without_tables(report), force=recipe.force)["steps"]
     return outcome
 
 
@@ -64,7 +64,7 @@ def _without_tables(report: Report) -> Report:
     return lambda event: None if isinstance(event, Table) else report(event)
 
 
-def _scores(outcome: Mapping[str, Any]) -> Scores:
+def _scores(outcome: JsonView) -> Scores:
     best = outcome["greedy"]["notes"]["picks"][0]
     uniform, greedy = (str(Path(outcome[name]["recipe"]["out"])) for name in ("uniform", "greedy"))
     metrics = {**outcome["ensemble"]["metrics"], **outcome["soups"]["metrics"]}
@@ -72,7 +72,7 @@ def _scores(outcome: Mapping[str, Any]) -> Scores:
     return {name: {split: metrics[source][split]["top1"] for split in SPLITS} for name, source in sources.items()}
 
 
-def _members(outcome: Mapping[str, Any]) -> list[float]:
+def _members(outcome: JsonView) -> list[float]:
     """Test accuracy of every model of the sweep."""
     metrics = outcome["ensemble"]["metrics"]
     return [metrics[name]["test"]["top1"]["value"] for name in metrics if name != "ensemble of logits"]
@@ -115,7 +115,7 @@ def _write(out: Path, manifest: Manifest, summary: Scores, members: Sequence[Seq
         report(Wrote(out / name, (out / name).stat().st_size))
 
 
-def _tell(recipe: Demo, summary: Scores, outcomes: Sequence[Mapping[str, Any]], report: Report) -> None:
+def _tell(recipe: Demo, summary: Scores, outcomes: Sequence[JsonView], report: Report) -> None:
     sizes = [len(outcome["greedy"]["notes"]["picks"]) for outcome in outcomes]
     rows = tuple(
         (name, *(_percent(splits["held_out"])), *(_percent(splits["test"]))) for name, splits in summary.items()
@@ -136,5 +136,5 @@ def _tell(recipe: Demo, summary: Scores, outcomes: Sequence[Mapping[str, Any]], 
     report(Told(f"look at {recipe.out / 'scores.png'}; next: soupkit inspect {soup}"))
 
 
-def _percent(score: Mapping[str, Any]) -> tuple[float, float]:
+def _percent(score: JsonView) -> tuple[float, float]:
     return 100 * score["value"], 100 * (score["standard_error"] or 0)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from soupkit.events import Report, Told
+from soupkit.jsons import Json
 from soupkit.recipe.run import Run
 from soupkit.recipe.steps import load_steps
 from soupkit.stages.steps import run_steps, show_plan
 from soupkit.world import World
 
 
-def run(recipe: Run, world: World, report: Report) -> dict[str, Any]:
+def run(recipe: Run, world: World, report: Report) -> Json:
     """Check every step of a recipe file, run them, check its expectations. Every step's own options choose its device.
 
     Returns {"steps": {name: result}}; with dry_run {"steps": {name: {command, action, why}}}.

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from soupkit.checkpoint.reference import open_references
 from soupkit.events import Report, Table
+from soupkit.jsons import Json
 from soupkit.merge.mixture import Mixture
 from soupkit.recipe.soup import MergeEvolve
 from soupkit.report.tables import score_rows, score_table, uniform_label
@@ -21,7 +20,7 @@ from soupkit.stages.scoring.ranked import without_the_best
 from soupkit.world import World
 
 
-def merge_evolve(recipe: MergeEvolve, world: World, report: Report) -> dict[str, Any]:
+def merge_evolve(recipe: MergeEvolve, world: World, report: Report) -> Json:
     """Search coefficients by scores alone, write the best soup, and score what was written."""
     better = decide(recipe, report)
     ingredients = prepare(without_the_best(open_references(recipe.refs), recipe, report), recipe, report)
@@ -46,7 +45,7 @@ def merge_evolve(recipe: MergeEvolve, world: World, report: Report) -> dict[str,
     remembering.tell(report)
     best = _mixture(ingredients, layout, evolved.coefficients_KB, recipe)
 
-    def write(alone: World) -> dict[str, Any]:
+    def write(alone: World) -> Json:
         soup = judge.soup
         return write_soup(
             ingredients,
@@ -71,11 +70,11 @@ def _mixture(ingredients: Ingredients, layout: Layout, coefficients_KB: np.ndarr
     return layout.mixture(names, coefficients_KB, slots, keep_first=recipe.bn == "keep")
 
 
-def _trace(evolved: Evolved) -> list[dict[str, Any]]:
+def _trace(evolved: Evolved) -> list[Json]:
     return [{"generation": number, "value": value} for number, value in enumerate(evolved.history)]
 
 
-def _notes(evolved: Evolved, layout: Layout) -> dict[str, Any]:
+def _notes(evolved: Evolved, layout: Layout) -> Json:
     return {
         "evaluations": evolved.num_evaluations,
         "uniform": score_entry(evolved.start),
@@ -84,7 +83,7 @@ def _notes(evolved: Evolved, layout: Layout) -> dict[str, Any]:
     }
 
 
-def _table(manifest: dict[str, Any], *, has_batch_norm: bool) -> Table:
+def _table(manifest: Json, *, has_batch_norm: bool) -> Table:
     """The uniform soup beside the best one, on what selected and on what did not."""
     notes, metrics = manifest["notes"], manifest["metrics"]
     uniform = uniform_label(manifest["recipe"]["bn"], has_batch_norm=has_batch_norm)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
 from soupkit.checkpoint.reference import open_references
 from soupkit.events import Report, Table, Told
+from soupkit.jsons import Json
 from soupkit.merge.mixture import Mixture, keep_batch_norm, subset_mean
 from soupkit.metrics import Direction
 from soupkit.recipe.merge import MergeGreedy
@@ -31,7 +31,7 @@ ONLY_THE_BEST = (
 )
 
 
-def merge_greedy(recipe: MergeGreedy, world: World, report: Report) -> dict[str, Any]:
+def merge_greedy(recipe: MergeGreedy, world: World, report: Report) -> Json:
     """Rank, add greedily, write the soup, and score what was written."""
     check_aligned_merge(recipe)
     better = decide(recipe, report)
@@ -47,7 +47,7 @@ def merge_greedy(recipe: MergeGreedy, world: World, report: Report) -> dict[str,
     remembering.tell(report)
     _tell(result, report)
 
-    def write(alone: World) -> dict[str, Any]:
+    def write(alone: World) -> Json:
         soup = judge.soup
         notes = _notes(result, ingredients, soup) | _best_single(result, ingredients, soup)
         replaced, repair = replaced_tensors(ingredients, result.mixture, recipe, alone, report, soup=soup)
@@ -105,7 +105,7 @@ def _tell(result: Greedy, report: Report) -> None:
         report(Told(ONLY_THE_BEST))
 
 
-def _notes(result: Greedy, ingredients: Ingredients, soup: SoupTask | None) -> dict[str, Any]:
+def _notes(result: Greedy, ingredients: Ingredients, soup: SoupTask | None) -> Json:
     names = ingredients.names
     return {
         **fitted_on(soup),
@@ -116,7 +116,7 @@ def _notes(result: Greedy, ingredients: Ingredients, soup: SoupTask | None) -> d
     }
 
 
-def _best_single(result: Greedy, ingredients: Ingredients, soup: SoupTask | None) -> dict[str, Any]:
+def _best_single(result: Greedy, ingredients: Ingredients, soup: SoupTask | None) -> Json:
     """The best single by held-out, on both splits: what the soup has to beat on test."""
     if soup is None or not soup.recipe.test:
         return {}
@@ -125,7 +125,7 @@ def _best_single(result: Greedy, ingredients: Ingredients, soup: SoupTask | None
     return {"best_single": {"reference": ingredients.names[best], "metrics": metrics}}
 
 
-def _table(manifest: dict[str, Any]) -> Table:
+def _table(manifest: Json) -> Table:
     """Best single beside the soup, on what selected and on what did not."""
     notes, metrics = manifest["notes"], manifest["metrics"]
     picks, singles = notes["picks"], notes["singles"]

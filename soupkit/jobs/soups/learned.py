@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from soupkit.checkpoint.reference import open_references
 from soupkit.events import Report
+from soupkit.jsons import Json
 from soupkit.recipe.soup import MergeLearned
 from soupkit.soup.learned import Softmax, Unconstrained
 from soupkit.stages.learning.learning import begin, dry_run, learn, settings_of
@@ -15,7 +14,7 @@ from soupkit.stages.scoring.ranked import without_the_best
 from soupkit.world import World
 
 
-def merge_learned(recipe: MergeLearned, world: World, report: Report) -> dict[str, Any]:
+def merge_learned(recipe: MergeLearned, world: World, report: Report) -> Json:
     """Learn coefficients on held-out data, write the soup, and score what was written."""
     checkpoints = without_the_best(open_references(recipe.refs), recipe, report)
     search = open_search(recipe, checkpoints, world, report, command="merge learned")

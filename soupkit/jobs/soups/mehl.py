@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from soupkit.checkpoint.reference import open_references
 from soupkit.events import Report, Told
+from soupkit.jsons import Json
 from soupkit.recipe.soup import MergeMehl
 from soupkit.soup.live import LiveModel
 from soupkit.soup.mehl import HyperPlane
@@ -18,7 +17,7 @@ from soupkit.stages.scoring.ranked import without_the_best
 from soupkit.world import World
 
 
-def merge_mehl(recipe: MergeMehl, world: World, report: Report) -> dict[str, Any]:
+def merge_mehl(recipe: MergeMehl, world: World, report: Report) -> Json:
     """Learn a soup in the hyper-plane of model batches, write it, and score what was written."""
     checkpoints = without_the_best(open_references(recipe.refs), recipe, report)
     search = open_search(recipe, checkpoints, world, report, command="merge mehl", together=False)

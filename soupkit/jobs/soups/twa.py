@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +11,7 @@ from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.checkpoint.reference import open_references
 from soupkit.errors import RecipeError
 from soupkit.events import Report, Told
+from soupkit.jsons import Json
 from soupkit.recipe.soup import BLOCK_RATE, PUBLISHED_RATE, MergeTwa
 from soupkit.recipe.train import Finetune
 from soupkit.soup.fit import ReadBatches
@@ -27,7 +27,7 @@ from soupkit.train.augmented import Augmented
 from soupkit.world import World
 
 
-def merge_twa(recipe: MergeTwa, world: World, report: Report) -> dict[str, Any]:
+def merge_twa(recipe: MergeTwa, world: World, report: Report) -> Json:
     """Train in the span of historical checkpoints, write the soup, and score what was written."""
     if recipe.every > 1 or recipe.start != "average":
         refuse_unplaced(recipe.refs)

@@ -10,7 +10,6 @@ from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -18,6 +17,7 @@ from soupkit.checkpoint.hashing import content_hash
 from soupkit.checkpoint.output import OutputDirectory, check_output
 from soupkit.errors import RecipeError
 from soupkit.events import Report, Table, Told
+from soupkit.jsons import Json
 from soupkit.manifest import Manifest
 from soupkit.recipe.parse import recipe_to_json
 from soupkit.recipe.population import TrainPopulation
@@ -66,7 +66,7 @@ class Plan:
     grid: Grid
 
 
-def train_population(recipe: TrainPopulation, world: World, report: Report) -> dict[str, Any]:
+def train_population(recipe: TrainPopulation, world: World, report: Report) -> Json:
     """Train, write every member, their average and greedy soups, and score them all; returns the manifest.
 
     An unfinished run in `out` goes on where its last saved state was, with the same bits on the same CPU. Every rank
@@ -213,8 +213,8 @@ def _write_member(
 
 
 def _write_averages(
-    directory: Path, start: Start, member: Member, inputs: list[dict[str, Any]], world: World, report: Report
-) -> dict[str, Any]:
+    directory: Path, start: Start, member: Member, inputs: list[Json], world: World, report: Report
+) -> Json:
     """EMA and SWA of a member, as checkpoint directories in its own; their scores for its manifest."""
     recipe = member.recipe
     trajectory = trajectory_of(directory, start, recipe, member.averages, inputs)
@@ -239,11 +239,11 @@ def _bytes_to_write(recipe: TrainPopulation, start: Start) -> int:
     return model_bytes(saved(start.model)) * (recipe.num_members * 7 + 2)
 
 
-def _show_plan(plan: Plan, report: Report) -> dict[str, Any]:
+def _show_plan(plan: Plan, report: Report) -> Json:
     """What --dry-run prints: everything is checked by now, nothing is trained or written."""
     recipe, start, grid = plan.recipe, plan.start, plan.grid
     epochs = [epoch + 1 for epoch in range(recipe.epochs) if merges_after(recipe, epoch)]
-    values: dict[str, Any] = {
+    values: Json = {
         "model": recipe.model or f"{start.spec.library}:{start.spec.name}",
         "base": start.base.reference if start.base else "random weights",
         "parameters": sum(parameter.numel() for parameter in saved(start.model).parameters()),

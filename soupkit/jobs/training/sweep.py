@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -13,6 +13,7 @@ from soupkit.checkpoint.reference import local_path, open_checkpoint
 from soupkit.errors import DivergedError, SoupkitError, WorkerDiedError
 from soupkit.events import Advanced, Event, Finished, Report, Scored, Started, Told, Warned
 from soupkit.given import given_by
+from soupkit.jsons import Json, JsonView
 from soupkit.manifest import Manifest
 from soupkit.recipe.train import Finetune, FinetuneSweep
 from soupkit.report.leaderboard import write_leaderboard
@@ -36,9 +37,7 @@ from soupkit.train.sweep import (
 from soupkit.world import World, available_cores
 
 
-def finetune_sweep(
-    recipe: FinetuneSweep, world: World, report: Report, *, execute: Execute | None = None
-) -> dict[str, Any]:
+def finetune_sweep(recipe: FinetuneSweep, world: World, report: Report, *, execute: Execute | None = None) -> Json:
     """Train every run that is not finished and write the sweep's manifest, anew after each; returns the last.
 
     Runs are independent of each other and of `jobs`: each is trained by one thread from its own seed. A run that
@@ -118,7 +117,7 @@ class _Sweep:
         else:
             self.lowered.pop(run.name, None)
 
-    def finish(self, name: str, values: Mapping[str, Any]) -> None:
+    def finish(self, name: str, values: JsonView) -> None:
         """A run is finished, its directory in place."""
         manifest = self.done[name] = Manifest(**values)
         self.write()
@@ -243,7 +242,7 @@ def _naming(run: str, check: Callable[[], object]) -> None:
         raise_named(run, error)
 
 
-def _plot(sweep: _Sweep, rows: list[dict[str, Any]]) -> None:
+def _plot(sweep: _Sweep, rows: list[Json]) -> None:
     """Draw the hyper-parameters that vary against the held-out score."""
     names = varying([{name: row[name] for name in sweep.runs[row["run"]].settings} for row in rows])
     if not names:

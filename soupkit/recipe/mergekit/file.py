@@ -5,10 +5,10 @@ What the structure means for a method is the translation's concern (mergekit.py)
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from soupkit.jsons import JsonView
 from soupkit.recipe.mergekit.values import (
     Model,
     Parameters,
@@ -70,7 +70,7 @@ class MergekitFile:
     name: str | None
 
 
-def read_file(config: Mapping[str, Any], *, method: str, where: str) -> MergekitFile:
+def read_file(config: JsonView, *, method: str, where: str) -> MergekitFile:
     """Check the keys and types of a file. Raises RecipeError with the place in it."""
     _refuse_features(config, where)
     mapping(config, KEYS, where)
@@ -93,7 +93,7 @@ def read_file(config: Mapping[str, Any], *, method: str, where: str) -> Mergekit
     )
 
 
-def _refuse_features(config: Mapping[str, Any], where: str) -> None:
+def _refuse_features(config: JsonView, where: str) -> None:
     """What mergekit has and soupkit has not."""
     if config.get("modules") is not None:
         raise refuse(
@@ -141,7 +141,7 @@ def _slice(value: Any, where: str) -> Slice:
     return Slice(tuple(sources), own, None if base is None else model(base, f"{where}.base_model"), where)
 
 
-def _source(values: Mapping[str, Any], where: str, layers: tuple[int, int] | None = None) -> Source:
+def _source(values: JsonView, where: str, layers: tuple[int, int] | None = None) -> Source:
     if values.get("model") is None:
         raise refuse(where, "names no model", hint="model: PATH")
     own = parameters(values.get("parameters"), f"{where}.parameters")
@@ -167,7 +167,7 @@ def _dtype(value: Any, where: str) -> str | None:
     return name
 
 
-def _tokenizer(config: Mapping[str, Any], where: str) -> Model | str | None:
+def _tokenizer(config: JsonView, where: str) -> Model | str | None:
     """`tokenizer_source`, or the source of `tokenizer`. Raises RecipeError for one that is built from several."""
     source, block = config.get("tokenizer_source"), config.get("tokenizer")
     place = f"{where}: tokenizer_source"

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from soupkit.jsons import Json
 from soupkit.recipe.mergekit.chains import Chain, Number, chain_of
 from soupkit.recipe.mergekit.file import MergekitFile, Slice
 from soupkit.recipe.mergekit.methods import METHODS, Parameter
@@ -77,9 +78,9 @@ class Parameters:
         """Whether a parameter is one number for all tensors."""
         return all(chain.plain is not None for chain in self.shared[name])
 
-    def options(self, command: str) -> dict[str, Any]:
+    def options(self, command: str) -> Json:
         """The options of the command; what differs from tensor to tensor is in `settings` afterwards."""
-        found: dict[str, Any] = {}
+        found: Json = {}
         for name, parameter in self.known.items():
             ours = "weight" if (parameter.ours, command) == ("coefficient", "merge linear") else parameter.ours
             if ours:
@@ -106,7 +107,7 @@ class Parameters:
 
     # Options and settings
 
-    def _add(self, name: str, ours: str, parameter: Parameter, found: dict[str, Any]) -> None:
+    def _add(self, name: str, ours: str, parameter: Parameter, found: Json) -> None:
         shared = self.shared[name]
         if not parameter.own:
             self._spread(ours, shared, None, found)
@@ -130,7 +131,7 @@ class Parameters:
                     self._check_filters(name, chains)
                     self._spread(ours, chains, place, found)
 
-    def _spread(self, ours: str, chains: Sequence[Chain], place: int | None, found: dict[str, Any]) -> None:
+    def _spread(self, ours: str, chains: Sequence[Chain], place: int | None, found: Json) -> None:
         """One chain per slice: the option where it is one number, settings for the rest."""
         if place is None and (one := _one(chains)) is not None:
             many = [one] * len(self.slices[0].sources)

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from soupkit.jsons import Json
 from soupkit.recipe.mergekit.file import MergekitFile, Slice, Source, read_file
 from soupkit.recipe.mergekit.methods import METHODS, MISSING
 from soupkit.recipe.mergekit.parameters import Parameters, check_known
@@ -30,7 +30,7 @@ class Translated:
     """
 
     command: str
-    options: dict[str, Any]
+    options: Json
     notes: tuple[str, ...]
     config: str | None = None
     tokenizer: str | None = None
@@ -63,7 +63,7 @@ class _Translation:
     def result(self) -> Translated:
         merged = [self._merged(each) for each in self.slices]
         sources = [each.sources[0] for each in merged] if self._stacks else list(merged[0].sources)
-        options: dict[str, Any] = {}
+        options: Json = {}
         if self.base is not None and not self.method.base_first:
             options["base"] = self._reference(self.base)
         options["refs"] = [self._reference(source.model) for source in sources]
@@ -198,7 +198,7 @@ class _Translation:
         plain = self.file.whole and not adapters and config is None and parameters.is_plain("normalize")
         return "merge weighted" if plain else "merge linear"
 
-    def _layers(self) -> dict[str, Any]:
+    def _layers(self) -> Json:
         """--layers: one range per stacked source, or per model its ranges in all slices, the base's last."""
         if self.file.whole:
             return {}

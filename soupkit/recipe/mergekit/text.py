@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from soupkit.errors import RecipeError
+from soupkit.jsons import Json
 from soupkit.recipe.steps import FAULTS
 
 MOST_CHARACTERS = 1 << 18
@@ -29,7 +30,7 @@ _OTHER_FILES = {
 }
 
 
-def load_mergekit(text: str, *, where: str) -> dict[str, Any]:
+def load_mergekit(text: str, *, where: str) -> Json:
     """The keys of a mergekit file. Raises RecipeError for anything that is not one YAML mapping with a merge_method."""
     if len(text) > MOST_CHARACTERS:
         raise RecipeError(f"{where}: is not a mergekit configuration: it has {len(text):,} characters")

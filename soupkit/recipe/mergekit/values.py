@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from soupkit.errors import RecipeError
+from soupkit.jsons import Json
 from soupkit.recipe.parse import suggestion
 
 Kind = Literal["number", "boolean", "integer"]
@@ -67,7 +68,7 @@ def refuse(where: str, what: str, *, hint: str | None = None) -> RecipeError:
     return RecipeError(f"{where}: {what}", hint=hint)
 
 
-def mapping(value: Any, known: Iterable[str] | None, where: str, *, what: str = "key: value pairs") -> dict[str, Any]:
+def mapping(value: Any, known: Iterable[str] | None, where: str, *, what: str = "key: value pairs") -> Json:
     """Keys and values; with `known`, other keys are refused with the nearest one."""
     if not isinstance(value, dict):
         raise refuse(where, f"expected {what}, got {shown(value)}")

@@ -23,6 +23,7 @@ from soupkit.checkpoint.source import Source, name_of
 from soupkit.checkpoint.views.view import View
 from soupkit.errors import AlignError
 from soupkit.events import Advanced, Finished, Report, Started, Told
+from soupkit.jsons import Json
 from soupkit.stages.alignment.examples import example_inputs
 from soupkit.stages.inputs.download import download
 from soupkit.task.images.models import build, describe, load_weights
@@ -53,7 +54,7 @@ class Aligned:
     views: Sequence[View]
     to: int
     matches: list[Match]
-    notes: dict[str, Any]
+    notes: Json
 
 
 def aligned_ingredients(
@@ -177,7 +178,7 @@ def _floating(result: Any) -> Iterable[torch.Tensor]:
     return [each for part in result for each in _floating(part)] if isinstance(result, list | tuple) else []
 
 
-def match_notes(match: Match) -> dict[str, Any]:
+def match_notes(match: Match) -> Json:
     """What a manifest records of one match."""
     return {
         "groups_changed": match.num_changed,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from soupkit.asked import Aligns, Streams
 from soupkit.checkpoint.dtypes import Array
 from soupkit.errors import RecipeError
 from soupkit.events import Report
+from soupkit.jsons import Json
 from soupkit.merge.mixture import Mixture
 from soupkit.stages.outputs.soup import Ingredients
 from soupkit.world import World
@@ -37,7 +38,7 @@ def check_aligned_merge(recipe: Aligns) -> None:
 
 def align_ingredients(
     ingredients: Ingredients, recipe: Aligns, world: World, report: Report
-) -> tuple[Ingredients, dict[str, Any]]:
+) -> tuple[Ingredients, Json]:
     """With --align: views of the ingredients, permuted to match the first, and what the manifest notes of it.
 
     Raises AlignError, TaskError when the network cannot be followed or a permutation would change its function.
@@ -60,7 +61,7 @@ def replaced_tensors(
     report: Report,
     *,
     soup: SoupTask | None = None,
-) -> tuple[Mapping[str, Array], dict[str, Any]]:
+) -> tuple[Mapping[str, Array], Json]:
     """What --bn refresh and --repair put in the place of the mixture's tensors, and what the manifest notes of it.
 
     soup: the job's SoupTask, where it has one already. Raises TaskError, RecipeError.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, cast
+from typing import cast
 
 from soupkit.align.moments import Batches
 from soupkit.align.repair import Kind, Repaired, measure_endpoints
@@ -11,6 +11,7 @@ from soupkit.align.repair import repair as repair_model
 from soupkit.asked import Aligns
 from soupkit.checkpoint.dtypes import Array
 from soupkit.events import Report, Scored, Table, Told
+from soupkit.jsons import Json
 from soupkit.merge.mixture import Mixture
 from soupkit.stages.scoring.scoring import SoupTask, rounded, training_batches
 from soupkit.task.score import Score, scores_to_json
@@ -19,9 +20,7 @@ from soupkit.task.task import Task
 MOST_ROWS = 40
 
 
-def repaired_mixture(
-    soup: SoupTask, mixture: Mixture, recipe: Aligns, report: Report
-) -> tuple[dict[str, Array], dict[str, Any]]:
+def repaired_mixture(soup: SoupTask, mixture: Mixture, recipe: Aligns, report: Report) -> tuple[dict[str, Array], Json]:
     """`--repair`: the tensors that replace the mixture's, which is loaded; none when the held-out loss is not lower."""
     assert recipe.repair != "off"
     rows = mixture.used()
@@ -46,7 +45,7 @@ def repaired(
     batches: Callable[[], Batches],
     force: bool,
     report: Report,
-) -> tuple[dict[str, Array], dict[str, Any]]:
+) -> tuple[dict[str, Array], Json]:
     """Repair the model that `task` holds; the tensors to write in place of its own, none unless the loss is lower.
 
     Notes: the held-out loss before and after, whether it is kept, each layer's variance ratio before and after.
@@ -88,9 +87,9 @@ def _ratio_table(result: Repaired) -> Table:
     return Table("variance over the ingredients'", ("layer", "before", "after"), rows, caption)
 
 
-def _notes(result: Repaired, before: Score, after: Score, *, kept: bool) -> dict[str, Any]:
+def _notes(result: Repaired, before: Score, after: Score, *, kept: bool) -> Json:
     return cast(
-        dict[str, Any],
+        Json,
         {
             "kept": kept,
             "held_out_before": scores_to_json({before.metric: before}),

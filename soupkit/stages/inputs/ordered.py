@@ -12,6 +12,7 @@ from soupkit.checkpoint.order import last_number, shared_folder, without_number
 from soupkit.checkpoint.reference import expand, glob_paths, local_path, open_references, sweep_members
 from soupkit.errors import RecipeError
 from soupkit.events import Report, Told
+from soupkit.jsons import Json
 
 Order = Literal["given", "number", "text"]
 
@@ -44,7 +45,7 @@ def _inside(checkpoint: Checkpoint) -> str:
     return checkpoint.reference.partition(":")[2] if checkpoint.remote else checkpoint.reference
 
 
-def _numbers(names: Sequence[str]) -> dict[str, Any]:
+def _numbers(names: Sequence[str]) -> Json:
     shared = len(shared_folder(names))
     numbers = {name: last_number(name[shared:]) for name in names}
     for name, number in numbers.items():

@@ -19,11 +19,12 @@ from soupkit.checkpoint.hub.hub import fetch_pickles
 from soupkit.checkpoint.reference import open_checkpoint
 from soupkit.checkpoint.source import Source
 from soupkit.errors import CheckpointError, ReferenceError
+from soupkit.jsons import Json, JsonView
 from soupkit.manifest import MANIFEST_NAME, Manifest
 from soupkit.world import World
 
 
-def content_of_input(directory: Path, entry: dict[str, Any], world: World) -> str:
+def content_of_input(directory: Path, entry: Json, world: World) -> str:
     """The hash that an input recorded in the manifest of `directory` has now, of the kind that was recorded.
 
     Raises ReferenceError when it is gone.
@@ -33,14 +34,14 @@ def content_of_input(directory: Path, entry: dict[str, Any], world: World) -> st
     return open_input(directory, entry).identity(threads=world.num_threads)
 
 
-def companions_of_input(directory: Path, entry: dict[str, Any]) -> str | None:
+def companions_of_input(directory: Path, entry: Json) -> str | None:
     """What the configuration beside an input is now; None where that was not recorded, as of the Hub's commits."""
     if "companions" not in entry:
         return None
     return str(open_input(directory, entry).record()["companions"])
 
 
-def open_input(directory: Path, entry: dict[str, Any]) -> Checkpoint:
+def open_input(directory: Path, entry: Json) -> Checkpoint:
     """An ingredient, by its reference or by its place relative to the output. Raises ReferenceError."""
     if "commit" in entry:
         return open_checkpoint(entry["reference"])
@@ -67,12 +68,12 @@ def write_turns(sources: Iterable[Source], directory: Path) -> None:
             source.write_turn(directory)
 
 
-def place_of(directory: Path, entry: dict[str, Any]) -> str:
+def place_of(directory: Path, entry: Json) -> str:
     """What a recipe would name an ingredient by. Raises ReferenceError."""
     return str(entry["reference"] if "commit" in entry else _input_path(directory, entry))
 
 
-def _rearranged(checkpoint: Checkpoint, entry: Mapping[str, Any], notes: Any, directory: Path) -> Source:
+def _rearranged(checkpoint: Checkpoint, entry: JsonView, notes: Any, directory: Path) -> Source:
     try:
         permutation = _permutation(entry["permutation"])
         spec = PermutationSpec.from_json(json.loads(notes["alignment"]["spec"]))
@@ -90,13 +91,13 @@ def _permutation(values: Mapping[str, str]) -> Permutation:
     return {name: np.array([int(number) for number in text.split()], np.int64) for name, text in values.items()}
 
 
-def _pickle_path(directory: Path, entry: dict[str, Any]) -> Path:
+def _pickle_path(directory: Path, entry: Json) -> Path:
     if "commit" in entry:
         return fetch_pickles(entry["reference"])[0][1]
     return _input_path(directory, entry)
 
 
-def _input_path(directory: Path, entry: dict[str, Any]) -> Path:
+def _input_path(directory: Path, entry: Json) -> Path:
     candidates = [Path(os.path.expanduser(entry["reference"]))]  # noqa: PTH111  (raises nothing)
     if entry.get("path"):
         candidates.append(directory / str(entry["path"]))

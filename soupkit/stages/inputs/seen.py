@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from soupkit.checkpoint.seen import Entry, seen_by
 from soupkit.checkpoint.source import Source
 from soupkit.errors import SoupkitError, TaskError
 from soupkit.events import Report, Told, Warned
+from soupkit.jsons import Json, JsonView
 from soupkit.task.images.data import Splits, open_data, overlap
 from soupkit.task.images.sources import EMBEDDED, FACTORIES
 from soupkit.task.task import Role
@@ -65,7 +66,7 @@ def check_seen(
             report(Warned(text))
 
 
-def fitted_on(soup: SoupTask | None) -> dict[str, Any]:
+def fitted_on(soup: SoupTask | None) -> Json:
     """The note of a command that chose on held-out: which examples, for whoever scores the soup later."""
     if soup is None:
         return {}
@@ -118,25 +119,23 @@ def _division(entry: Entry) -> str:
     return f"its split had seed {seed} and {size:,} {kind} examples"
 
 
-def _may_be_same(then: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+def _may_be_same(then: JsonView, now: JsonView) -> bool:
     """Folders may hold the same files under any name; other data sets are the same by their names."""
     return _is_same_name(then, now) or (_is_folder(then) and _is_folder(now))
 
 
-def _is_same_name(then: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+def _is_same_name(then: JsonView, now: JsonView) -> bool:
     return str(then["data"]).lower() == str(now["data"]).lower() or (
         "place" in now and then.get("place") == now["place"]
     )
 
 
-def _is_folder(description: Mapping[str, Any]) -> bool:
+def _is_folder(description: JsonView) -> bool:
     data = str(description["data"])
     return "place" in description or not (data in EMBEDDED or data.partition("/")[0].lower() in FACTORIES)
 
 
-def _opened(
-    then: Mapping[str, Any], splits: Splits, recipe: ReadsData, opened: dict[str, Splits | None]
-) -> Splits | None:
+def _opened(then: JsonView, splits: Splits, recipe: ReadsData, opened: dict[str, Splits | None]) -> Splits | None:
     """The division that a manifest describes: these splits, or found again where it lay or where the data lie now."""
     if then["digest"] == splits.description["digest"]:
         return splits
@@ -152,7 +151,7 @@ def _text(value: Any) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _open(place: str, then: Mapping[str, Any], recipe: ReadsData) -> Splits | None:
+def _open(place: str, then: JsonView, recipe: ReadsData) -> Splits | None:
     sizes = then["sizes"]
     division = _Division(
         place, recipe.data_dir, sizes["train"], sizes["held_out"], sizes["test"], split_seed=then["split_seed"]

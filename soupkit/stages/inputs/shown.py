@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
 
 from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.checkpoint.compatible import architecture
 from soupkit.checkpoint.quantized import quantization_of
 from soupkit.checkpoint.source import tied_names
+from soupkit.jsons import Json
 from soupkit.manifest import Manifest
 
 
-def describe(checkpoint: Checkpoint) -> dict[str, Any]:
+def describe(checkpoint: Checkpoint) -> Json:
     """What headers and configuration tell of a checkpoint."""
     ties = tied_names(checkpoint)
     own = {name: spec for name, spec in checkpoint.specs.items() if name not in ties}

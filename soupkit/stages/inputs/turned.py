@@ -18,6 +18,7 @@ from soupkit.checkpoint.dtypes import FLOATING, NUMPY_DTYPES, Array
 from soupkit.checkpoint.source import Source, read_chunk
 from soupkit.checkpoint.views.view import View
 from soupkit.errors import CheckpointError
+from soupkit.jsons import Json
 from soupkit.task.weights import to_torch
 from soupkit.train.randomness import torch_threads
 
@@ -55,7 +56,7 @@ class Turned(View):
         """Fill `out` with the elements of `name` from number `start` on."""
         read_chunk(self._tensors if name in self._tensors else self._permuted, name, start, out)
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> Json:
         """The groups that move; the matrices are in a file of their own."""
         return {**self._permuted.record(), "turn": TURN_FILE}
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
 from soupkit.checkpoint.dtypes import Array
 from soupkit.errors import TaskError
 from soupkit.events import Warned
+from soupkit.jsons import Json
 from soupkit.stages.learning.search import Outcome, Search
 from soupkit.stages.scoring.scoring import JUDGED, predict
 from soupkit.task.score import Predictions, compare, scores_of, scores_to_json
@@ -47,19 +47,19 @@ def _load(search: Search, coefficients_KB: np.ndarray) -> Mapping[str, Array]:
     return search.soup.load(search.mixture(coefficients_KB))
 
 
-def _tell(search: Search, verdict: dict[str, Any]) -> None:
+def _tell(search: Search, verdict: Json) -> None:
     done = "it is written (--force)" if search.recipe.force else "the uniform soup is written instead (--force: not)"
     difference = verdict["difference"]
     words = "its outputs are not numbers" if difference is None else _difference(verdict)
     search.report(Warned(f"{search.command}: on held-out data {words}: {done}; a lower --lr may help"))
 
 
-def _difference(verdict: dict[str, Any]) -> str:
+def _difference(verdict: Json) -> str:
     size = f"{verdict['difference']:+.4f} ± {verdict['standard_error']:.4f}"
     return f"{verdict['metric']} is {size} against the uniform soup"
 
 
-def _verdict(search: Search, found: Predictions, uniform: Predictions) -> dict[str, Any]:
+def _verdict(search: Search, found: Predictions, uniform: Predictions) -> Json:
     task, metric = search.soup.task, search.recipe.metric
     named = {"split": "held_out", "metric": metric, "num_examples": len(task.held_out)}
     try:

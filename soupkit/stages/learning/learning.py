@@ -12,6 +12,7 @@ import numpy as np
 
 from soupkit.checkpoint.dtypes import FLOATING
 from soupkit.events import Told
+from soupkit.jsons import Json
 from soupkit.merge.memory import combined
 from soupkit.merge.writer import StreamOptions
 from soupkit.soup.coordinates import Coordinates
@@ -24,7 +25,7 @@ from soupkit.stages.outputs.soup import show_plan
 from soupkit.task.activations import evaluating
 
 
-def dry_run(search: Search) -> dict[str, Any]:
+def dry_run(search: Search) -> Json:
     """What --dry-run prints: the memory, then the files."""
     search.report(search.memory.table())
     shown = show_plan(search.ingredients, search.recipe, search.world, search.report)
@@ -59,7 +60,7 @@ def learn(
     *,
     position: tuple[int, ...] = (),
     read: ReadBatches | None = None,
-) -> tuple[Fit, Learned, dict[str, Any]]:
+) -> tuple[Fit, Learned, Json]:
     """Learn coordinates in one subspace: first how many epochs, over folds, then on everything.
 
     Returns the run, its losses, and notes: the scores of the folds and the number of epochs that they chose.
@@ -74,7 +75,7 @@ def learn(
         where = (*position, *place)
         return Fit(make(), subspace, model, settings, read, indices, where, search.journal, search.report)
 
-    notes: dict[str, Any] = {}
+    notes: Json = {}
     stop_after = None
     if search.recipe.folds:
         notes = _cross_fit(search, fit, before, stage, len(everything))
@@ -85,7 +86,7 @@ def learn(
 
 def _cross_fit(
     search: Search, fit: Callable[..., Fit], before: Callable[[], Any] | None, stage: str, num_examples: int
-) -> dict[str, Any]:
+) -> Json:
     """Scores of every fold after 0, 1, 2, … epochs, and the number of epochs with the best mean."""
     recipe, task = search.recipe, search.soup.task
     scores, lower = [], task.metrics[recipe.metric].direction == "min"

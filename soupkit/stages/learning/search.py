@@ -19,6 +19,7 @@ from soupkit.checkpoint.tensors import parse_bytes
 from soupkit.errors import RecipeError
 from soupkit.events import Report, Told
 from soupkit.identity import digest, file_identity
+from soupkit.jsons import Json
 from soupkit.merge.mixture import Mixture
 from soupkit.recipe.parse import recipe_to_json
 from soupkit.recipe.soup import MergeTwa
@@ -116,7 +117,7 @@ class Outcome:
     coefficients_KB: np.ndarray
     losses: dict[str, list[float]] = field(default_factory=dict)
     fold_scores: list[float] = field(default_factory=list)
-    notes: dict[str, Any] = field(default_factory=dict)
+    notes: Json = field(default_factory=dict)
 
 
 def open_search(

@@ -6,14 +6,14 @@ Shape suffixes: K ingredients, B blocks.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from soupkit.errors import DivergedError
 from soupkit.events import Table
+from soupkit.jsons import Json, JsonView
 from soupkit.recipe.soup import MergeTwa
 from soupkit.report.coefficients import heat_map, learning_curve
 from soupkit.report.tables import score_rows, score_table, uniform_label
@@ -35,7 +35,7 @@ def learned(search: Search, run: Callable[[], Outcome]) -> Outcome:
         raise
 
 
-def write_learned(search: Search, outcome: Outcome) -> dict[str, Any]:
+def write_learned(search: Search, outcome: Outcome) -> Json:
     """Write the soup, score what was written, and tell; returns the manifest, on every rank."""
     manifest = search.world.in_main(lambda: _write(search, outcome))
     search.journal.remove()
@@ -44,7 +44,7 @@ def write_learned(search: Search, outcome: Outcome) -> dict[str, Any]:
     return manifest
 
 
-def _write(search: Search, outcome: Outcome) -> dict[str, Any]:
+def _write(search: Search, outcome: Outcome) -> Json:
     recipe, soup = search.recipe, search.soup
     with soup.by_itself() as alone:  # the others wait: nothing that follows is shared
         soup.task.model.eval()
@@ -63,7 +63,7 @@ def _write(search: Search, outcome: Outcome) -> dict[str, Any]:
         )
 
 
-def _trace(outcome: Outcome) -> list[dict[str, Any]]:
+def _trace(outcome: Outcome) -> list[Json]:
     return [
         {"run": name, "epoch": epoch, "loss": loss}
         for name, losses in outcome.losses.items()
@@ -71,7 +71,7 @@ def _trace(outcome: Outcome) -> list[dict[str, Any]]:
     ]
 
 
-def _notes(search: Search, outcome: Outcome) -> dict[str, Any]:
+def _notes(search: Search, outcome: Outcome) -> Json:
     return {
         **outcome.notes,
         **_fitted_on(search, outcome),
@@ -83,7 +83,7 @@ def _notes(search: Search, outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def _fitted_on(search: Search, outcome: Outcome) -> dict[str, Any]:
+def _fitted_on(search: Search, outcome: Outcome) -> Json:
     """Which examples the coefficients are owed to: uniform ones, in the place of learned ones, to the comparison."""
     kept = outcome.notes["against_uniform"]["kept_uniform"]
     split = search.recipe.fit if isinstance(search.recipe, MergeTwa) and not kept else "held_out"
@@ -107,7 +107,7 @@ def _draw(search: Search, outcome: Outcome, directory: Path) -> None:
         )
 
 
-def _scores_table(search: Search, manifest: Mapping[str, Any]) -> Table:
+def _scores_table(search: Search, manifest: JsonView) -> Table:
     """The uniform soup beside the learned one, on what was learned from and on what was not."""
     uniform = uniform_label(search.recipe.bn, has_batch_norm=has_batch_norm(search.soup.task.model))
     notes = manifest["notes"]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.events import Report, Warned
+from soupkit.jsons import Json, JsonView
 from soupkit.merge.mixture import BATCH_NORM_STATISTICS
 from soupkit.recipe.method_options import MethodRecipe
 from soupkit.stages.methods.inputs import MethodInputs
@@ -23,8 +23,8 @@ def write_merge(
     report: Report,
     *,
     record: Record = NOTHING_TO_ADD,
-    measure: Callable[[Checkpoint], Mapping[str, Any]] | None = None,
-) -> dict[str, Any]:
+    measure: Callable[[Checkpoint], JsonView] | None = None,
+) -> Json:
     """Merge checkpoints by the method that the recipe names; record and measure are for `write_soup`."""
     merge = open_merge(recipe, report)
     if recipe.dry_run:

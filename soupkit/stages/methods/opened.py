@@ -16,6 +16,7 @@ from soupkit.checkpoint.header import Slot
 from soupkit.checkpoint.reference import open_checkpoint
 from soupkit.errors import RecipeError
 from soupkit.events import Report
+from soupkit.jsons import Json
 from soupkit.merge.families.election import check_sum
 from soupkit.merge.methods import MergeMethod, method_of
 from soupkit.merge.per_tensor import Inputs, merge_tensors
@@ -65,7 +66,7 @@ class MethodMerge:
 
         return run
 
-    def arguments(self, name: str) -> dict[str, Any]:
+    def arguments(self, name: str) -> Json:
         """What the method takes for a tensor."""
         return {key: _argument(self.method, key, values) for key, values in self.numbers[name].items()}
 

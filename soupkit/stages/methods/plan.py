@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from typing import Any
 
 from soupkit.asked import Weighs
 from soupkit.checkpoint.dtypes import FLOATING, Array
 from soupkit.checkpoint.header import Slot
 from soupkit.checkpoint.views.view import checkpoint_of
 from soupkit.events import Report
+from soupkit.jsons import Json
 from soupkit.merge.per_tensor import piece_of
 from soupkit.report.tables import amounts, tell_plan
 from soupkit.stages.methods.opened import MethodMerge
@@ -22,7 +22,7 @@ PROBE_ELEMENTS = 1 << 22
 LARGEST_PROBE = 1 << 24
 
 
-def show_method_plan(merge: MethodMerge, recipe: Weighs, world: World, report: Report) -> dict[str, Any]:
+def show_method_plan(merge: MethodMerge, recipe: Weighs, world: World, report: Report) -> Json:
     """Everything is checked by now, and nothing is written; a few tensors are merged into nothing for the time."""
     values = plan_values(merge.ingredients, recipe, world) | {
         "peak_memory": peak_memory(merge, world.num_threads),

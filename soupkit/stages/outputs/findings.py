@@ -6,8 +6,8 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
+from soupkit.jsons import Json
 from soupkit.manifest import Manifest
 from soupkit.stages.outputs.described import describe_outputs
 
@@ -20,7 +20,7 @@ def write_scores(directory: Path, manifest: Manifest) -> None:
     (directory / SCORES_NAME).write_text(f"{text}\n", encoding="utf-8")
 
 
-def write_findings(directory: Path, manifest: Manifest, inputs: Sequence[dict[str, Any]] | None = None) -> Manifest:
+def write_findings(directory: Path, manifest: Manifest, inputs: Sequence[Json] | None = None) -> Manifest:
     """Write the manifest, which then knows every file of the directory, and its `inputs` by content where given."""
     files = describe_outputs(directory, "")["files"]
     described = manifest.inputs if inputs is None else list(inputs)

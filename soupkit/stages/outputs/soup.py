@@ -6,7 +6,6 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from soupkit.asked import Merges, Streams, Sums, Weighs
 from soupkit.checkpoint.checkpoint import Checkpoint
@@ -22,6 +21,7 @@ from soupkit.checkpoint.source import Source
 from soupkit.checkpoint.tensors import Plan, TensorFiles, parse_bytes, plan_files
 from soupkit.checkpoint.views.view import checkpoint_of
 from soupkit.events import Advanced, Finished, Report, Started, Told, Warned, Wrote
+from soupkit.jsons import Json, JsonView
 from soupkit.manifest import Manifest
 from soupkit.merge.mixture import Mixture, uniform
 from soupkit.merge.policy import Sink, check_made
@@ -58,8 +58,8 @@ class Ingredients:
 class Record:
     """What a search adds to the manifest of its soup."""
 
-    trace: Sequence[Mapping[str, Any]] = ()
-    notes: Mapping[str, Any] = field(default_factory=dict)
+    trace: Sequence[JsonView] = ()
+    notes: JsonView = field(default_factory=dict)
 
 
 def open_ingredients(recipe: Merges, report: Report) -> Ingredients:
@@ -130,10 +130,10 @@ def write_soup(
     command: str,
     record: Record = Record(),
     replaced: Mapping[str, Array] | None = None,
-    measure: Callable[[Checkpoint], Mapping[str, Any]] | None = None,
+    measure: Callable[[Checkpoint], JsonView] | None = None,
     illustrate: Callable[[Path], None] | None = None,
     out: Path | None = None,
-) -> dict[str, Any]:
+) -> Json:
     """Write the soup as a checkpoint directory with its manifest and model card; returns the manifest.
 
     mixture: the coefficients, or what else makes the tensors (then the command and its recipe are the whole record).
@@ -237,14 +237,14 @@ def _warn(streamed: Streamed, ingredients: Ingredients, report: Report, *, count
         seen.setdefault(content, name)
 
 
-def show_plan(ingredients: Ingredients, recipe: Weighs, world: World, report: Report) -> dict[str, Any]:
+def show_plan(ingredients: Ingredients, recipe: Weighs, world: World, report: Report) -> Json:
     """What --dry-run prints: everything is checked by now and nothing is written."""
     values = plan_values(ingredients, recipe, world)
     tell_plan(amounts(values), report, nothing="was written")
     return {"plan": values}
 
 
-def plan_values(ingredients: Ingredients, recipe: Weighs, world: World) -> dict[str, Any]:
+def plan_values(ingredients: Ingredients, recipe: Weighs, world: World) -> Json:
     """Counts and bytes of what is read and written, the files, and the free disk."""
     plan = ingredients.plan
     to_read = sum(checkpoint.num_bytes for checkpoint in ingredients.checkpoints)

@@ -15,6 +15,7 @@ from soupkit.command_identity import command_identity
 from soupkit.errors import TaskError
 from soupkit.events import Report, Told, silent
 from soupkit.identity import digest, files_identity, tree_identity
+from soupkit.jsons import Json
 from soupkit.merge.mixture import Mixture
 from soupkit.metrics import metric_of
 from soupkit.remembered import Remembered
@@ -53,7 +54,7 @@ class HeldOutScorer:
         needed = bar.score.num_right + (bar.accept == "gt") if self._early_stop else None
         return task.trial(task.held_out, metric=self._metric, order=order, needed_right=needed)
 
-    def measure(self, checkpoint: Checkpoint) -> dict[str, Any]:
+    def measure(self, checkpoint: Checkpoint) -> Json:
         """All metrics of a written checkpoint, as a manifest holds them."""
         return self.soup.measure(checkpoint, test=self.soup.recipe.test)
 
@@ -111,7 +112,7 @@ class WrittenScorer:
         slots = self.ingredients.plan.slots.items()
         return checkpoint.path.is_dir() and all(checkpoint.slots[name].dtype == slot.dtype for name, slot in slots)
 
-    def measure(self, checkpoint: Checkpoint) -> dict[str, Any]:
+    def measure(self, checkpoint: Checkpoint) -> Json:
         """The command's score of a written checkpoint, as a manifest holds it."""
         score = self._command.score(checkpoint.directory)
         return {"held_out": scores_to_json({score.metric: score})}
@@ -154,7 +155,7 @@ def open_judge(
     return HeldOutScorer(soup, metric=metric_of(recipe), early_stop=early_stop)
 
 
-def score_entry(score: Score) -> dict[str, Any]:
+def score_entry(score: Score) -> Json:
     """A score as the notes of a manifest hold it: with the name of its metric."""
     return {"metric": score.metric, **scores_to_json({score.metric: score})[score.metric]}
 
@@ -220,10 +221,10 @@ class RememberingScorer:
             return None
 
 
-def write_judged(judge: Judge, world: World, write: Callable[[World], dict[str, Any]]) -> dict[str, Any]:
+def write_judged(judge: Judge, world: World, write: Callable[[World], Json]) -> Json:
     """What rank 0 writes by itself while the others wait; every rank returns the manifest."""
 
-    def alone() -> dict[str, Any]:
+    def alone() -> Json:
         if judge.soup is None:
             return write(world.alone())
         with judge.soup.by_itself() as own:

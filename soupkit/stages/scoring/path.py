@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from soupkit.curve.curve import Curve
 from soupkit.curve.geometry import Geometry, Matrix, geometry, weight_names
 from soupkit.curve.summary import MEASURES, Scored, fields, measured, metrics
 from soupkit.events import Cell, Report, Table, Wrote
+from soupkit.jsons import Json, JsonView
 from soupkit.manifest import Manifest
 from soupkit.recipe.parse import recipe_to_json
 from soupkit.report.curves import path_plot
@@ -41,7 +42,7 @@ def evaluate_path(
     command: str,
     title: str,
     corners: Sequence[float] = (),
-) -> dict[str, Any]:
+) -> Json:
     """Score a path at `ts` and write what was found; every rank returns the manifest, rank 0 writes.
 
     weight_decay: for the L2 term of the loss. corners: values of t that the plot marks.
@@ -101,7 +102,7 @@ def path_table(path: Scored, title: str) -> Table:
 
 def show_plan(
     checkpoints: Sequence[Checkpoint], coefficients: Matrix, recipe: Any, world: World, report: Report
-) -> dict[str, Any]:
+) -> Json:
     """What --dry-run prints: checkpoints, model and data fit each other, and nothing was scored."""
     scorer = PointScorer(checkpoints, recipe, world)
     values: dict[str, Cell] = {
@@ -115,7 +116,7 @@ def show_plan(
     return tell_plan(values, report, nothing="was scored")
 
 
-def _panels(path: Scored) -> dict[str, Any]:
+def _panels(path: Scored) -> Json:
     splits = path.splits.items()
     return {
         "loss": {split: (each.loss, each.nll_error) for split, each in splits},
@@ -123,6 +124,6 @@ def _panels(path: Scored) -> dict[str, Any]:
     }
 
 
-def _write_json(path: Path, values: Mapping[str, Any]) -> None:
+def _write_json(path: Path, values: JsonView) -> None:
     plain = {key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in values.items()}
     path.write_text(json.dumps(plain, indent=1) + "\n", encoding="utf-8")

@@ -17,6 +17,7 @@ from soupkit.checkpoint.source import Source
 from soupkit.curve.geometry import Matrix
 from soupkit.events import Advanced, Event, Finished, Report, Started, Told
 from soupkit.identity import digest
+from soupkit.jsons import Json
 from soupkit.merge.mixture import Mixture
 from soupkit.merge.writer import StreamOptions
 from soupkit.remembered import Remembered
@@ -32,7 +33,7 @@ from soupkit.world import World, available_cores
 
 TASK: Literal["points"] = "points"
 METRICS = ("nll", "top1")
-Point = dict[str, dict[str, Any]]
+Point = dict[str, Json]
 """{split: {metric: {value, standard_error, num_examples}}} of one point."""
 
 

@@ -18,6 +18,7 @@ from soupkit.checkpoint.dtypes import NUMPY_DTYPES, Array
 from soupkit.checkpoint.header import Slot
 from soupkit.checkpoint.source import Source
 from soupkit.events import Advanced, Finished, Report, Started, Told
+from soupkit.jsons import Json
 from soupkit.merge.memory import combined
 from soupkit.merge.mixture import Mixture
 from soupkit.merge.writer import StreamOptions
@@ -65,7 +66,7 @@ class SoupTask:
         changed, tensors = refresh_statistics(self.task, self.recipe), self.task.tensors()
         return rounded({name: tensors[name] for name in changed}, self.ingredients.plan.slots)
 
-    def measure(self, checkpoint: Source, *, test: bool) -> dict[str, Any]:
+    def measure(self, checkpoint: Source, *, test: bool) -> Json:
         """All metrics of a written checkpoint, on held-out and, where asked for, on test."""
         self.task.load(checkpoint)
         return measured(self.task, JUDGED if test else JUDGED[:1])
@@ -133,7 +134,7 @@ def predict(task: Task, role: Role) -> Predictions:
     return task.predict(task.split(role))
 
 
-def measured(task: Task, roles: Sequence[Role] = JUDGED) -> dict[str, Any]:
+def measured(task: Task, roles: Sequence[Role] = JUDGED) -> Json:
     """All metrics of the loaded weights on some splits, as a manifest holds them."""
     return {role: scores_to_json(task.scores(task.split(role))) for role in roles}
 

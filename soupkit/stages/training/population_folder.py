@@ -6,11 +6,11 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.errors import OutputError
 from soupkit.given import given_by
+from soupkit.jsons import Json
 from soupkit.manifest import MANIFEST_NAME, Manifest
 from soupkit.recipe.parse import recipe_to_json
 from soupkit.recipe.population import TrainPopulation
@@ -40,7 +40,7 @@ class RunFolder:
         self.out: Path = recipe.out
         self.state = recipe.out / STATE_FOLDER
 
-    def about(self) -> dict[str, Any]:
+    def about(self) -> Json:
         """What a state must agree in to be continued."""
         given = given_by({"data": self.recipe.data, "data_dir": self.recipe.data_dir})
         return {"recipe": recipe_to_json(self.recipe), "base": self.base_content, "data": given.get("data")}
@@ -76,7 +76,7 @@ class RunFolder:
         """What this recipe wants that the folder's was not trained with, in words."""
         manifest, state = Manifest.read_if_any(self.out), find_state(self.state)
         if manifest is not None:
-            was: dict[str, Any] = {"recipe": manifest.recipe, "base": manifest.notes.get("base")}
+            was: Json = {"recipe": manifest.recipe, "base": manifest.notes.get("base")}
             was |= {"data": manifest.given["data"]} if "data" in manifest.given else {}
         elif state is not None:
             was = about_state(state)

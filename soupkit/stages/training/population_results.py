@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.commands import COMMANDS
 from soupkit.events import Advanced, Finished, Report, Started, Table, Wrote
+from soupkit.jsons import Json, JsonView
 from soupkit.manifest import Manifest
 from soupkit.recipe.merge import MergeGreedy, MergeUniform
 from soupkit.recipe.parse import recipe_to_json
@@ -32,7 +33,7 @@ SPLITS = ("held_out", "test")
 MEAN = "mean"
 ENSEMBLES = {"ensemble-logits": "ensemble of logits", "ensemble-softmax": "ensemble of softmax"}
 SHOWN = {MEAN: "members, mean", **ENSEMBLES, "average": "average soup", "greedy": "greedy soup"}
-Metrics = dict[str, dict[str, Any]]
+Metrics = dict[str, Json]
 
 
 def finish_population(
@@ -80,12 +81,12 @@ def show_results(manifest: Manifest, report: Report) -> None:
     report(Table("population", columns, tuple(rows), f"± is one standard error over examples; {sizes}"))
 
 
-def _cells(score: Mapping[str, Any]) -> tuple[str, str]:
+def _cells(score: JsonView) -> tuple[str, str]:
     spread = f"{score['min']:.4f} … {score['max']:.4f}" if "min" in score else ""
     return score_cell(score), spread
 
 
-def _size(metrics: Mapping[str, Any], split: str) -> int:
+def _size(metrics: JsonView, split: str) -> int:
     size: int = metrics[MEAN][split]["top1"]["num_examples"]
     return size
 
@@ -136,7 +137,7 @@ def _score(
     return metrics
 
 
-def mean_accuracy(predictions: Sequence[Predictions]) -> dict[str, Any]:
+def mean_accuracy(predictions: Sequence[Predictions]) -> Json:
     """The mean accuracy of several models on the same examples, its standard error over examples, and the range.
 
     Models err on the same examples, so the error is that of the mean over examples of the share of models that are

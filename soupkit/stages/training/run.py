@@ -6,11 +6,11 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from soupkit.checkpoint.output import OutputDirectory
 from soupkit.errors import OutputError
 from soupkit.events import Report, Wrote
+from soupkit.jsons import Json
 from soupkit.manifest import Manifest
 from soupkit.recipe.parse import recipe_to_json
 from soupkit.recipe.train import Finetune
@@ -40,7 +40,7 @@ from soupkit.train.randomness import torch_threads
 from soupkit.world import World
 
 
-def train_run(recipe: Finetune, world: World, report: Report) -> dict[str, Any]:
+def train_run(recipe: Finetune, world: World, report: Report) -> Json:
     """Train on train, score the written checkpoint on held-out and test; returns its manifest.
 
     Raises TaskError, RecipeError or OutputError before training for whatever can be known then.
@@ -115,7 +115,7 @@ def trajectory_of(
     start: Start,
     recipe: Finetune,
     averages: Mapping[str, Averaging],
-    inputs: list[dict[str, Any]],
+    inputs: list[Json],
 ) -> Trajectory:
     """What a run writes beside its last weights, into `directory`."""
     return Trajectory(
@@ -130,7 +130,7 @@ def trajectory_of(
     )
 
 
-def _notes(start: Start, recipe: Finetune) -> dict[str, Any]:
+def _notes(start: Start, recipe: Finetune) -> Json:
     return {
         "hyper_parameters": {name: getattr(recipe, name) for name in HYPER_PARAMETERS},
         "data": start.splits.description,
@@ -138,7 +138,7 @@ def _notes(start: Start, recipe: Finetune) -> dict[str, Any]:
     }
 
 
-def _show_plan(start: Start, recipe: Finetune, report: Report) -> dict[str, Any]:
+def _show_plan(start: Start, recipe: Finetune, report: Report) -> Json:
     """What --dry-run prints: everything is checked by now, nothing is trained or written."""
     values = {
         "model": f"{start.spec.library}:{start.spec.name}",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from soupkit.checkpoint.reference import open_checkpoint
 from soupkit.checkpoint.tensors import write_tensors
 from soupkit.errors import RecipeError
 from soupkit.events import Report, Scored, Told
+from soupkit.jsons import Json
 from soupkit.recipe.train import Finetune
 from soupkit.stages.inputs.seen import check_seen
 from soupkit.stages.outputs.described import describe_inputs
@@ -94,7 +95,7 @@ def task_of(start: Start, recipe: Batched, device: torch.device) -> ImageTask:
 
 def score_written(
     directory: Path, splits: Splits, recipe: Finetune, world: World, report: Report, *, name: str = ""
-) -> dict[str, Any]:
+) -> Json:
     """Metrics on held-out and test of what was written, read back from the disk; `name`: of an average beside it."""
     task = open_task(Checkpoint(directory), replace(recipe, base=str(directory), model=None), world, splits=splits)
     metrics = {}
@@ -149,7 +150,7 @@ def training_data(start: Start) -> TrainingData:
     return TrainingData(splits.train, start.settings, splits.num_classes, splits.characters)
 
 
-def describe_base(base: Checkpoint | None, recipe: Finetune, world: World) -> list[dict[str, Any]]:
+def describe_base(base: Checkpoint | None, recipe: Finetune, world: World) -> list[Json]:
     """The manifest's record of the base; empty for random weights."""
     if base is None:
         return []

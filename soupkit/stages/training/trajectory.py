@@ -21,6 +21,7 @@ import torch
 
 from soupkit.checkpoint.hashing import content_hash
 from soupkit.checkpoint.tensors import write_tensors
+from soupkit.jsons import Json, JsonView
 from soupkit.manifest import Manifest
 from soupkit.merge.running import PowerEma
 from soupkit.recipe.parse import recipe_to_json
@@ -33,7 +34,7 @@ from soupkit.train.averaging import Averaging
 
 METADATA_KEY = "soupkit.weights"
 MOST_REFRESH_BATCHES = 100
-Measure = Callable[[Path], dict[str, Any]]
+Measure = Callable[[Path], Json]
 
 
 def num_written(recipe: Finetune) -> int:
@@ -57,7 +58,7 @@ class Trajectory:
     averages: Mapping[str, Averaging]
     write_config: Callable[[Path], None]
     file_name: str
-    inputs: list[dict[str, Any]]
+    inputs: list[Json]
     updates_per_epoch: int
     members: dict[str, list[str]] = field(default_factory=dict)
 
@@ -75,7 +76,7 @@ class Trajectory:
                 name = f"sigma-{width:.4g}-update-{step:08d}"
                 self._snapshot("posthoc", name, _arrays(averaging.averaged_state()), note)
 
-    def finish(self, refresh_with: Callable[[torch.nn.Module], Any], measure: Measure) -> dict[str, Any]:
+    def finish(self, refresh_with: Callable[[torch.nn.Module], Any], measure: Measure) -> Json:
         """Write EMA and SWA, each with its scores, and name the snapshots; returns the averages' scores by name."""
         for family, names in self.members.items():
             self._manifest(self.directory / family, {}, notes={"members": names}).write(self.directory / family)
@@ -88,13 +89,13 @@ class Trajectory:
             metrics[name] = self._write(self.directory / name, _arrays(state), note, measure)
         return metrics
 
-    def _snapshot(self, family: str, name: str, tensors: Mapping[str, np.ndarray], note: dict[str, Any]) -> None:
+    def _snapshot(self, family: str, name: str, tensors: Mapping[str, np.ndarray], note: Json) -> None:
         self._write(self.directory / family / name, tensors, note)
         self.members.setdefault(family, []).append(name)
 
     def _write(
-        self, directory: Path, tensors: Mapping[str, np.ndarray], note: dict[str, Any], measure: Measure | None = None
-    ) -> dict[str, Any]:
+        self, directory: Path, tensors: Mapping[str, np.ndarray], note: Json, measure: Measure | None = None
+    ) -> Json:
         """One checkpoint directory, complete; returns its metrics."""
         directory.mkdir(parents=True)
         metadata = {"format": "pt", METADATA_KEY: directory.relative_to(self.directory).as_posix()}
@@ -105,9 +106,7 @@ class Trajectory:
         self._manifest(directory, outputs, metrics=metrics, notes=note).write(directory)
         return metrics
 
-    def _manifest(
-        self, directory: Path, outputs: dict[str, Any], *, notes: dict[str, Any], metrics: dict[str, Any] | None = None
-    ) -> Manifest:
+    def _manifest(self, directory: Path, outputs: Json, *, notes: Json, metrics: Json | None = None) -> Manifest:
         up = os.path.relpath(self.directory, directory)
         return Manifest(
             command="finetune",
@@ -122,7 +121,7 @@ class Trajectory:
         )
 
 
-def _arrays(state: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def _arrays(state: JsonView) -> dict[str, np.ndarray]:
     """The tensors of a state, tied ones once, as a file holds them."""
     once: dict[int, str] = {}
     for name, tensor in state.items():

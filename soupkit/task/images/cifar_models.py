@@ -13,6 +13,8 @@ import torch
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
+from soupkit.jsons import Json
+
 IMAGES = {
     "url": "",
     "num_classes": 10,
@@ -145,7 +147,7 @@ def _initialise(model: nn.Module) -> None:
                 nn.init.zeros_(module.bias)
 
 
-def _configuration(first: str) -> dict[str, Any]:
+def _configuration(first: str) -> Json:
     return {**IMAGES, "first_conv": first, "classifier": "fc"}
 
 
@@ -161,12 +163,12 @@ default_cfgs = generate_default_cfgs(
 )
 
 
-def _vgg(name: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
+def _vgg(name: str, pretrained: bool, kwargs: Json) -> nn.Module:
     model: nn.Module = build_model_with_cfg(CifarVgg, name, pretrained, **kwargs)
     return model
 
 
-def _resnet(name: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
+def _resnet(name: str, pretrained: bool, kwargs: Json) -> nn.Module:
     model: nn.Module = build_model_with_cfg(PreactResNet, name, pretrained, **kwargs)
     return model
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import xxhash
 
 from soupkit.errors import TaskError
 from soupkit.identity import data_identity, digest
+from soupkit.jsons import Json
 from soupkit.task.images.pools import Example, FileImages, LabelledImages, content_of
 from soupkit.task.images.sources import Source, open_source
 from soupkit.task.task import Role
@@ -70,7 +71,7 @@ class Splits:
     test: Part
     class_names: tuple[str, ...]
     characters: bool
-    description: dict[str, Any]
+    description: Json
     data_dir: Path | None = None
 
     @property
@@ -194,7 +195,7 @@ def _enough(name: str, available: int, wanted: Mapping[str, int | None]) -> None
         )
 
 
-def _describe(options: DataRecipe, source: Source, parts: Mapping[Role, Part]) -> dict[str, Any]:
+def _describe(options: DataRecipe, source: Source, parts: Mapping[Role, Part]) -> Json:
     place = {"place": str(source.place)} if source.place is not None else {}
     return {
         "data": options.data,

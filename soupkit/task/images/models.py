@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
@@ -19,6 +19,7 @@ from timm.models._hub import save_config_for_hf  # timm has no other public way 
 
 import soupkit.task.images.cifar_models  # noqa: F401  (registers its models with timm)
 from soupkit.errors import TaskError
+from soupkit.jsons import Json, JsonView
 from soupkit.task.images.transforms import ImageSettings
 from soupkit.task.spec import OPEN_CLIP_CONFIG, TIMM_CONFIG, ModelSpec, describe, parse_model
 from soupkit.task.weights import arrays, load_weights
@@ -155,7 +156,7 @@ def _input_size(spec: ModelSpec) -> tuple[int, int, int]:
     return tuple(registered.input_size) if registered is not None else (3, 224, 224)
 
 
-def _open_clip_config(spec: ModelSpec) -> dict[str, Any]:
+def _open_clip_config(spec: ModelSpec) -> Json:
     """open_clip_config.json of `spec`, with its options applied."""
     config = deepcopy(dict(spec.config))
     if not config:
@@ -189,7 +190,7 @@ def _timm_settings(model: torch.nn.Module, spec: ModelSpec) -> ImageSettings:
 
 def _open_clip_settings(model: torch.nn.Module) -> ImageSettings:
     """open_clip's preprocess_cfg in timm's words; "border" pads with the mean colour, open_clip with black."""
-    found: dict[str, Any] = model.visual.preprocess_cfg  # type: ignore[union-attr, assignment]
+    found: Json = model.visual.preprocess_cfg  # type: ignore[union-attr, assignment]
     size = found["size"]
     height, width = (size, size) if isinstance(size, int) else size
     modes = {"shortest": "center", "longest": "border", "squash": "squash"}
@@ -207,9 +208,7 @@ def _per_channel(values: Sequence[float], channels: int) -> tuple[float, ...]:
     return tuple(values) if len(values) == channels else (sum(values) / len(values),) * channels
 
 
-def _timm_config(
-    spec: ModelSpec, model: torch.nn.Module, class_names: Sequence[str], settings: ImageSettings
-) -> dict[str, Any]:
+def _timm_config(spec: ModelSpec, model: torch.nn.Module, class_names: Sequence[str], settings: ImageSettings) -> Json:
     model_args = dict(spec.config.get("model_args", {})) | {k: v for k, v in spec.kwargs.items() if k != "img_size"}
     model_args.pop("img_size", None)  # timm records the one in force
     model_args.pop("num_classes", None)
@@ -217,7 +216,7 @@ def _timm_config(
     with TemporaryDirectory() as folder:
         path = Path(folder, TIMM_CONFIG)
         save_config_for_hf(model, path, options, model_args)
-        config: dict[str, Any] = json.loads(path.read_text())
+        config: Json = json.loads(path.read_text())
     pretrained = config["pretrained_cfg"]
     pretrained.update(settings.to_json())
     if "img_size" in spec.kwargs or "test_input_size" not in spec.config.get("pretrained_cfg", spec.config):
@@ -226,7 +225,7 @@ def _timm_config(
     return config
 
 
-def _preprocess(model: torch.nn.Module, settings: ImageSettings | None) -> dict[str, Any]:
+def _preprocess(model: torch.nn.Module, settings: ImageSettings | None) -> Json:
     found = dict(model.visual.preprocess_cfg)  # type: ignore[union-attr, arg-type]
     if settings is not None:
         modes = {"center": "shortest", "border": "longest", "squash": "squash"}
@@ -236,7 +235,7 @@ def _preprocess(model: torch.nn.Module, settings: ImageSettings | None) -> dict[
 
 
 @contextmanager
-def _as_directory(name: str, config: Mapping[str, Any]) -> Iterator[str]:
+def _as_directory(name: str, config: JsonView) -> Iterator[str]:
     """A directory with nothing but `config`, which is what the libraries' factories take."""
     with TemporaryDirectory(prefix="soupkit-") as directory:
         Path(directory, name).write_text(json.dumps(config), encoding="utf-8")

@@ -12,6 +12,7 @@ import numpy as np
 import timm.data
 
 from soupkit.errors import TaskError
+from soupkit.jsons import Json
 from soupkit.task.images.absent import has_no
 from soupkit.task.images.pools import ArrayImages, FactoryImages, FileImages, Glyphs, LabelledImages
 from soupkit.task.task import Role
@@ -147,7 +148,7 @@ def _from_factory(data: str, data_dir: Path | None, download: bool, sizes: Mappi
     )
 
 
-def _those_that_exist(data: str, data_dir: Path | None, download: bool) -> dict[str, Any]:
+def _those_that_exist(data: str, data_dir: Path | None, download: bool) -> Json:
     """The evaluation splits that the data set has. Raises TaskError where one cannot be opened for another reason.
 
     A test split drawn from train because the data set's own was out of reach would not be the test that is reported.

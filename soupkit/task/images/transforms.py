@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from typing import Any
 
 import timm.data
 import torch
 from PIL import Image
 
 from soupkit.errors import TaskError
+from soupkit.jsons import Json
 
 Transform = Callable[[Image.Image], torch.Tensor]
 
@@ -31,7 +31,7 @@ class ImageSettings:
     crop_pct: float = 0.875
     crop_mode: str = "center"
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """All of it, JSON-able."""
         return asdict(self)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from soupkit.errors import TaskError
 from soupkit.events import Finished, Report, Warned
+from soupkit.jsons import Json
 from soupkit.recipe.population import TrainPopulation
 from soupkit.task.score import Score
 from soupkit.train.loop import LOWER_RATE, SKIPPED, Progress
@@ -61,7 +62,7 @@ class History:
 
     losses: list[list[float]] = field(default_factory=list)
     similarity: list[dict[str, float]] = field(default_factory=list)
-    replacements: list[dict[str, Any]] = field(default_factory=list)
+    replacements: list[Json] = field(default_factory=list)
 
 
 class Population:

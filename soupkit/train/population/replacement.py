@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from soupkit.jsons import Json
 from soupkit.task.score import Score
 from soupkit.train.population.exchange import everyone, mix, mixed_row, mutate
 from soupkit.train.population.merging import Matrix, generation, mixing_matrix, survivors
@@ -22,7 +23,7 @@ FITNESS = "nll"
 """What tournaments and selection go by, on held-out data; lower is fitter."""
 
 
-def replace_members(population: Population, epoch: int) -> dict[str, Any]:
+def replace_members(population: Population, epoch: int) -> Json:
     """Make every member a mixture of the members after `epoch`; optimizers stay. Returns what was done, JSON-able.
 
     Everything random in it is drawn from (seed, epoch), so all ranks draw the same.

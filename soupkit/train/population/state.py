@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from soupkit.errors import CheckpointError
+from soupkit.jsons import Json, JsonView
 from soupkit.train.population.members import Member
 from soupkit.train.population.population import History, Population
 from soupkit.train.population.regularise import member_name
@@ -29,7 +30,7 @@ FORMAT = 1
 _TENSOR = "__tensor__"
 
 
-def save_state(population: Population, folder: Path, about: Mapping[str, Any]) -> None:
+def save_state(population: Population, folder: Path, about: JsonView) -> None:
     """Write the state after the present update; `about` is kept with it. Every rank writes its own members.
 
     All ranks must see the same `folder`. Cost: the members and their optimizers' state, written once and synced.
@@ -64,7 +65,7 @@ def find_state(folder: Path) -> Path | None:
     return found[-1] if found else None
 
 
-def about_state(state: Path) -> dict[str, Any]:
+def about_state(state: Path) -> Json:
     """What was kept with a state. Raises CheckpointError when it cannot be read."""
     return dict(_read_json(state)["about"])
 
@@ -100,7 +101,7 @@ def load_state(population: Population, state: Path) -> None:
         population.pull.start(before, values["pull"]["share"], update=values["pull"]["since"])
 
 
-def _shared(population: Population, losses: list[list[float]]) -> dict[str, Any]:
+def _shared(population: Population, losses: list[list[float]]) -> Json:
     return {
         "losses": losses,
         "num_done": population.num_done,
@@ -130,7 +131,7 @@ def _write_member(population: Population, row: int, member: Member, path: Path) 
 
 
 def _put_member(
-    population: Population, row: int, member: Member, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]
+    population: Population, row: int, member: Member, tensors: Mapping[str, Tensor], meta: JsonView
 ) -> None:
     flat, updater = population.flat, member.updater
     for dtype, rows in flat.rows.items():
@@ -145,7 +146,7 @@ def _put_member(
     _load_optimizer(updater.optimizer, _with_tensors(meta["optimizer"], tensors))
 
 
-def _load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+def _load_optimizer(optimizer: torch.optim.Optimizer, state: Json) -> None:
     """Load a state whose tensors lie as the parameters do: sums of another order would not give the same bits."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     laid_out: dict[int, Any] = {}
@@ -186,9 +187,9 @@ def _complete(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("update-*") if (path / STATE_NAME).is_file())
 
 
-def _read_json(state: Path) -> dict[str, Any]:
+def _read_json(state: Path) -> Json:
     try:
-        values: dict[str, Any] = json.loads((state / STATE_NAME).read_text(encoding="utf-8"))
+        values: Json = json.loads((state / STATE_NAME).read_text(encoding="utf-8"))
         if values["format"] != FORMAT:
             raise ValueError(f"format {values['format']}")
     except (OSError, ValueError, KeyError) as error:
