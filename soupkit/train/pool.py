@@ -214,8 +214,10 @@ def _died(worker: Worker) -> WorkerDiedError:
 def _serve(connection: Connection, work: Work, environment: Mapping[str, str]) -> None:
     """The worker's life: take arguments, report events, return a result or a failure, until the parent is gone.
 
-    The fork server keeps the environment of its own start; a worker has its parent's of now.
+    The fork server keeps the environment of its own start; a worker has its parent's of now. And whoever else started
+    that server need not have blocked interrupts.
     """
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     os.environ.clear()
     os.environ.update(environment)
     threading.Thread(target=_die_with_parent, daemon=True).start()
