@@ -128,7 +128,7 @@ def _parts(values: Json) -> Iterator[tuple[str, bool]]:
         is_input = isinstance(entry, dict) and isinstance(entry.get("reference"), str)
         yield f"inputs.{number}", is_input and all(isinstance(entry.get(k, v()), v) for k, v in _INPUT_KINDS.items())
         yield f"inputs.{number}.path", is_path(entry.get("path", ""))
-        yield f"inputs.{number}.permutation", all(map(is_path, entry.get("permutation", {}).values()))
+        yield f"inputs.{number}.permutation", all(isinstance(v, str) for v in entry.get("permutation", {}).values())
     files, members = values["outputs"].get("files", {}), values["notes"].get("members", [])
     yield "outputs.files", isinstance(files, dict) and all(isinstance(entry, dict) for entry in files.values())
     yield "outputs.files", all(is_inside(name) for name in files)

@@ -19,7 +19,7 @@ class Env:
 class Methods:
     """List the methods of merging: paper, needs, number of checkpoints, peak memory.
 
-    Example: soupkit methods --markdown > methods.md
+    Example: soupkit methods --markdown
     """
 
     markdown: bool = option(False, help="print the table as Markdown, with a link to each paper")

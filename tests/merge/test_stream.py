@@ -12,6 +12,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+from checkpoint.held import Held
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -267,7 +268,7 @@ def test_float32_accumulation_is_close_but_not_exact() -> None:
 
 
 def test_an_error_in_a_thread_stops_the_merge() -> None:
-    class Broken(dict[str, np.ndarray]):
+    class Broken(Held):
         def read_into(self, name: str, start: int, out: np.ndarray) -> None:
             raise OSError("the disk is gone")
 

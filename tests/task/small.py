@@ -31,11 +31,7 @@ FEW_WORDS = CLIP_CONFIG | {
 def described(directory: Path, name: str = "config.json") -> Any:
     """What `describe` needs of a checkpoint: its configuration and where it lies."""
     config = json.loads((directory / name).read_text()) if (directory / name).is_file() else {}
-
-    def fetch(**_options: bool) -> Path:
-        return directory
-
-    return SimpleNamespace(config=config, directory=directory, reference=str(directory), fetch=fetch)
+    return SimpleNamespace(config=config, directory=directory, reference=str(directory), files=(), companions=())
 
 
 def saved(directory: Path, model: str, *, seed: int = 0) -> torch.nn.Module:
