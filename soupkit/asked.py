@@ -134,8 +134,7 @@ class Weighs(Writes, Sums, Compares, Protocol):
     def sha256(self) -> bool: ...
 
 
-@runtime_checkable
-class ReadsData(Protocol):
+class NamesData(Protocol):
     """Which examples: `DataOptions`."""
 
     @property
@@ -152,6 +151,12 @@ class ReadsData(Protocol):
     def num_test(self) -> int | None: ...
     @property
     def split_seed(self) -> int: ...
+
+
+@runtime_checkable
+class ReadsData(NamesData, Protocol):
+    """And how they are read."""
+
     @property
     def strict_data(self) -> bool: ...
     @property

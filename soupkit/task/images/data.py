@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import xxhash
 
+from soupkit.asked import NamesData
 from soupkit.errors import TaskError
 from soupkit.identity import data_identity, digest
 from soupkit.jsons import Json
@@ -18,25 +18,6 @@ from soupkit.task.images.sources import Source, open_source
 from soupkit.task.task import Role
 
 ROLES: tuple[Role, ...] = ("train", "held_out", "test")
-
-
-class DataRecipe(Protocol):
-    """The options of `soupkit.recipe.shared.DataOptions` that say which examples."""
-
-    @property
-    def data(self) -> str | None: ...
-    @property
-    def data_dir(self) -> Path | None: ...
-    @property
-    def download(self) -> bool: ...
-    @property
-    def num_train(self) -> int | None: ...
-    @property
-    def num_held_out(self) -> int | None: ...
-    @property
-    def num_test(self) -> int | None: ...
-    @property
-    def split_seed(self) -> int: ...
 
 
 class Part:
@@ -90,7 +71,7 @@ class Splits:
         return digest(data_identity(str(self.description["data"]), self.data_dir), contents, self.description)
 
 
-def open_data(options: DataRecipe) -> Splits:
+def open_data(options: NamesData) -> Splits:
     """Find the data and split it; no image is decoded. Raises TaskError when the data or enough of it is missing.
 
     Held-out (default: 10 %) and train are drawn from the training split by `split_seed`, balanced over the classes,
@@ -195,7 +176,7 @@ def _enough(name: str, available: int, wanted: Mapping[str, int | None]) -> None
         )
 
 
-def _describe(options: DataRecipe, source: Source, parts: Mapping[Role, Part]) -> Json:
+def _describe(options: NamesData, source: Source, parts: Mapping[Role, Part]) -> Json:
     place = {"place": str(source.place)} if source.place is not None else {}
     return {
         "data": options.data,

@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
+from soupkit.asked import Runs
 from soupkit.checkpoint.layout import companions
 from soupkit.errors import TaskError
 from soupkit.identity import digest, files_identity, versions
 from soupkit.task.activations import kept_by_one_more
-from soupkit.task.images.data import ROLES, DataRecipe, Splits, open_data
+from soupkit.task.images.data import ROLES, Splits, open_data
 from soupkit.task.images.examples import DEFAULT_LIMIT, ImageBatch, ImageExamples, shown_to
 from soupkit.task.images.metrics import METRICS
 from soupkit.task.images.models import build, build_tokenizer, image_settings
@@ -31,17 +32,6 @@ class Prompts(Protocol):
     def templates(self) -> tuple[str, ...]: ...
     @property
     def class_names(self) -> tuple[str, ...]: ...
-
-
-class TaskRecipe(DataRecipe, Prompts, Protocol):
-    """The fields of `DataOptions` and `ModelOptions` that a task reads."""
-
-    @property
-    def model(self) -> str | None: ...
-    @property
-    def batch_size(self) -> int: ...
-    @property
-    def workers(self) -> int: ...
 
 
 class ImageTask(Task):
@@ -134,7 +124,7 @@ def build_classifier(spec: ModelSpec, splits: Splits, recipe: Prompts) -> torch.
     return _zero_shot(spec, _class_names(splits, recipe), recipe)
 
 
-def open_task(checkpoint: Source, recipe: TaskRecipe, world: World, *, splits: Splits | None = None) -> ImageTask:
+def open_task(checkpoint: Source, recipe: Runs, world: World, *, splits: Splits | None = None) -> ImageTask:
     """Build the model that `checkpoint` is of, open the data, and load the weights. Raises TaskError with a hint.
 
     splits: those of an earlier task, to use its data again.
@@ -155,7 +145,7 @@ def open_task(checkpoint: Source, recipe: TaskRecipe, world: World, *, splits: S
     return task
 
 
-def _classifier(spec: ModelSpec, splits: Splits, recipe: TaskRecipe) -> torch.nn.Module:
+def _classifier(spec: ModelSpec, splits: Splits, recipe: Runs) -> torch.nn.Module:
     class_names = _class_names(splits, recipe)
     if spec.library == "open_clip":
         return _zero_shot(spec, class_names, recipe)
