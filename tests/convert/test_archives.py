@@ -162,6 +162,18 @@ def test_local_headers_and_the_directory_must_agree(tmp_path: Path) -> None:
     assert_refused(path, "do not tell the same|overlaps")
 
 
+def test_a_record_that_is_marked_as_a_folder_is_refused(tmp_path: Path) -> None:
+    """torch.load reads zeros in its place; found by the fuzzer."""
+    path = tmp_path / "m.pt"
+    records = contents_of(save(VALUES, path))
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in records.items():
+            info = zipfile.ZipInfo(name)
+            info.external_attr = 0x10 if name.endswith("data/2") else 0
+            archive.writestr(info, content)
+    assert_refused(path, "data/2' is marked as a folder")
+
+
 def test_an_entry_that_points_to_another_record_is_refused(tmp_path: Path) -> None:
     """Two storages of one size, both entries for the first one's bytes: every CRC would be right."""
     values = {"a": torch.zeros(4), "b": torch.ones(4)}

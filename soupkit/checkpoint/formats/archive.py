@@ -26,7 +26,7 @@ MAX_PICKLE_BYTES = 100_000_000
 CHUNK = 1 << 20
 _LOCAL = struct.Struct("<4sHHHHHIIIHH")
 _END_BYTES = 22
-_ENCRYPTED, _DESCRIPTOR, _UTF8 = 0x1, 0x8, 0x800
+_ENCRYPTED, _DESCRIPTOR, _UTF8, _FOLDER = 0x1, 0x8, 0x800, 0x10
 _ITEM_BYTES = {
     **dict.fromkeys(("Untyped", "Byte", "Char", "Bool", "QInt8", "QUInt8", "QUInt4x2", "QUInt2x4"), 1),
     **dict.fromkeys(("Half", "BFloat16", "Short"), 2),
@@ -117,6 +117,8 @@ def _read_directory(path: Path, opened: zipfile.ZipFile) -> Archive:
         seen.add(name.lower())
         if not name.startswith(folder) or "\0" in name:
             _damaged(path, f"the record {name!r} is not in the folder of the others, {folder!r}")
+        if info.file_size and info.external_attr & _FOLDER:
+            _damaged(path, f"the record {name!r} is marked as a folder, of which torch reads nothing")
         if info.flag_bits & _ENCRYPTED:
             _damaged(path, f"the record {name!r} is encrypted")
         if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
