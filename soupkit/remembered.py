@@ -40,8 +40,10 @@ Entry = tuple[Json, dict[str, "np.ndarray"]]
 
 
 class Weighed(Protocol):
-    """A `Mixture`: coefficients float64[K, B], their divisor, the column of each tensor, and the rows that count."""
+    """A `Mixture`: names, coefficients float64[K, B], their divisor, the column of each tensor, the rows that count."""
 
+    @property
+    def ingredients(self) -> Sequence[str]: ...
     @property
     def coefficients(self) -> np.ndarray: ...
     @property
@@ -71,9 +73,11 @@ class Remembered:
     def key_of(self, contents: Sequence[str], mixture: Weighed, judge: str, beside: Any = None) -> str:
         """The key of what a judge finds of a mixture of the weights with these content hashes.
 
-        judge: its fingerprint; beside: what it sees beside the weights. Names and order of the weights do not matter.
+        judge: its fingerprint; beside: what it sees beside the weights. Weights are summed in the order of their
+        names, which decides the last bits; in which order they are given does not matter here.
         """
-        rows = sorted([contents[k], mixture.coefficients[k].tolist()] for k in mixture.used())
+        summed = sorted(mixture.used(), key=lambda k: mixture.ingredients[k])
+        rows = [[contents[k], mixture.coefficients[k].tolist()] for k in summed]
         blocks = sorted(mixture.blocks.items()) if mixture.blocks else None
         return self.key(rows, mixture.divisor, blocks, judge, beside)
 

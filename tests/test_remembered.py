@@ -149,3 +149,16 @@ def test_forgetting_removes_what_soupkit_wrote_and_nothing_else() -> None:
     assert all(usage(kind).num_files == 0 for kind in KINDS if kind != "scores")
     assert clear("scores") == []
     assert {left.name for left in folder.iterdir()} == {"mine.npz", "0123.remembered"}
+
+
+def test_a_mixture_is_known_by_what_is_summed_in_which_order() -> None:
+    from soupkit.merge.mixture import weighted
+
+    def key(names: list[str], contents: list[str], coefficients: list[float]) -> str:
+        return Remembered("scores").key_of(contents, weighted(names, coefficients), "judge")
+
+    known = key(["a", "b"], ["0", "1"], [0.25, 0.75])
+    assert key(["b", "a"], ["1", "0"], [0.75, 0.25]) == known
+    assert key(["x/a", "x/b"], ["0", "1"], [0.25, 0.75]) == known
+    assert key(["b", "a"], ["0", "1"], [0.25, 0.75]) != known
+    assert key(["a", "b"], ["0", "1"], [0.75, 0.25]) != known

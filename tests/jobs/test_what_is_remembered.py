@@ -51,6 +51,40 @@ def three(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+SCORER_OF_TABLES = """
+import json, struct, sys
+data = open(sys.argv[1] + "/model.safetensors", "rb").read()
+start = 8 + int.from_bytes(data[:8], "little")
+place = {name: start + entry["data_offsets"][0] for name, entry in json.loads(data[8:start]).items() if name in "wt"}
+print(10 * (struct.unpack_from("<f", data, place["w"])[0] == 0.5) + struct.unpack_from("<q", data, place["t"])[0])
+"""
+
+
+def test_integers_of_the_first_make_another_soup_in_another_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("score.py").write_text(SCORER_OF_TABLES)
+    for name, number in (("a", 0), ("b", 1)):
+        Path(name).mkdir()
+        tensors = {"w": np.full(4, number, np.float32), "t": np.full((2, 2), number)}
+        write_tensors(Path(name), tensors)
+    scores = []
+    for refs in (("a", "b"), ("b", "a")):
+        recipe = MergeGreedy(
+            refs=refs,
+            metric="score",
+            direction="max",
+            score_command=COMMAND,
+            integers="first",
+            out=Path("-".join(refs)),
+        )
+        found = merge_greedy(recipe, ALONE, silent)
+        assert found["notes"]["held_out_of_soup"]["value"] == found["metrics"]["held_out"]["score"]["value"]
+        scores.append(found["notes"]["held_out_of_soup"]["value"])
+    assert scores == [10, 11]  # the table is the first's
+
+
 def calls() -> int:
     log = Path("calls.log")
     num = len(log.read_text().splitlines()) if log.exists() else 0

@@ -204,7 +204,9 @@ class RememberingScorer:
             report(Told(text))
 
     def _key(self, mixture: Mixture) -> str:
-        return self._memory.key_of(self._contents, mixture, self._fingerprint, self._files_of(mixture.used()))
+        used = mixture.used()
+        given = [self._contents[k] for k in used]  # --integers first takes those of the first that is given
+        return self._memory.key_of(self._contents, mixture, self._fingerprint, [given, self._files_of(used)])
 
     def _files_of(self, used: Sequence[int]) -> Any:
         """What the judge sees beside the weights, looked at once."""
