@@ -92,3 +92,9 @@ class RandomOptions:
 
     seed: int = option(0, help="the same seed drops the same entries, whatever the threads and shards", low=0)
     rescale: bool = option(True, help="divide what is kept by its probability")
+
+
+def density_option(default: float) -> Any:
+    """The fraction that is kept of each task vector's entries, as every method that trims or drops has it."""
+    kept = "fraction of the entries to keep, one or one per checkpoint"
+    return option((default,), help=kept, low=0, high=1, above=True)

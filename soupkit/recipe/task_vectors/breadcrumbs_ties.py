@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from soupkit.recipe.fields import option
-from soupkit.recipe.method_options import ElectionOptions
+from soupkit.recipe.method_options import ElectionOptions, density_option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,7 +17,5 @@ class MergeBreadcrumbsTies(ElectionOptions):
 
     FAMILY = "breadcrumbs"
 
-    density: tuple[float, ...] = option(
-        (0.9,), help="fraction of the entries to keep, one or one per checkpoint", low=0, high=1, above=True
-    )
+    density: tuple[float, ...] = density_option(0.9)
     gamma: tuple[float, ...] = option((0.01,), help="fraction of the largest entries to drop", low=0, high=1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from soupkit.recipe.fields import option
-from soupkit.recipe.method_options import ElectionOptions, RandomOptions
+from soupkit.recipe.method_options import ElectionOptions, RandomOptions, density_option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,9 +18,7 @@ class MergeDellaTies(RandomOptions, ElectionOptions):
     FAMILY = "della"
     PIECES = "row"
 
-    density: tuple[float, ...] = option(
-        (0.5,), help="fraction of the entries to keep, one or one per checkpoint", low=0, high=1, above=True
-    )
+    density: tuple[float, ...] = density_option(0.5)
     epsilon: tuple[float, ...] = option(
         (0.2,), help="spread of the probabilities: density ± epsilon / 2, by magnitude", low=0, high=1
     )

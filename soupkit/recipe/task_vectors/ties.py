@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from soupkit.recipe.fields import option
-from soupkit.recipe.method_options import ElectionOptions
+from soupkit.recipe.method_options import ElectionOptions, density_option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,6 +16,4 @@ class MergeTies(ElectionOptions):
 
     FAMILY = "ties"
 
-    density: tuple[float, ...] = option(
-        (0.2,), help="fraction of the entries to keep, one or one per checkpoint", low=0, high=1, above=True
-    )
+    density: tuple[float, ...] = density_option(0.2)
