@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -23,15 +23,6 @@ from soupkit.world import ALONE, World
 
 if TYPE_CHECKING:
     from soupkit.checkpoint.source import Source
-
-
-class Prompts(Protocol):
-    """What the head of a CLIP model is made of."""
-
-    @property
-    def templates(self) -> tuple[str, ...]: ...
-    @property
-    def class_names(self) -> tuple[str, ...]: ...
 
 
 class ImageTask(Task):
@@ -114,7 +105,7 @@ def saved(model: torch.nn.Module) -> torch.nn.Module:
     return model.clip if isinstance(model, ZeroShotClassifier) else model
 
 
-def build_classifier(spec: ModelSpec, splits: Splits, recipe: Prompts) -> torch.nn.Module:
+def build_classifier(spec: ModelSpec, splits: Splits, recipe: Runs) -> torch.nn.Module:
     """A timm model with a head for the data's classes, or CLIP's image tower under the head that its text tower makes.
 
     That head is made once, from the base: it stays as it is, and the text tower with it.
@@ -135,7 +126,7 @@ def open_task(checkpoint: Source, recipe: Runs, world: World, *, splits: Splits 
     splits = splits or open_data(recipe)
     device = world.torch_device()
     model = _classifier(spec, splits, recipe)
-    settings = image_settings(model.clip if isinstance(model, ZeroShotClassifier) else model, spec)
+    settings = image_settings(saved(model), spec)
     if splits.characters:
         settings = for_characters(settings)
     task = ImageTask(
@@ -160,12 +151,12 @@ def _classifier(spec: ModelSpec, splits: Splits, recipe: Runs) -> torch.nn.Modul
     return model
 
 
-def _class_names(splits: Splits, recipe: Prompts) -> tuple[str, ...]:
+def _class_names(splits: Splits, recipe: Runs) -> tuple[str, ...]:
     names = recipe.class_names or splits.class_names
     if len(names) != len(splits.class_names):
         raise TaskError(f"{len(names)} class names for data of {len(splits.class_names)} classes")
     return names
 
 
-def _zero_shot(spec: ModelSpec, class_names: tuple[str, ...], recipe: Prompts) -> torch.nn.Module:
+def _zero_shot(spec: ModelSpec, class_names: tuple[str, ...], recipe: Runs) -> torch.nn.Module:
     return ZeroShotClassifier(build(spec), build_tokenizer(spec), class_names=class_names, templates=recipe.templates)
