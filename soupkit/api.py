@@ -1,4 +1,5 @@
-"""What the commands do, as functions. The package exports them: `soupkit.merge`, `soupkit.run`, `soupkit.combine`."""
+"""What the commands do, as functions. The package exports them: `soupkit.merge`, `soupkit.run`,
+`soupkit.combine`."""
 
 from __future__ import annotations
 
@@ -26,15 +27,24 @@ Source = str | Path | Mapping[str, Array]
 
 
 def merge(
-    refs: Sequence[str | Path], out: str | Path, *, method: str = "uniform", report: Report = silent, **options: Any
+    refs: Sequence[str | Path],
+    out: str | Path,
+    *,
+    method: str = "uniform",
+    report: Report = silent,
+    **options: Any,
 ) -> Checkpoint:
     """Merge checkpoints into the directory `out` as `soupkit merge METHOD` does, and open what was written.
 
-    refs: as on the command line, the Hub included. options: those of the command, with underscores (coefficients, base,
-    dtype, overwrite, stream, …). report: is told what happens. Raises RecipeError for unknown methods and options, and
-    every SoupkitError that the command ends with.
+    refs: as on the command line, the Hub included. options: those of the command, with underscores
+    (coefficients, base, dtype, overwrite, stream, …). report: is told what happens. Raises RecipeError for
+    unknown methods and options, and every SoupkitError that the command ends with.
     """
-    methods = {name.removeprefix("merge "): command for name, command in COMMANDS.items() if name.startswith("merge ")}
+    methods = {
+        name.removeprefix("merge "): command
+        for name, command in COMMANDS.items()
+        if name.startswith("merge ")
+    }
     if method not in methods:
         raise RecipeError(f"there is no method {method!r}", hint=suggestion(method, methods))
     values = {"refs": [str(ref) for ref in refs], "out": str(out), **options}
@@ -46,8 +56,9 @@ def merge(
 def run(recipe: Recipe, *, report: Report = silent) -> Json:
     """Run the command that a recipe is of, and return what its `--json` prints.
 
-    `soupkit.run(Evaluate(refs=("soups/greedy",), data="digits"))`: the dataclasses in `soupkit.recipe` are the typed
-    form of every command's options. Raises RecipeError for anything else, and what the command raises.
+    `soupkit.run(Evaluate(refs=("soups/greedy",), data="digits"))`: the dataclasses in `soupkit.recipe` are
+    the typed form of every command's options. Raises RecipeError for anything else, and what the command
+    raises.
     """
     return _command_of(recipe).load_job()(recipe, world_of(recipe), report)
 
@@ -57,7 +68,9 @@ def _command_of(recipe: object) -> Command:
     for command in COMMANDS.values():
         if command.recipe == place:
             return command
-    raise RecipeError(f"{type(recipe).__name__} is the recipe of no command", hint="they are in soupkit.recipe")
+    raise RecipeError(
+        f"{type(recipe).__name__} is the recipe of no command", hint="they are in soupkit.recipe"
+    )
 
 
 def combine(ingredients: Sequence[Source], mixture: Mixture, *, threads: int = 0) -> dict[str, Array]:

@@ -1,6 +1,8 @@
-"""What the floors below read of a recipe: a function names what it reads, and any dataclass that has it will do.
+"""What the floors below read of a recipe: a function names what it reads, and any dataclass that has it will
+do.
 
-Options and their help are in `soupkit.recipe.shared`. What some recipes have and others do not is asked by isinstance.
+Options and their help are in `soupkit.recipe.shared`. What some recipes have and others do not is asked by
+isinstance.
 """
 
 from __future__ import annotations

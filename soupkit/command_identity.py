@@ -1,7 +1,8 @@
-"""What a command line is that scores checkpoints: the programs, scripts and files it names, and what changes them.
+"""What a command line is that scores checkpoints: the programs, scripts and files it names, and what changes
+them.
 
-What it reaches on its own is not seen: a server's model, files that a program finds by a name computed at run time.
-For such a scorer there are `--no-cache` and `--fresh-scores`.
+What it reaches on its own is not seen: a server's model, files that a program finds by a name computed at run
+time. For such a scorer there are `--no-cache` and `--fresh-scores`.
 """
 
 from __future__ import annotations
@@ -23,7 +24,14 @@ SOURCES = {
 }
 CODE = {".py", ".sh", ".bash", ".pl", ".rb", ".js", ".lua", ".r", ".jl"}
 VARIABLES = (
-    *("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "CONDA_PREFIX", "CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"),
+    *(
+        "PYTHONPATH",
+        "PYTHONHOME",
+        "VIRTUAL_ENV",
+        "CONDA_PREFIX",
+        "CUDA_VISIBLE_DEVICES",
+        "HIP_VISIBLE_DEVICES",
+    ),
     *("LD_LIBRARY_PATH", "LD_PRELOAD", "PYTHONHASHSEED", "HF_HOME", "HF_HUB_OFFLINE", "TORCH_HOME"),
 )
 MOST_FILES = 5_000
@@ -36,10 +44,10 @@ _WORD = re.compile(r"[A-Za-z_]\w*")
 def command_identity(command: str) -> str:
     """Everything that is known to decide what `command` prints, as one short name.
 
-    The words themselves; the content of every file and folder among them, also after `--key=`, within a quoted
-    command, on PATH and after `-m`; of a script the Python code that it can import from its folder and PYTHONPATH, and
-    the code and configuration that its text names; the environment that chooses interpreters, and every variable that
-    a script speaks of; the interpreter's installed packages; the working directory.
+    The words themselves; the content of every file and folder among them, also after `--key=`, within a
+    quoted command, on PATH and after `-m`; of a script the Python code that it can import from its folder and
+    PYTHONPATH, and the code and configuration that its text names; the environment that chooses interpreters,
+    and every variable that a script speaks of; the interpreter's installed packages; the working directory.
     """
     try:
         words = list(_words(shlex.split(command)))
@@ -60,7 +68,8 @@ def command_identity(command: str) -> str:
 
 
 def _words(words: Iterable[str]) -> Iterator[str]:
-    """Each word, what stands after its `=`, and the words within one that is a command itself (`sh -c '…'`)."""
+    """Each word, what stands after its `=`, and the words within one that is a command itself (`sh -c
+    '…'`)."""
     for word in words:
         yield word
         if "=" in word:
@@ -70,7 +79,8 @@ def _words(words: Iterable[str]) -> Iterator[str]:
 
 
 class _Files:
-    """The files that a command depends on, found one from the other; `words` are those of every text among them."""
+    """The files that a command depends on, found one from the other; `words` are those of every text among
+    them."""
 
     def __init__(self, roots: Iterable[str]) -> None:
         self.found: dict[Path, Any] = {}
@@ -79,7 +89,8 @@ class _Files:
         self._roots: dict[Path, None] = {}
 
     def identity(self) -> list[Any]:
-        """Places and contents, in one order; packages beside the scripts are taken where some text names them."""
+        """Places and contents, in one order; packages beside the scripts are taken where some text names
+        them."""
         for root in self._paths if self._roots else ():
             self.take_code(root)
         entered: set[Path] = set()
@@ -110,7 +121,8 @@ class _Files:
             self.found[self._led_to(path)] = tree_identity(path)
 
     def take_code(self, folder: Path) -> None:
-        """The Python files directly in a folder that modules are imported from; its packages come at the end."""
+        """The Python files directly in a folder that modules are imported from; its packages come at the
+        end."""
         real = self._led_to(folder)
         if real in self._roots or real.name == "bin" or not real.is_dir():
             return
@@ -135,7 +147,8 @@ class _Files:
                     self._take_file(named)
 
     def _take_text(self, path: Path) -> str | None:
-        """Take a file, and its words where it is text; a large program without a suffix counts by size and time."""
+        """Take a file, and its words where it is text; a large program without a suffix counts by size and
+        time."""
         text = _text_of(path)
         real = self._led_to(path)
         self.found[real] = file_identity(path) if text is not None or path.suffix else _times(path)
@@ -143,7 +156,8 @@ class _Files:
         return text
 
     def _led_to(self, path: Path) -> Path:
-        """Where a path leads. That counts too: a link may come to lead to another file that was taken all along."""
+        """Where a path leads. That counts too: a link may come to lead to another file that was taken all
+        along."""
         real, named = path.resolve(), path.absolute()
         if real != named:
             self.found[named] = ["leads to", str(real)]
@@ -169,7 +183,11 @@ def _folders_in(root: Path) -> list[Path]:
 
 
 def _may_hold_code(folder: Path) -> bool:
-    return folder.name not in _NOT_CODE and not folder.name.startswith(".") and not (folder / "pyvenv.cfg").exists()
+    return (
+        folder.name not in _NOT_CODE
+        and not folder.name.startswith(".")
+        and not (folder / "pyvenv.cfg").exists()
+    )
 
 
 def _path(word: str) -> Path | None:

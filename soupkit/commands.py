@@ -1,7 +1,8 @@
 """The table of commands: name → recipe → job.
 
 Both are strings, so that `soupkit --help` imports neither numpy nor torch. A job is
-`job(recipe, world, report) → dict`: what `--json` prints, and what a manifest holds where the command writes one.
+`job(recipe, world, report) → dict`: what `--json` prints, and what a manifest holds where the command writes
+one.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ Job = Callable[[Any, "World", "Report"], Json]
 
 @dataclass(frozen=True)
 class Command:
-    """One command: where its recipe type and its job live, and whether the job knows what to do with many ranks.
+    """One command: where its recipe type and its job live, and whether the job knows what to do with many
+    ranks.
 
     Each as `module:name`.
     """
@@ -45,13 +47,16 @@ class Command:
         return job
 
     def run(self, recipe: Any, world: World, report: Report) -> Json:
-        """Run the job: in every rank where it has ranks, else in rank 0, whose result or error is every rank's."""
+        """Run the job: in every rank where it has ranks, else in rank 0, whose result or error is every
+        rank's."""
         job = self.load_job()
         if world.size == 1:
             return job(recipe, world, report)
         with world.group():
             return (
-                job(recipe, world, report) if self.ranks else world.in_main(lambda: job(recipe, world.alone(), report))
+                job(recipe, world, report)
+                if self.ranks
+                else world.in_main(lambda: job(recipe, world.alone(), report))
             )
 
 
@@ -68,7 +73,8 @@ def methods() -> dict[str, Command]:
     """A command for each file that declares a method: `task_vectors/dare_ties.py` is `merge dare-ties`."""
     return {
         f"merge {name.replace('_', '-')}": Command(
-            f"{package.__name__}.{name}:Merge{name.title().replace('_', '')}", "soupkit.jobs.merge.method:merge_method"
+            f"{package.__name__}.{name}:Merge{name.title().replace('_', '')}",
+            "soupkit.jobs.merge.method:merge_method",
         )
         for package in (recipe_methods, recipe_task_vectors)
         for _, name, _ in iter_modules(package.__path__)
@@ -105,7 +111,9 @@ COMMANDS: dict[str, Command] = {
     "extract-lora": _command("lora:ExtractLora", "files.extract_lora:extract_lora"),
     "evaluate": _command("evaluate:Evaluate", "judge.evaluate:evaluate", ranks=True),
     "finetune": _command("train:Finetune", "training.finetune:finetune"),
-    "train-population": _command("population:TrainPopulation", "training.population:train_population", ranks=True),
+    "train-population": _command(
+        "population:TrainPopulation", "training.population:train_population", ranks=True
+    ),
     "finetune-sweep": _command("train:FinetuneSweep", "training.sweep:finetune_sweep"),
     "convert": _command("hub:Convert", "files.convert:convert"),
     "pull": _command("hub:Pull", "files.hub:pull"),

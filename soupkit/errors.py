@@ -85,7 +85,8 @@ class WorkerDiedError(TaskError):
 
 
 class AlignError(SoupkitError):
-    """A network whose permutation groups cannot be derived, or a permutation that would change what it computes."""
+    """A network whose permutation groups cannot be derived, or a permutation that would change what it
+    computes."""
 
 
 class ExpectationError(SoupkitError):
@@ -95,7 +96,8 @@ class ExpectationError(SoupkitError):
 
 
 class _Brief(reprlib.Repr):
-    """Limits for a message; an integer of thousands of digits, which Python refuses to print, is told by its size."""
+    """Limits for a message; an integer of thousands of digits, which Python refuses to print, is told by its
+    size."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -14,7 +14,8 @@ from soupkit.jsons import JsonView
 def given_by(recipe: JsonView) -> dict[str, str]:
     """What the options of a command name beside checkpoints: {option: identity} of data, scorer, and files.
 
-    recipe: as a manifest records it. Checkpoints are a manifest's inputs and are recorded there by their weights.
+    recipe: as a manifest records it. Checkpoints are a manifest's inputs and are recorded there by their
+    weights.
     """
     found: dict[str, str] = {}
     if data := recipe.get("data"):

@@ -1,6 +1,7 @@
 """What things are, by their content and never by a text that may come to mean something else.
 
-Files, folders, data sets and library versions; `soupkit.command_identity` does programs. Free of torch and numpy.
+Files, folders, data sets and library versions; `soupkit.command_identity` does programs. Free of torch and
+numpy.
 """
 
 from __future__ import annotations
@@ -34,11 +35,14 @@ _TORCHVISION = {
 
 def digest(*parts: Any) -> str:
     """One short name for JSON-able values; the order of keys does not matter."""
-    return xxhash.xxh3_128_hexdigest(json.dumps(parts, sort_keys=True, default=str).encode("utf-8", "surrogatepass"))
+    return xxhash.xxh3_128_hexdigest(
+        json.dumps(parts, sort_keys=True, default=str).encode("utf-8", "surrogatepass")
+    )
 
 
 def versions(*packages: str) -> dict[str, str | None]:
-    """Installed versions, looked up without an import; by default those of the libraries that change numbers."""
+    """Installed versions, looked up without an import; by default those of the libraries that change
+    numbers."""
     return {package: version_of(package) for package in packages or _LIBRARIES}
 
 
@@ -85,7 +89,8 @@ def files_identity(files: Iterable[tuple[str, Path]]) -> list[Any]:
 
 
 def tree_identity(root: Path, *, keep: Callable[[Path], bool] = lambda _: True) -> list[Any]:
-    """Every file below a folder, or the file itself; links are followed, outputs of soupkit are no part of it."""
+    """Every file below a folder, or the file itself; links are followed, outputs of soupkit are no part of
+    it."""
     if not root.is_dir():
         return [file_identity(root)]
     return files_identity((path.relative_to(root).as_posix(), path) for path in walk(root) if keep(path))
@@ -116,10 +121,12 @@ def walk(root: Path, *, enter: Callable[[Path], bool] = lambda _: True) -> Itera
 
 
 def data_identity(data: str, data_dir: Path | None = None) -> str:
-    """What `--data` and `--data-dir` name at this moment: the files, and the version of the package that reads them.
+    """What `--data` and `--data-dir` name at this moment: the files, and the version of the package that
+    reads them.
 
-    Of a set on the Hugging Face Hub: the revision and the files in its cache. A set that is nowhere on this disk (a
-    bucket, a pipe) counts by its name here; once it is open, `soupkit.task.images.data` adds what its images are.
+    Of a set on the Hugging Face Hub: the revision and the files in its cache. A set that is nowhere on this
+    disk (a bucket, a pipe) counts by its name here; once it is open, `soupkit.task.images.data` adds what its
+    images are.
     """
     return digest("data", _data(data, data_dir))
 

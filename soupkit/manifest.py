@@ -1,4 +1,5 @@
-"""`soupkit.json`: what made an output, from what, and how good it was. It is enough to make the output again."""
+"""`soupkit.json`: what made an output, from what, and how good it was. It is enough to make the output
+again."""
 
 from __future__ import annotations
 
@@ -31,10 +32,11 @@ _NOT_LOOKED_AT = {"": ""}
 class Manifest:
     """The record of one output.
 
-    command, recipe: what was asked, every option. inputs: {reference, path (relative to the output), content} of each
-    ingredient. outputs: {content, files}. metrics: {split: {metric: {value, standard_error, num_examples}}}.
-    mixture: the coefficients. trace: the steps of a search. notes: what a command adds (members, hyper-parameters, …).
-    given: the identities of data, scorer and files that the recipe of a command names, when this was made.
+    command, recipe: what was asked, every option. inputs: {reference, path (relative to the output), content}
+    of each ingredient. outputs: {content, files}. metrics: {split: {metric: {value, standard_error,
+    num_examples}}}. mixture: the coefficients. trace: the steps of a search. notes: what a command adds
+    (members, hyper-parameters, …). given: the identities of data, scorer and files that the recipe of a
+    command names, when this was made.
     """
 
     command: str
@@ -63,7 +65,9 @@ class Manifest:
         """Write it into `directory`, whole or not at all."""
         text = json.dumps(self.to_json(), indent=1, ensure_ascii=False) + "\n"
         with whole_file(directory / MANIFEST_NAME) as temporary:
-            temporary.write_bytes(text.encode(errors="backslashreplace"))  # a name that is no UTF-8, as JSON writes it
+            temporary.write_bytes(
+                text.encode(errors="backslashreplace")
+            )  # a name that is no UTF-8, as JSON writes it
 
     @classmethod
     def read(cls, directory: Path) -> Manifest:
@@ -72,7 +76,9 @@ class Manifest:
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise CheckpointError(f"{path}: no such file", hint="only outputs of soupkit have a manifest") from None
+            raise CheckpointError(
+                f"{path}: no such file", hint="only outputs of soupkit have a manifest"
+            ) from None
         except (OSError, ValueError, RecursionError) as error:
             raise CheckpointError(f"{path}: cannot be read: {error}") from error
         return _checked(values, path)
@@ -107,8 +113,11 @@ _INPUT_KINDS = {
 
 
 def _checked(values: Any, path: Path) -> Manifest:
-    """Whoever reads a manifest may rely on these kinds, and on names that lead nowhere else than into its directory."""
-    if not isinstance(values, dict) or any(not isinstance(values.get(key), kind) for key, kind in _KINDS.items()):
+    """Whoever reads a manifest may rely on these kinds, and on names that lead nowhere else than into its
+    directory."""
+    if not isinstance(values, dict) or any(
+        not isinstance(values.get(key), kind) for key, kind in _KINDS.items()
+    ):
         raise CheckpointError(f"{path}: is not a manifest of soupkit")
     for what, holds in _parts(values):
         if not holds:
@@ -126,11 +135,20 @@ def _parts(values: Json) -> Iterator[tuple[str, bool]]:
     """What must hold of a manifest's parts, each with its name."""
     for number, entry in enumerate(values["inputs"]):
         is_input = isinstance(entry, dict) and isinstance(entry.get("reference"), str)
-        yield f"inputs.{number}", is_input and all(isinstance(entry.get(k, v()), v) for k, v in _INPUT_KINDS.items())
+        yield (
+            f"inputs.{number}",
+            is_input and all(isinstance(entry.get(k, v()), v) for k, v in _INPUT_KINDS.items()),
+        )
         yield f"inputs.{number}.path", is_path(entry.get("path", ""))
-        yield f"inputs.{number}.permutation", all(isinstance(v, str) for v in entry.get("permutation", {}).values())
+        yield (
+            f"inputs.{number}.permutation",
+            all(isinstance(v, str) for v in entry.get("permutation", {}).values()),
+        )
     files, members = values["outputs"].get("files", {}), values["notes"].get("members", [])
-    yield "outputs.files", isinstance(files, dict) and all(isinstance(entry, dict) for entry in files.values())
+    yield (
+        "outputs.files",
+        isinstance(files, dict) and all(isinstance(entry, dict) for entry in files.values()),
+    )
     yield "outputs.files", all(is_inside(name) for name in files)
     yield "notes.members", isinstance(members, list) and all(is_plain_name(name) for name in members)
     yield "outputs.content", isinstance(values["outputs"].get("content", ""), str)
@@ -146,7 +164,8 @@ def _parts(values: Json) -> Iterator[tuple[str, bool]]:
 
 
 def _is_score(score: Any) -> bool:
-    """A number or what stands for one that is not finite, a record with a `value`, or a map of these for a member."""
+    """A number or what stands for one that is not finite, a record with a `value`, or a map of these for a
+    member."""
     if not isinstance(score, dict):
         return _is_number(score) or score is None or isinstance(score, str | list)
     if "value" not in score:
@@ -166,7 +185,11 @@ def _is_mixture(mixture: Any, num_inputs: int) -> bool:
     names, blocks = mixture.get("ingredients"), mixture.get("blocks")
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         return False
-    if not len(rows) == len(names) == num_inputs or not rows or not all(isinstance(row, list) and row for row in rows):
+    if (
+        not len(rows) == len(names) == num_inputs
+        or not rows
+        or not all(isinstance(row, list) and row for row in rows)
+    ):
         return False
     width = len(rows[0])
     if not all(len(row) == width and all(map(_is_number, row)) for row in rows):
@@ -174,7 +197,9 @@ def _is_mixture(mixture: Any, num_inputs: int) -> bool:
     if not _is_number(mixture.get("divisor")) or mixture["divisor"] == 0:
         return False
     columns = list(blocks.values()) if isinstance(blocks, dict) else []
-    return (blocks is None or isinstance(blocks, dict)) and all(type(n) is int and 0 <= n < width for n in columns)
+    return (blocks is None or isinstance(blocks, dict)) and all(
+        type(n) is int and 0 <= n < width for n in columns
+    )
 
 
 def is_plain_name(name: Any) -> bool:
@@ -183,12 +208,17 @@ def is_plain_name(name: Any) -> bool:
 
 
 def is_path(text: Any) -> bool:
-    """Whether the system can be asked for this path at all: it has lengths that names may have, and no zero."""
+    """Whether the system can be asked for this path at all: it has lengths that names may have, and no
+    zero."""
     try:
         path = os.fsencode(text) if isinstance(text, str) else b"\0"
     except UnicodeEncodeError:
         return False
-    return b"\0" not in path and len(path) < LONGEST_PATH and all(len(p) <= LONGEST_NAME for p in path.split(b"/"))
+    return (
+        b"\0" not in path
+        and len(path) < LONGEST_PATH
+        and all(len(p) <= LONGEST_NAME for p in path.split(b"/"))
+    )
 
 
 def is_inside(name: Any) -> bool:

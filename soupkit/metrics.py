@@ -17,23 +17,29 @@ UNNAMED = "score"
 _HIGHER = """
     accuracy acc top topk hits correct precision recall sensitivity specificity f fbeta fscore fmeasure score
     auc auroc rocauc aucroc auprc prauc ap map average_precision iou miou jaccard dice gmean youden
-    kappa mcc matthews matthews_corrcoef r2 r2score rsquared r_squared explained_variance corr correlation corrcoef
+    kappa mcc matthews matthews_corrcoef r2 r2score rsquared r_squared explained_variance corr correlation
+    corrcoef
     pearson pearsonr spearman spearmanr rho kendall tau ndcg mrr reciprocal_rank
     bleu sacrebleu rouge rougel rougelsum meteor chrf cider spice bleurt comet bertscore em exact_match
-    pass passk pass_at success_rate win_rate winrate hit_rate pass_rate acceptance_rate detection_rate solve_rate
+    pass passk pass_at success_rate win_rate winrate hit_rate pass_rate acceptance_rate detection_rate
+    solve_rate
     true_positive_rate true_negative_rate tpr tnr ppv npv positive_predictive_value negative_predictive_value
     psnr ssim inception_score clip_score similarity silhouette nmi ari ami v_measure modularity
-    likelihood loglikelihood loglik logprob log_prob logp elbo reward return elo throughput mc mos pesq stoi sisdr
+    likelihood loglikelihood loglik logprob log_prob logp elbo reward return elo throughput mc mos pesq stoi
+    sisdr
 """
 _LOWER = """
     loss losses nll perplexity ppl cross_entropy crossentropy xent ce bce log_loss logloss bpb bpc bpd bpt
-    bits_per_byte bits_per_character bits_per_char bits_per_dim bits_per_token nats_per_token kl kld kl_divergence
+    bits_per_byte bits_per_character bits_per_char bits_per_dim bits_per_token nats_per_token kl kld
+    kl_divergence
     divergence err error errors error_rate wer cer mer ter der eer wil misclassification miss_rate
     false_positive_rate false_negative_rate false_alarm_rate false_discovery_rate fpr fnr fdr hter
     mse rmse mae mape smape mdape mase msle rmsle medae wape nrmse nmse sse rss rae rrse crps mspe rmspe
     ece mce ace sce tce brier brier_score calibration aurc eaurc
-    fid kid lpips dists fad fvd niqe brisque cmmd distance edit_distance levenshtein hausdorff chamfer wasserstein emd
-    latency time runtime seconds milliseconds ms flops memory cost regret risk deviance hinge huber davies_bouldin
+    fid kid lpips dists fad fvd niqe brisque cmmd distance edit_distance levenshtein hausdorff chamfer
+    wasserstein emd
+    latency time runtime seconds milliseconds ms flops memory cost regret risk deviance hinge huber
+    davies_bouldin
     aic bic barrier epe
 """
 _QUALIFIERS = """
@@ -60,8 +66,9 @@ _ONLY_ALONE = frozenset(_SHORT.split())
 def known_direction(metric: str) -> Direction | None:
     """Which way a metric is better by its name, None where the name does not say.
 
-    Upper case, punctuation, CamelCase, a path or split before it (`val/Loss`, `held_out.eval_wer`), a qualifier or a
-    number behind it (`f1_macro`, `rougeL`, `recall@5`, `err_max`) make no difference; `neg_` turns a metric around.
+    Upper case, punctuation, CamelCase, a path or split before it (`val/Loss`, `held_out.eval_wer`), a
+    qualifier or a number behind it (`f1_macro`, `rougeL`, `recall@5`, `err_max`) make no difference; `neg_`
+    turns a metric around.
     """
     for words in _spellings(metric):
         found = _of_words(words)
@@ -73,26 +80,34 @@ def known_direction(metric: str) -> Direction | None:
 def direction_of(
     metric: str, asked: Literal["auto", "max", "min"] = "auto", *, option: str = "--direction"
 ) -> Direction:
-    """Which way is better: as `asked`, else by the metric's name. Raises RecipeError for a name that does not say."""
+    """Which way is better: as `asked`, else by the metric's name. Raises RecipeError for a name that does not
+    say."""
     if asked != "auto":
         return asked
     known = known_direction(metric)
     if known is None:
-        raise RecipeError(f"nothing says which way the metric {metric!r} is better", hint=f"give {option} max|min")
+        raise RecipeError(
+            f"nothing says which way the metric {metric!r} is better", hint=f"give {option} max|min"
+        )
     return known
 
 
 def contradiction(metric: str, asked: Literal["auto", "max", "min"]) -> str | None:
-    """The warning that an explicit direction deserves when the metric is better the other way; None when it is not."""
+    """The warning that an explicit direction deserves when the metric is better the other way; None when it
+    is not."""
     known = known_direction(metric)
     if asked == "auto" or known in (None, asked):
         return None
     better, taken = ("lower", "highest") if known == "min" else ("higher", "lowest")
-    return f"{metric} is better when it is {better}, but the direction is given as {asked}: the {taken} counts as best"
+    return (
+        f"{metric} is better when it is {better}, but the direction is given as {asked}: the {taken} "
+        f"counts as best"
+    )
 
 
 def metric_of(recipe: Names) -> str:
-    """The metric of a recipe with ScoreOptions: the named one, else top1, or `score` of an external scorer."""
+    """The metric of a recipe with ScoreOptions: the named one, else top1, or `score` of an external
+    scorer."""
     return str(recipe.metric or (UNNAMED if recipe.score_command else "top1"))
 
 

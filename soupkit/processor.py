@@ -11,10 +11,12 @@ _LIMITS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "OPENBLAS_CORETYPE", "MK
 
 
 def instruction_set() -> str:
-    """For example `x86_64 avx2`, and the environment's limits on it; the architecture alone where no more is known.
+    """For example `x86_64 avx2`, and the environment's limits on it; the architecture alone where no more is
+    known.
 
-    oneDNN, ATen, MKL and OpenBLAS each sum in an order that their widest instructions suggest, so two processors of one
-    set give the same bits for the same versions and threads, and two of different sets may not.
+    oneDNN, ATen, MKL and OpenBLAS each sum in an order that their widest instructions suggest, so two
+    processors of one set give the same bits for the same versions and threads, and two of different sets may
+    not.
     """
     flags = _flags()
     level = next((level for level in _LEVELS if level in flags), "")
@@ -28,4 +30,6 @@ def _flags() -> set[str]:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError):
         return set()
-    return next((set(line.split()) for line in lines if line.lower().startswith(("flags", "features"))), set())
+    return next(
+        (set(line.split()) for line in lines if line.lower().startswith(("flags", "features"))), set()
+    )

@@ -1,8 +1,8 @@
 """What is known already: the one place where results are remembered, under what they are results of.
 
-An entry is JSON-able values and arrays under a key that `soupkit.identity.digest` makes of everything they depend on.
-Files lie under $SOUPKIT_CACHE, else $XDG_CACHE_HOME/soupkit, else ~/.cache/soupkit. A file that is damaged is as if it
-were not there, and a cache that cannot be written is no reason to stop.
+An entry is JSON-able values and arrays under a key that `soupkit.identity.digest` makes of everything they
+depend on. Files lie under $SOUPKIT_CACHE, else $XDG_CACHE_HOME/soupkit, else ~/.cache/soupkit. A file that is
+damaged is as if it were not there, and a cache that cannot be written is no reason to stop.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ Entry = tuple[Json, dict[str, "np.ndarray"]]
 
 
 class Weighed(Protocol):
-    """A `Mixture`: names, coefficients float64[K, B], their divisor, the column of each tensor, the rows that count."""
+    """A `Mixture`: names, coefficients float64[K, B], their divisor, the column of each tensor, the rows that
+    count."""
 
     @property
     def ingredients(self) -> Sequence[str]: ...
@@ -73,8 +74,8 @@ class Remembered:
     def key_of(self, contents: Sequence[str], mixture: Weighed, judge: str, beside: Any = None) -> str:
         """The key of what a judge finds of a mixture of the weights with these content hashes.
 
-        judge: its fingerprint; beside: what it sees beside the weights. Weights are summed in the order of their
-        names, which decides the last bits; in which order they are given does not matter here.
+        judge: its fingerprint; beside: what it sees beside the weights. Weights are summed in the order of
+        their names, which decides the last bits; in which order they are given does not matter here.
         """
         summed = sorted(mixture.used(), key=lambda k: mixture.ingredients[k])
         rows = [[contents[k], mixture.coefficients[k].tolist()] for k in summed]
@@ -92,13 +93,17 @@ class Remembered:
             return None
 
     def write(self, key: str, values: JsonView, arrays: Mapping[str, np.ndarray] | None = None) -> None:
-        """Remember, whole or not at all, on the disk before it has its name. What stops that is kept in `failure`."""
+        """Remember, whole or not at all, on the disk before it has its name. What stops that is kept in
+        `failure`."""
         if not self.writes:
             return
         try:
             folder = _folder(self.kind)
             folder.mkdir(parents=True, exist_ok=True)
-            with whole_file(folder / f"{key}{_SUFFIX}", sync=True) as temporary, temporary.open("w+b") as file:
+            with (
+                whole_file(folder / f"{key}{_SUFFIX}", sync=True) as temporary,
+                temporary.open("w+b") as file,
+            ):
                 _write(file, values, arrays or {})
                 file.flush()
         except (OSError, RuntimeError) as error:  # RuntimeError: there is no home folder
@@ -107,7 +112,9 @@ class Remembered:
     def said(self, num: int, what: str) -> list[str]:
         """What is worth telling at the end: how much was known, and that nothing could be kept."""
         known = [f"{num} {what} were remembered from earlier runs"] if num else []
-        return known + ([f"nothing could be remembered for later runs: {self.failure}"] if self.failure else [])
+        return known + (
+            [f"nothing could be remembered for later runs: {self.failure}"] if self.failure else []
+        )
 
 
 def _folder(kind: str) -> Path:

@@ -36,8 +36,8 @@ Tensors = Mapping[str, Array]
 class Soup:
     """A soup that a search found: its coefficients, and what it was found among.
 
-    picks: numbers of the chosen ingredients, in the order in which they were added. score: of the soup; singles: of
-    each ingredient alone.
+    picks: numbers of the chosen ingredients, in the order in which they were added. score: of the soup;
+    singles: of each ingredient alone.
     """
 
     ingredients: tuple[Tensors, ...]
@@ -88,9 +88,10 @@ def greedy(
 ) -> Soup:
     """The greedy soup (Wortsman et al. 2022, arXiv:2203.05482, Recipe 1) by any score of your own.
 
-    ingredients: references, or tensors by name. score(tensors) → a number, on data that only selects; it is called once
-    for each ingredient and once for each trial. direction: which way is better. accept: ge takes an ingredient that
-    does not make it worse, as published, gt only one that makes it better. Memory: one set of weights.
+    ingredients: references, or tensors by name. score(tensors) → a number, on data that only selects; it is
+    called once for each ingredient and once for each trial. direction: which way is better. accept: ge takes
+    an ingredient that does not make it worse, as published, gt only one that makes it better. Memory: one set
+    of weights.
     """
     opened = tuple(api.open_source(source) for source in ingredients)
     names = [name_of(each, number) for number, each in enumerate(opened)]

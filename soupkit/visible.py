@@ -1,4 +1,5 @@
-"""Text from files and names, made safe to show: nothing in it steers a terminal or is there without being seen."""
+"""Text from files and names, made safe to show: nothing in it steers a terminal or is there without being
+seen."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ import re
 
 _UNSEEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f"  # C0 but tab and newline, DEL, C1
-    "\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"  # direction, no width, other line ends
+    "\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"  # direction, no width, line ends
     "\U000e0000-\U000e007f]"
 )
 

@@ -13,10 +13,11 @@ _PARTIAL = re.compile(r"\.(.*)\.soupkit-part-([0-9]+)(\.[^.]*)?", re.DOTALL)
 
 @contextmanager
 def whole_file(path: Path, *, sync: bool = False) -> Iterator[Path]:
-    """Yield a hidden sibling to write, with the same suffix; it becomes `path` by one rename, or is gone on an error.
+    """Yield a hidden sibling to write, with the same suffix; it becomes `path` by one rename, or is gone on
+    an error.
 
-    The sibling is `.STEM.soupkit-part-PID.SUFFIX`; what killed processes left of `path` is removed first. sync: its
-    bytes are on the disk before the rename. The folder must exist. Raises OSError.
+    The sibling is `.STEM.soupkit-part-PID.SUFFIX`; what killed processes left of `path` is removed first.
+    sync: its bytes are on the disk before the rename. The folder must exist. Raises OSError.
     """
     remove_partial(path.parent, of=path)
     temporary = path.with_name(f".{path.stem}.soupkit-part-{os.getpid()}{path.suffix}")

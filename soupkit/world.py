@@ -1,7 +1,8 @@
-"""Where a job runs: device, threads, and which of how many processes this is. Torch is imported only when it is needed.
+"""Where a job runs: device, threads, and which of how many processes this is. Torch is imported only when it
+is needed.
 
-`torchrun --nproc-per-node N -m soupkit …` starts N ranks of one job. Every collective is a no-op alone, so a job has
-one code path for one rank and for many.
+`torchrun --nproc-per-node N -m soupkit …` starts N ranks of one job. Every collective is a no-op alone, so a
+job has one code path for one rank and for many.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 PATIENCE = timedelta(hours=12)
-"""How long ranks wait for each other: one may hash or write for long. A rank that dies ends the others at once."""
+"""How long ranks wait for each other: one may hash or write for long. A rank that dies ends the others at
+once."""
 
 
 def available_cores() -> int:
@@ -44,13 +46,15 @@ def _from_launcher(name: str, default: int) -> Any:
 
 
 def environment_number(name: str, default: int, *, least: int = 0) -> int:
-    """A whole number from the environment; `default` when it is not set. Raises RecipeError for what is none."""
+    """A whole number from the environment; `default` when it is not set. Raises RecipeError for what is
+    none."""
     text = os.environ.get(name, "").strip()
     if not text:
         return default
     if not text.isascii() or not text.isdigit() or len(text) > 9 or int(text) < least:
         raise RecipeError(
-            f"{name} is {brief(text)} in the environment, expected a whole number from {least} on", hint=f"unset {name}"
+            f"{name} is {brief(text)} in the environment, expected a whole number from {least} on",
+            hint=f"unset {name}",
         )
     return int(text)
 
@@ -70,8 +74,8 @@ def _threads_of_libraries() -> int:
 class World:
     """The machine as one job sees it.
 
-    device: "auto", "cpu", "cuda" or "cuda:i"; threads: worker threads of the data plane and of torch on the CPU.
-    rank of size processes, local_rank on this machine: torchrun's, else 0 of 1.
+    device: "auto", "cpu", "cuda" or "cuda:i"; threads: worker threads of the data plane and of torch on the
+    CPU. rank of size processes, local_rank on this machine: torchrun's, else 0 of 1.
     """
 
     device: str = "auto"
@@ -119,7 +123,8 @@ class World:
 
     @contextmanager
     def group(self) -> Iterator[None]:
-        """The ranks' process group: gloo, and nccl for tensors on CUDA. Nothing alone, or inside another `group`.
+        """The ranks' process group: gloo, and nccl for tensors on CUDA. Nothing alone, or inside another
+        `group`.
 
         Raises RecipeError when the ranks cannot find each other.
         """
@@ -198,7 +203,9 @@ class World:
         return range(num * self.rank // self.size, num * (self.rank + 1) // self.size)
 
 
-ALONE = World(rank=0, size=1, local_rank=int("0" + "".join(re.findall(r"^\d{1,9}$", os.environ.get("LOCAL_RANK", "")))))
+ALONE = World(
+    rank=0, size=1, local_rank=int("0" + "".join(re.findall(r"^\d{1,9}$", os.environ.get("LOCAL_RANK", ""))))
+)
 """One process on its own, whoever started it."""
 
 

@@ -33,7 +33,8 @@ NUMBERS = count()
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test reads or writes the user's remembered scores. Most need no cache: its folder is made by who does."""
+    """No test reads or writes the user's remembered scores. Most need no cache: its folder is made by who
+    does."""
     monkeypatch.setenv("SOUPKIT_CACHE", str(tmp_path_factory.getbasetemp() / "caches" / str(next(NUMBERS))))
 
 
@@ -41,7 +42,9 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 def save(tmp_path: Path) -> Save:
     """save(name, tensors, **options) → a checkpoint directory; max_shard_bytes=… makes shards."""
 
-    def save_checkpoint(name: str, tensors: Mapping[str, Any], *, max_shard_bytes: int = 0, **options: Any) -> Path:
+    def save_checkpoint(
+        name: str, tensors: Mapping[str, Any], *, max_shard_bytes: int = 0, **options: Any
+    ) -> Path:
         directory = tmp_path / name
         directory.mkdir(parents=True)
         if not max_shard_bytes:

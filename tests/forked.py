@@ -1,4 +1,5 @@
-"""Processes of their own, forked by a server that has imported torch once: that takes an interpreter seconds."""
+"""Processes of their own, forked by a server that has imported torch once: that takes an interpreter
+seconds."""
 
 from __future__ import annotations
 

@@ -1,9 +1,11 @@
-"""Run a fixed set of commands and write what came out: a change of structure must leave every bit of it as it was.
+"""Run a fixed set of commands and write what came out: a change of structure must leave every bit of it as it
+was.
 
-python tests/recorded_runs.py --out before.json; (change the code); python tests/recorded_runs.py --against before.json
+python tests/recorded_runs.py --out before.json; (change the code); python tests/recorded_runs.py --against
+before.json
 
-Recorded are the digest of each weights file and, without times and places, the object that `--json` prints. Bits differ
-from machine to machine, so both runs belong on the same one. Exit code 1 where anything differs.
+Recorded are the digest of each weights file and, without times and places, the object that `--json` prints.
+Bits differ from machine to machine, so both runs belong on the same one. Exit code 1 where anything differs.
 """
 
 from __future__ import annotations
@@ -127,7 +129,10 @@ def _make_clip(inputs: Path) -> None:
         weights = build(ModelSpec("open_clip", "tiny", {}, CLIP)).state_dict()
         (inputs / f"clip{k}").mkdir()
         (inputs / f"clip{k}" / "open_clip_config.json").write_text(json.dumps(CLIP))
-        save_file({n: t.contiguous() for n, t in weights.items()}, inputs / f"clip{k}" / "open_clip_model.safetensors")
+        save_file(
+            {n: t.contiguous() for n, t in weights.items()},
+            inputs / f"clip{k}" / "open_clip_model.safetensors",
+        )
 
 
 def _run(name: str, inputs: Path, folder: Path) -> dict[str, Any]:
@@ -144,13 +149,20 @@ def _run(name: str, inputs: Path, folder: Path) -> dict[str, Any]:
         print(f"{name}: exit code {code}\n{told.getvalue()}", file=sys.stderr)
         return {"code": code}
     print(name, file=sys.stderr)
-    files = sorted(path for path in out.rglob("*.safetensors") if not path.is_symlink()) if out.is_dir() else []
+    files = (
+        sorted(path for path in out.rglob("*.safetensors") if not path.is_symlink()) if out.is_dir() else []
+    )
     digests = {str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-    return {"code": 0, "weights": digests, "printed": _lasting(json.loads(printed.getvalue().replace(str(folder), "")))}
+    return {
+        "code": 0,
+        "weights": digests,
+        "printed": _lasting(json.loads(printed.getvalue().replace(str(folder), ""))),
+    }
 
 
 def _lasting(value: Any) -> Any:
-    """A printed value without what differs from run to run: times, and digests of texts with places in them."""
+    """A printed value without what differs from run to run: times, and digests of texts with places in
+    them."""
     if isinstance(value, dict):
         return {key: _lasting(item) for key, item in value.items() if not TIMES.search(str(key))}
     return [_lasting(item) for item in value] if isinstance(value, list) else value
@@ -179,7 +191,11 @@ def main() -> int:
     if options.out:
         options.out.write_text(json.dumps(found, indent=1))
     earlier = json.loads(options.against.read_text()) if options.against else {}
-    unlike = differences({name: run for name, run in earlier.items() if options.only in name}, found) if earlier else []
+    unlike = (
+        differences({name: run for name, run in earlier.items() if options.only in name}, found)
+        if earlier
+        else []
+    )
     print(f"{len(found)} runs, failed: {failed or 'none'}; differ: {unlike or 'none'}")
     return bool(failed or unlike)
 

@@ -32,7 +32,9 @@ def in_place(path: Path, text: str) -> None:
 
 
 @pytest.mark.parametrize("read", [True, False], ids=["by bytes", "by times"])
-def test_other_content_in_place_is_another_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read: bool) -> None:
+def test_other_content_in_place_is_another_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read: bool
+) -> None:
     monkeypatch.setattr(identity, "MOST_OF_A_FILE", 100 if read else 0)
     write(tmp_path / "a/0.png", "pixels")
     before = tree_identity(tmp_path)
@@ -92,7 +94,14 @@ def test_what_cannot_be_read_says_so(tmp_path: Path) -> None:
 
 def test_what_a_recipe_names(tmp_path: Path) -> None:
     config = write(tmp_path / "merge.yaml", "a: 1")
-    recipe = {"config": str(config), "out": str(config), "refs": [str(tmp_path)], "data": None, "text": "a\nb", "n": 3}
+    recipe = {
+        "config": str(config),
+        "out": str(config),
+        "refs": [str(tmp_path)],
+        "data": None,
+        "text": "a\nb",
+        "n": 3,
+    }
     before = given_by(recipe)
     assert set(before) == {"config"}
     write(config, "a: 2")
@@ -167,7 +176,9 @@ def test_a_scorer_is_where_and_with_what_it_runs(project: Path, monkeypatch: pyt
 
 
 def test_words_that_name_nothing_are_no_error(project: Path) -> None:
-    assert command_identity("judge 'open") != command_identity(f"judge {'x' * 5000} ~nobody/x a\0b {{checkpoint}}")
+    assert command_identity("judge 'open") != command_identity(
+        f"judge {'x' * 5000} ~nobody/x a\0b {{checkpoint}}"
+    )
 
 
 @pytest.mark.parametrize(

@@ -10,20 +10,25 @@ from soupkit.errors import RecipeError
 from soupkit.metrics import HIGHER, LOWER, contradiction, direction_of, known_direction, rank_key
 
 UP = """
-    top1 Top-5 acc@1 accuracy eval_accuracy val/Acc MulticlassAccuracy acc,none acc_norm exact_match,strict-match F1
-    f1_macro macro_f1 BinaryF1Score f1_score AUROC ROC-AUC roc_auc mAP mAP@0.5 mIoU val_mIoU bleu BLEU-4 rougeL rouge1
+    top1 Top-5 acc@1 accuracy eval_accuracy val/Acc MulticlassAccuracy acc,none acc_norm
+    exact_match,strict-match F1
+    f1_macro macro_f1 BinaryF1Score f1_score AUROC ROC-AUC roc_auc mAP mAP@0.5 mIoU val_mIoU bleu BLEU-4
+    rougeL rouge1
     chrF pass@1 NDCG@10 recall@5 r2 R2Score spearmanr matthews_correlation PSNR score reward log_likelihood
     neg_mean_squared_error neg_log_loss negative_predictive_value hit_rate
 """
 DOWN = """
     nll NLL loss val_loss eval_loss Loss/val evalLoss masked_lm_loss held_out.perplexity PPL word_perplexity
-    perplexity,none bits_per_byte wer CER eval_wer word_error_rate mse RMSE val_rmse mean_absolute_error mae MAPE fid
+    perplexity,none bits_per_byte wer CER eval_wer word_error_rate mse RMSE val_rmse mean_absolute_error mae
+    MAPE fid
     FID lpips ece expected_calibration_error brier_score err error top1_err err_max nll_barrier kl_divergence
-    cross_entropy CrossEntropyLoss negative_log_likelihood neg_elbo FPR95 edit_distance latency_ms cosine_distance
+    cross_entropy CrossEntropyLoss negative_log_likelihood neg_elbo FPR95 edit_distance latency_ms
+    cosine_distance
     false_positive_rate
 """
 UNKNOWN = """
-    foo my_metric toxicity entropy 1-accuracy one_minus_f1 accuracy_drop accuracy_std acc_stderr,none loss_ratio
+    foo my_metric toxicity entropy 1-accuracy one_minus_f1 accuracy_drop accuracy_std acc_stderr,none
+    loss_ratio
     train_test_gap anomaly_score temperature epoch val 50 …
 """
 

@@ -121,7 +121,9 @@ def test_it_is_on_the_disk_before_it_has_its_name(monkeypatch: pytest.MonkeyPatc
     done: list[str] = []
     replace = Path.replace
     monkeypatch.setattr("soupkit.whole.sync_path", lambda _path: done.append("synced"))
-    monkeypatch.setattr(Path, "replace", lambda self, target: (done.append("renamed"), replace(self, target))[1])
+    monkeypatch.setattr(
+        Path, "replace", lambda self, target: (done.append("renamed"), replace(self, target))[1]
+    )
     entry()
     assert done == ["synced", "renamed"]
 

@@ -1,4 +1,5 @@
-"""Waiting for another process: for what it does, never for a time in which a busy machine may not get to it."""
+"""Waiting for another process: for what it does, never for a time in which a busy machine may not get to
+it."""
 
 from __future__ import annotations
 
@@ -8,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 HANG = 500.0
-"""Seconds after which something hangs; whatever is only slow, on a machine with other work, is done long before."""
+"""Seconds after which something hangs; whatever is only slow, on a machine with other work, is done long
+before."""
 
 
 def wait_for(condition: Callable[[], Any], *, ended: Callable[[], int | None] = lambda: None) -> Any:
-    """What `condition` returns once that is true; an AssertionError when there is an exit code, and still it is not."""
+    """What `condition` returns once that is true; an AssertionError when there is an exit code, and still it
+    is not."""
     end = time.monotonic() + HANG
     while time.monotonic() < end:
         code = ended()

@@ -24,8 +24,9 @@ Named = Mapping[str, Tensor]
 def align_members(members: Sequence[Named], spec: PermutationSpec, *, seed: int = 0) -> list[Match]:
     """Permute every member, in place, to match the first and then one another; returns what was found.
 
-    Every tensor of the spec is permuted, batch-norm statistics with the rest. What an optimizer keeps of a weight is
-    not: a caller that goes on with it permutes that likewise. Memory and cost: see `matching.universe.align_all`.
+    Every tensor of the spec is permuted, batch-norm statistics with the rest. What an optimizer keeps of a
+    weight is not: a caller that goes on with it permutes that likewise. Memory and cost: see
+    `matching.universe.align_all`.
     """
     names = objective_names(spec, members[0])
     models = [{name: member[name].detach().float().contiguous() for name in names} for member in members]

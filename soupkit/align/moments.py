@@ -1,4 +1,5 @@
-"""Mean and variance of every channel at every site, measured on data. Shape suffixes: C channels, K models."""
+"""Mean and variance of every channel at every site, measured on data. Shape suffixes: C channels, K
+models."""
 
 from __future__ import annotations
 
@@ -32,7 +33,8 @@ class Moments:
 
 
 class Running:
-    """Sums over batches of which moments are made, in float64: examples weigh the same in batches of any size."""
+    """Sums over batches of which moments are made, in float64: examples weigh the same in batches of any
+    size."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -72,7 +74,8 @@ def measure(forward: Forward, sites: Sequence[Site], batches: Batches) -> dict[s
 
 
 def after_norm(site: Site, moments: Moments) -> Moments:
-    """What a batch norm's weight and bias make of an input with these moments; those of other sites as they are."""
+    """What a batch norm's weight and bias make of an input with these moments; those of other sites as they
+    are."""
     norm = site.module
     if not isinstance(norm, _BatchNorm):
         return moments
@@ -89,8 +92,8 @@ def measure_together(
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """Means float64[K, C] and covariances float64[K, K, C] of the inputs of norms and outputs of other sites.
 
-    names: for every site's name, that site in each model. The same examples go through every model, so that their
-    correlation is known. Memory: what K models hold at all sites for one batch. Cost: K forward passes.
+    names: for every site's name, that site in each model. The same examples go through every model, so that
+    their correlation is known. Memory: what K models hold at all sites for one batch. Cost: K forward passes.
     """
     totals: dict[str, Tensor] = {}
     products: dict[str, Tensor] = {}
@@ -106,7 +109,10 @@ def measure_together(
             cross = torch.einsum("irc,jrc->ijc", stacked_krc, stacked_krc).cpu()
             products[name] = products.get(name, torch.zeros(())) + cross
     means = {name: total / count[name] for name, total in totals.items()}
-    return {name: (mean, products[name] / count[name] - mean[:, None] * mean[None, :]) for name, mean in means.items()}
+    return {
+        name: (mean, products[name] / count[name] - mean[:, None] * mean[None, :])
+        for name, mean in means.items()
+    }
 
 
 def _hold(forward: Forward, sites: Mapping[str, Site], batch: Batch, held: dict[str, list[Tensor]]) -> None:

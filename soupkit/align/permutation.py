@@ -1,7 +1,8 @@
 """Permutations of the groups of a spec: identity, random ones, composition, inverse.
 
 The units inside blocks travel with their blocks, so permutations compose as a wreath product does: with b the
-permutation of the blocks and t_j that of the units at place j, (first, then) gives b = b¹∘b² and t_j = t¹_{b²(j)}∘t²_j.
+permutation of the blocks and t_j that of the units at place j, (first, then) gives b = b¹∘b² and t_j =
+t¹_{b²(j)}∘t²_j.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ def identity(spec: PermutationSpec) -> dict[str, Index]:
     return {name: np.arange(group.size, dtype=np.int64) for name, group in spec.groups.items()}
 
 
-def random_permutation(spec: PermutationSpec, seed: int, *, groups: Iterable[str] | None = None) -> dict[str, Index]:
+def random_permutation(
+    spec: PermutationSpec, seed: int, *, groups: Iterable[str] | None = None
+) -> dict[str, Index]:
     """One random permutation per group, uniform over all of them; `groups`: of these only."""
     generator = np.random.default_rng(seed)
     drawn = {name: generator.permutation(group.size).astype(np.int64) for name, group in spec.groups.items()}
@@ -27,7 +30,8 @@ def random_permutation(spec: PermutationSpec, seed: int, *, groups: Iterable[str
 
 
 def compose(first: Permutation, then: Permutation, *, spec: PermutationSpec) -> dict[str, Index]:
-    """The permutation that does `first` and then `then` to the result: applying it once equals applying both."""
+    """The permutation that does `first` and then `then` to the result: applying it once equals applying
+    both."""
     first, then = {**identity(spec), **first}, {**identity(spec), **then}
     return {name: first[source(name, then, spec=spec)][then[name]] for name in spec.groups}
 
@@ -39,7 +43,8 @@ def inverse(permutation: Permutation, spec: PermutationSpec) -> dict[str, Index]
 
 
 def source(name: str, permutation: Permutation, *, spec: PermutationSpec) -> str:
-    """The group whose units a permutation brings to the place of `name`: its sibling in the block that moves there."""
+    """The group whose units a permutation brings to the place of `name`: its sibling in the block that moves
+    there."""
     inside = spec.groups[name].inside
     if inside is None:
         return name

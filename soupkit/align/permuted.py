@@ -21,10 +21,11 @@ SHORT_ROW = 1 << 10
 
 
 class Permuted(View):
-    """`source` with new[i] = old[permutation[i]] along every axis that a group lies on; the bits of values are kept.
+    """`source` with new[i] = old[permutation[i]] along every axis that a group lies on; the bits of values
+    are kept.
 
-    A part of a large tensor is read row by row, and its inner axes are gathered. Memory: one row of a large tensor, or
-    one small tensor, per thread; the tensor once more where a large one is read whole.
+    A part of a large tensor is read row by row, and its inner axes are gathered. Memory: one row of a large
+    tensor, or one small tensor, per thread; the tensor once more where a large one is read whole.
     """
 
     def __init__(self, source: Mapping[str, Array], spec: PermutationSpec, permutation: Permutation) -> None:

@@ -1,7 +1,7 @@
 """REPAIR: give the channels of an averaged network the statistics that its endpoints have.
 
-The mean of n units with correlation ρ has variance σ² (1 + (n − 1) ρ) / n, so an average of models whose units are not
-perfectly correlated loses variance layer by layer. Shape suffixes: C channels, K endpoints.
+The mean of n units with correlation ρ has variance σ² (1 + (n − 1) ρ) / n, so an average of models whose
+units are not perfectly correlated loses variance layer by layer. Shape suffixes: C channels, K endpoints.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ NewBatches = Callable[[], Batches]
 
 @dataclass(frozen=True)
 class Repaired:
-    """What was changed, and each layer's mean over channels of (variance / target variance), before and after."""
+    """What was changed, and each layer's mean over channels of (variance / target variance), before and
+    after."""
 
     changed: tuple[str, ...]
     before: Mapping[str, float]
@@ -37,9 +38,11 @@ class Repaired:
     skipped: Mapping[str, str]
 
 
-def target_moments(endpoints: Sequence[Mapping[str, Moments]], coefficients: Sequence[float]) -> dict[str, Moments]:
-    """Per channel the mean Σ_k a_k μ_k and the standard deviation Σ_k a_k σ_k (Jordan et al. 2022, arXiv:2211.08403,
-    eq. 3, for any number of endpoints)."""
+def target_moments(
+    endpoints: Sequence[Mapping[str, Moments]], coefficients: Sequence[float]
+) -> dict[str, Moments]:
+    """Per channel the mean Σ_k a_k μ_k and the standard deviation Σ_k a_k σ_k (Jordan et al. 2022,
+    arXiv:2211.08403, eq. 3, for any number of endpoints)."""
     found = {}
     for name in endpoints[0]:
         means = [a * each[name].mean for a, each in zip(coefficients, endpoints, strict=True)]
@@ -50,7 +53,8 @@ def target_moments(endpoints: Sequence[Mapping[str, Moments]], coefficients: Seq
 
 @dataclass(frozen=True)
 class Endpoints:
-    """What is known of the models that are averaged: their moments at every site, or those of all together (closed)."""
+    """What is known of the models that are averaged: their moments at every site, or those of all together
+    (closed)."""
 
     sites: Sites
     moments: Sequence[Mapping[str, Moments]]
@@ -62,7 +66,8 @@ def measure_endpoints(
 ) -> Endpoints:
     """Run the data through every endpoint, with weights[k]; the task's own model is left alone.
 
-    Cost: one forward pass over the batches per endpoint, two for closed; memory: one more model, K more for closed.
+    Cost: one forward pass over the batches per endpoint, two for closed; memory: one more model, K more for
+    closed.
     """
     first = next(iter(batches()))
     sites = find_sites(task.model, lambda: task.outputs(first))
@@ -89,12 +94,14 @@ def _in(model: nn.Module, sites: Sites) -> list[Site]:
 def repair(
     task: Task, endpoints: Endpoints, coefficients: Sequence[float], *, kind: Kind, batches: NewBatches
 ) -> Repaired:
-    """Correct the task's model, which holds the average Σ_k a_k θ_k, in place. Its architecture stays as it is.
+    """Correct the task's model, which holds the average Σ_k a_k θ_k, in place. Its architecture stays as it
+    is.
 
-    bn: re-estimate batch-norm statistics. forward: REPAIR (Jordan et al. 2022, arXiv:2211.08403): every site's output
-    becomes τ (x − μ̂) / σ̂ + ν, with the endpoints' ν and τ, folded into its weight and bias; batch norms are
-    re-estimated. scale: τ / σ̂ alone, the mean stays. closed: σ̂ predicted from the endpoints instead of measured,
-    σ̂² = Σ_k Σ_l a_k a_l cov_kl. The coefficients sum to one. Cost: four forward passes over the batches.
+    bn: re-estimate batch-norm statistics. forward: REPAIR (Jordan et al. 2022, arXiv:2211.08403): every
+    site's output becomes τ (x − μ̂) / σ̂ + ν, with the endpoints' ν and τ, folded into its weight and bias;
+    batch norms are re-estimated. scale: τ / σ̂ alone, the mean stays. closed: σ̂ predicted from the endpoints
+    instead of measured, σ̂² = Σ_k Σ_l a_k a_l cov_kl. The coefficients sum to one. Cost: four forward passes
+    over the batches.
     """
     model, sites = task.model, _in(task.model, endpoints.sites)
     target = target_moments(endpoints.moments, coefficients)
@@ -111,7 +118,8 @@ def repair(
 
 
 def ratios(measured: Mapping[str, Moments], target: Mapping[str, Moments]) -> dict[str, float]:
-    """Each site's mean over channels of its variance over the target's; channels that should be dead are left out."""
+    """Each site's mean over channels of its variance over the target's; channels that should be dead are left
+    out."""
     found = {}
     for name, moments in measured.items():
         alive = target[name].variance > EPSILON * target[name].variance.mean()
@@ -131,7 +139,9 @@ def _forward(
     measured = measure_corrected(task, layers, target, batches(), shift=shift)
     for site in layers:
         here = measured[site.name]
-        changed += fold(site, here, target[site.name] if shift else Moments(here.mean, target[site.name].variance))
+        changed += fold(
+            site, here, target[site.name] if shift else Moments(here.mean, target[site.name].variance)
+        )
     return changed + refresh(task.model, batches(), task.outputs)
 
 
@@ -139,10 +149,11 @@ def _forward(
 def measure_corrected(
     task: Task, sites: Sequence[Site], target: Mapping[str, Moments], batches: Batches, *, shift: bool = True
 ) -> dict[str, Moments]:
-    """The moments at every one of these layers (no batch norms) while all layers before it have been corrected already.
+    """The moments at every one of these layers (no batch norms) while all layers before it have been
+    corrected already.
 
-    One pass: each output is given its target statistics, by those of the batch, before it goes on; batch norms
-    normalise by the batch.
+    One pass: each output is given its target statistics, by those of the batch, before it goes on; batch
+    norms normalise by the batch.
     """
     running = {site.name: Running() for site in sites}
     by_name = {site.name: site for site in sites}
@@ -162,7 +173,9 @@ def measure_corrected(
         return output * gain.reshape(shape).to(output) + offset.reshape(shape).to(output)
 
     modules = task.model.modules()
-    norms = [module for module in modules if isinstance(module, _BatchNorm) and module.running_mean is not None]
+    norms = [
+        module for module in modules if isinstance(module, _BatchNorm) and module.running_mean is not None
+    ]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.train()
@@ -188,7 +201,8 @@ def _affine(measured: Moments, goal: Moments) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def fold(site: Site, measured: Moments, goal: Moments) -> list[str]:
-    """W ← g ⊙ W, b ← ν + g (b − μ̂), in place (groups, strides and dilation do not matter); returns the names.
+    """W ← g ⊙ W, b ← ν + g (b − μ̂), in place (groups, strides and dilation do not matter); returns the
+    names.
 
     Without a bias the mean is scaled with the rest, since nothing could hold a shift.
     """
@@ -203,7 +217,8 @@ def fold(site: Site, measured: Moments, goal: Moments) -> list[str]:
 
 @torch.no_grad()
 def _set_norm(site: Site, target: Moments, *, shift: bool) -> None:
-    """A batch norm's weight and bias are the statistics of its output, once its running statistics are right."""
+    """A batch norm's weight and bias are the statistics of its output, once its running statistics are
+    right."""
     bias = site.bias
     assert bias is not None
     site.weight.copy_(torch.where(site.weight < 0, -1.0, 1.0) * target.std.to(site.weight))
@@ -213,7 +228,8 @@ def _set_norm(site: Site, target: Moments, *, shift: bool) -> None:
 
 @torch.no_grad()
 def _closed_form(sites: Sequence[Site], endpoints: Endpoints, coefficients: Sequence[float]) -> list[str]:
-    """Predict what the average's statistics are, had every layer inputs like the endpoints', and correct these."""
+    """Predict what the average's statistics are, had every layer inputs like the endpoints', and correct
+    these."""
     a_k = torch.tensor(coefficients, dtype=torch.float64)
     changed = []
     for site in sites:

@@ -1,7 +1,7 @@
 """Where the statistics of a network's channels can be corrected without changing its architecture.
 
-A site is a module whose weight (and bias) scale and shift the channels of its output: a convolution, a linear layer, or
-a batch norm. Where batch norm follows a convolution, it is the batch norm that is corrected.
+A site is a module whose weight (and bias) scale and shift the channels of its output: a convolution, a linear
+layer, or a batch norm. Where batch norm follows a convolution, it is the batch norm that is corrected.
 Shape suffix: C channels.
 """
 
@@ -52,7 +52,8 @@ class Site:
 
 @dataclass(frozen=True)
 class Sites:
-    """The sites of a network in the order in which they are reached, and the layers that could not be one, with why."""
+    """The sites of a network in the order in which they are reached, and the layers that could not be one,
+    with why."""
 
     sites: tuple[Site, ...]
     skipped: Mapping[str, str]
@@ -65,12 +66,14 @@ class Sites:
 
 @torch.no_grad()
 def find_sites(model: nn.Module, run: Callable[[], object]) -> Sites:
-    """Run some examples through the model and find its sites. The layer that makes the model's output is none.
+    """Run some examples through the model and find its sites. The layer that makes the model's output is
+    none.
 
     run: passes the examples through the model and returns its output.
 
-    A layer is skipped that is called twice, shares its weight, computes its weight from others, or turns out not to be
-    linear in it (weight standardisation): scaling it would not scale its output. Cost: two forward passes.
+    A layer is skipped that is called twice, shares its weight, computes its weight from others, or turns out
+    not to be linear in it (weight standardisation): scaling it would not scale its output. Cost: two forward
+    passes.
     """
     seen = _run(model, run)
     found: list[Site] = []
@@ -111,7 +114,9 @@ def _run(model: nn.Module, run: Callable[[], object]) -> _Seen:
     def visit(name: str, module: nn.Module, inputs: Tensor, output: Tensor) -> None:
         layer = seen.layers.setdefault(name, _Layer(module))
         layer.num_calls += 1
-        layer.is_linear = layer.is_linear and (isinstance(module, _BatchNorm) or _scales(module, inputs, output))
+        layer.is_linear = layer.is_linear and (
+            isinstance(module, _BatchNorm) or _scales(module, inputs, output)
+        )
         if isinstance(module, _BatchNorm) and id(inputs) in makers:
             seen.before_norm.add(makers[id(inputs)])
         makers[id(output)] = name

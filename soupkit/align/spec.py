@@ -1,11 +1,14 @@
-"""`PermutationSpec`: which axes of which tensors may be permuted together without changing what a network computes.
+"""`PermutationSpec`: which axes of which tensors may be permuted together without changing what a network
+computes.
 
 Every axis of every tensor carries a small expression: how its positions are made of the units of groups. One
-permutation per group then gives one gather per axis, and a network whose tensors are all gathered so computes the same
-function (Entezari et al. 2022, arXiv:2110.06296; Ainsworth et al. 2023, arXiv:2209.04836, section 2).
+permutation per group then gives one gather per axis, and a network whose tensors are all gathered so computes
+the same function (Entezari et al. 2022, arXiv:2110.06296; Ainsworth et al. 2023, arXiv:2209.04836, section
+2).
 
-A group of kind "blocks" permutes whole blocks (attention heads, groups of a convolution); the units inside the block at
-place j are a group of their own, `inside` it at j, where the network allows it: together a wreath product.
+A group of kind "blocks" permutes whole blocks (attention heads, groups of a convolution); the units inside
+the block at place j are a group of their own, `inside` it at j, where the network allows it: together a
+wreath product.
 """
 
 from __future__ import annotations
@@ -57,7 +60,8 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Group:
-    """What is permuted together. inside: (group of blocks, place) whose units these are; family: all of its siblings.
+    """What is permuted together. inside: (group of blocks, place) whose units these are; family: all of its
+    siblings.
 
     The groups of one family differ only in the place of the block that they are inside of.
     """
@@ -80,7 +84,8 @@ class Pinned:
 
 @dataclass(frozen=True)
 class Occurrence:
-    """Where a group appears: positions[u] are the places, along `axis` of `tensor`, of unit u (int64[size, m])."""
+    """Where a group appears: positions[u] are the places, along `axis` of `tensor`, of unit u (int64[size,
+    m])."""
 
     tensor: str
     axis: int
@@ -110,7 +115,8 @@ class PermutationSpec:
                 raise AlignError(f"{group.name}: is inside {group.inside[0]!r}, which does not exist")
 
     def index(self, tensor: str, axis: int, permutation: Permutation) -> Index | None:
-        """The gather along one axis: new = old.take(index, axis). None where nothing moves (unknown tensors too)."""
+        """The gather along one axis: new = old.take(index, axis). None where nothing moves (unknown tensors
+        too)."""
         axes = self.axes.get(tensor)
         if axes is None or not any(name in permutation for name in names_in(axes[axis])):
             return None
@@ -144,13 +150,18 @@ class PermutationSpec:
         return found
 
     def select(self, patterns: Iterable[str]) -> list[str]:
-        """The groups that patterns name: a group, a family, or a tensor that groups are attached to; * and ? work.
+        """The groups that patterns name: a group, a family, or a tensor that groups are attached to; * and ?
+        work.
 
         Raises AlignError for a pattern that names nothing.
         """
         chosen: dict[str, None] = {}
         for pattern in patterns:
-            found = [name for name in self.groups if pattern in self._names_of(name) or self._matches(name, pattern)]
+            found = [
+                name
+                for name in self.groups
+                if pattern in self._names_of(name) or self._matches(name, pattern)
+            ]
             if not found:
                 raise AlignError(
                     f"{pattern!r} names no group, family or permutable tensor",
@@ -160,7 +171,8 @@ class PermutationSpec:
         return list(chosen)
 
     def pin(self, names: Iterable[str], *, reason: str = "pinned by --pin") -> PermutationSpec:
-        """The spec with some groups pinned (see `select`), each with its whole family, else blocks could not move.
+        """The spec with some groups pinned (see `select`), each with its whole family, else blocks could not
+        move.
 
         The units inside pinned blocks stay free, each inside its own block.
         """
@@ -188,10 +200,14 @@ class PermutationSpec:
         """Read what `to_json` wrote. Raises AlignError for anything else."""
         try:
             if values["format"] != FORMAT:
-                raise AlignError(f"permutation groups of format {values['format']!r}, this soupkit reads {FORMAT}")
+                raise AlignError(
+                    f"permutation groups of format {values['format']!r}, this soupkit reads {FORMAT}"
+                )
             return cls(
                 groups={entry["name"]: _group(entry) for entry in values["groups"]},
-                axes={tensor: tuple(from_json(axis) for axis in axes) for tensor, axes in values["axes"].items()},
+                axes={
+                    tensor: tuple(from_json(axis) for axis in axes) for tensor, axes in values["axes"].items()
+                },
                 pinned=tuple(Pinned(str(t), int(a), str(r)) for t, a, r in values["pinned"]),
                 notes=dict(values.get("notes", {})),
             )

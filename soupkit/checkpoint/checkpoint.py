@@ -29,7 +29,8 @@ class Remote(Protocol):
     commit: str
 
     def read(self, file: Path, position: int, view: memoryview) -> bool:
-        """Fill `view` with the bytes of `file` from `position` on, or bring the whole file to disk and return False."""
+        """Fill `view` with the bytes of `file` from `position` on, or bring the whole file to disk and return
+        False."""
         ...
 
     def sha256(self, file: Path) -> str | None:
@@ -48,10 +49,10 @@ class Remote(Protocol):
 class Checkpoint(Source):
     """The tensors of one checkpoint, read when asked for.
 
-    Opening reads headers only; `checkpoint[name]` reads one tensor; `read_into` reads a part of one into a buffer.
-    bfloat16 and fp8 arrive as ml_dtypes arrays. Memory: the headers, and what the caller holds.
-    remote: where files that are not on disk come from. Raises CheckpointError for a damaged file, ReferenceError for
-    a directory without weights.
+    Opening reads headers only; `checkpoint[name]` reads one tensor; `read_into` reads a part of one into a
+    buffer. bfloat16 and fp8 arrive as ml_dtypes arrays. Memory: the headers, and what the caller holds.
+    remote: where files that are not on disk come from. Raises CheckpointError for a damaged file,
+    ReferenceError for a directory without weights.
     """
 
     def __init__(self, path: Path, *, reference: str | None = None, remote: Remote | None = None) -> None:
@@ -74,8 +75,8 @@ class Checkpoint(Source):
     def read_into(self, name: str, start: int, out: Array) -> None:
         """Fill `out` (contiguous, of the tensor's dtype) with the elements of `name` from number `start` on.
 
-        Raises CheckpointError when the file cannot be read, or is no longer the one whose header was read: what came
-        of an earlier read may then belong to another state of it.
+        Raises CheckpointError when the file cannot be read, or is no longer the one whose header was read:
+        what came of an earlier read may then belong to another state of it.
         """
         spec = self.specs[name]
         if not out.size:
@@ -92,14 +93,16 @@ class Checkpoint(Source):
         check_same(spec.file, self._identities.get(spec.file), partial(os.fstat, descriptor))
 
     def fetch(self, *, weights: bool = True) -> Path:
-        """The directory with companions, and with `weights` also weights, on disk: what is not there is downloaded."""
+        """The directory with companions, and with `weights` also weights, on disk: what is not there is
+        downloaded."""
         if self.remote is not None:
             self.remote.fetch(weights=weights)
         return self.directory
 
     @property
     def companions(self) -> list[Path]:
-        """Configuration and tokenizer files beside the weights; none for a bare file without a configuration."""
+        """Configuration and tokenizer files beside the weights; none for a bare file without a
+        configuration."""
         if self.remote is not None:
             return self.remote.companions()
         return companions(self.directory) if self.config_name or self.path.is_dir() else []
@@ -148,7 +151,8 @@ def _fill(view: memoryview, descriptor: int, position: int, file: Path, name: st
 
 
 def _with_aliases(layout: Layout) -> Mapping[str, TensorSpec]:
-    """safetensors' save_model drops tied tensors and notes {dropped: kept} in the metadata: show both again."""
+    """safetensors' save_model drops tied tensors and notes {dropped: kept} in the metadata: show both
+    again."""
     specs = dict(layout.specs)
     for dropped, kept in layout.metadata.items():
         if dropped not in specs and kept in layout.specs:
@@ -176,7 +180,8 @@ _limit_raised = False
 
 
 def _allow_many_files() -> None:
-    """Many ingredients times many shards pass the usual soft limit of 1,024 open files; the hard limit is higher."""
+    """Many ingredients times many shards pass the usual soft limit of 1,024 open files; the hard limit is
+    higher."""
     global _limit_raised
     if not _limit_raised:
         _limit_raised = True

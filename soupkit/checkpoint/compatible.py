@@ -43,8 +43,8 @@ class Agreement:
 def check_compatible(ingredients: Sequence[Ingredient], *, mismatch: Mismatch = "error") -> Agreement:
     """Compare every ingredient with the first, once all hold weights and no codes.
 
-    mismatch: whether configurations that give the same weights another meaning are an error or a remark. Raises
-    CompatibilityError naming checkpoint, tensor and fix.
+    mismatch: whether configurations that give the same weights another meaning are an error or a remark.
+    Raises CompatibilityError naming checkpoint, tensor and fix.
     """
     if not ingredients:
         raise CompatibilityError("nothing to merge: no checkpoint given")
@@ -68,7 +68,9 @@ def _remarks(ingredients: Sequence[Ingredient], names: Sequence[str], mismatch: 
     parts = [ingredient.sources if isinstance(ingredient, Stacked) else [] for ingredient in ingredients]
     stacks = any(parts)
     if stacks:
-        ingredients = [each for own, ingredient in zip(parts, ingredients, strict=True) for each in own or [ingredient]]
+        ingredients = [
+            each for own, ingredient in zip(parts, ingredients, strict=True) for each in own or [ingredient]
+        ]
         names = [name_of(each, position) for position, each in enumerate(ingredients)]
     configs = [config_of(each) for each in ingredients]
     known = [(config, name) for config, name in zip(configs, names, strict=True) if config]
@@ -102,7 +104,8 @@ def _check_architecture(ingredients: Sequence[Ingredient], names: Sequence[str])
         if kind and seen and kind != seen[0]:
             raise CompatibilityError(
                 f"{name}: is a {kind}, but {seen[1]} is a {seen[0]}",
-                hint="merge checkpoints of one architecture; if they are the same model, make their config.json agree",
+                hint="merge checkpoints of one architecture; if they are the same model, make their "
+                "config.json agree",
             )
         seen = seen or ((kind, name) if kind else None)
 
@@ -121,29 +124,43 @@ def architecture(ingredient: Ingredient) -> str:
     return str(config.get("architecture") or config.get("model_type") or "").partition(".")[0]
 
 
-def _check_keys(first: Mapping[str, Slot], other: Mapping[str, Slot], first_name: str, other_name: str) -> None:
+def _check_keys(
+    first: Mapping[str, Slot], other: Mapping[str, Slot], first_name: str, other_name: str
+) -> None:
     missing, extra = sorted(first.keys() - other.keys()), sorted(other.keys() - first.keys())
     if not missing and not extra:
         return
     parts = [f"lacks {len(missing)} tensors of {first_name} (for example {missing[0]!r})"] if missing else []
     parts += [f"has {len(extra)} that {first_name} lacks (for example {extra[0]!r})"] if extra else []
     shared = len(first.keys() & other.keys())
-    hint = "they are different architectures" if shared < len(first) / 2 else "leave it out, or save both the same way"
+    hint = (
+        "they are different architectures"
+        if shared < len(first) / 2
+        else "leave it out, or save both the same way"
+    )
     for longer, shorter, name in ((other, first, other_name), (first, other, first_name)):
         if prefix := _common_prefix(longer, shorter):
-            hint = f"the names of {name} are the same behind {prefix!r}, which some wrapper put there: save it without"
-    raise CompatibilityError(f"{other_name}: {' and '.join(parts)}; {shared} of {len(first)} agree", hint=hint)
+            hint = (
+                f"the names of {name} are the same behind {prefix!r}, which some wrapper put there: "
+                f"save it without"
+            )
+    raise CompatibilityError(
+        f"{other_name}: {' and '.join(parts)}; {shared} of {len(first)} agree", hint=hint
+    )
 
 
 def _common_prefix(longer: Mapping[str, Slot], shorter: Mapping[str, Slot]) -> str | None:
-    """What stands before every name of the one that the other has without it; None where there is no such thing."""
+    """What stands before every name of the one that the other has without it; None where there is no such
+    thing."""
     name = min(longer, default="")
     places = [k + 1 for k, letter in enumerate(name) if letter == "."]
     whole = (name[:k] for k in places if name[k:] in shorter)
     return next((text for text in whole if {text + each for each in shorter} == set(longer)), None)
 
 
-def _check_tensors(first: Mapping[str, Slot], other: Mapping[str, Slot], first_name: str, other_name: str) -> None:
+def _check_tensors(
+    first: Mapping[str, Slot], other: Mapping[str, Slot], first_name: str, other_name: str
+) -> None:
     for name, slot in first.items():
         if other[name].shape != slot.shape:
             raise CompatibilityError(

@@ -65,8 +65,8 @@ class Rounding:
 
     float64 → bfloat16 or fp8 by way of a plain float32 would round twice, so the float32 is rounded to odd
     (Boldo & Melquiond 2008, doi:10.1109/TC.2007.70819): exact for any target of at most 22 significant bits.
-    Memory: 14 bytes for each of `size` elements, reused; one instance per thread. Overflow gives infinity (callers
-    silence numpy's warning with np.errstate).
+    Memory: 14 bytes for each of `size` elements, reused; one instance per thread. Overflow gives infinity
+    (callers silence numpy's warning with np.errstate).
     """
 
     def __init__(self, size: int) -> None:

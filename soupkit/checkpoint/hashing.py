@@ -1,8 +1,9 @@
 """Content hashes: of weights, whatever files hold them, and of files.
 
-The content hash is a tree. A tensor is cut into blocks of BLOCK elements (always, whatever the chunks of a reader); the
-digest of a checkpoint is the digest of "name dtype shape" and the block digests of every tensor, sorted by name. So it
-does not depend on shards, on the order in a file or on threads, and a merge computes it from the chunks that it reads.
+The content hash is a tree. A tensor is cut into blocks of BLOCK elements (always, whatever the chunks of a
+reader); the digest of a checkpoint is the digest of "name dtype shape" and the block digests of every tensor,
+sorted by name. So it does not depend on shards, on the order in a file or on threads, and a merge computes it
+from the chunks that it reads.
 """
 
 from __future__ import annotations
@@ -30,13 +31,15 @@ FILES_HASH = "files-xxh3-128"
 class ContentHash:
     """Collects the block digests of one checkpoint, in any order and from any thread (XXH3, 128 bits).
 
-    Tied tensors count once, under the name that holds the bytes. Not for defence against forgery: for that, record
-    the SHA-256 of the files.
+    Tied tensors count once, under the name that holds the bytes. Not for defence against forgery: for that,
+    record the SHA-256 of the files.
     """
 
     def __init__(self, slots: Mapping[str, Slot]) -> None:
         self._slots = slots
-        self._blocks: dict[str, list[bytes]] = {name: [b""] * num_blocks(slot) for name, slot in slots.items()}
+        self._blocks: dict[str, list[bytes]] = {
+            name: [b""] * num_blocks(slot) for name, slot in slots.items()
+        }
 
     def add(self, name: str, block: int, digest: bytes) -> None:
         """Take the XXH3-128 digest of block number `block` of tensor `name`."""
@@ -101,7 +104,8 @@ def file_xxh3(path: Path) -> str:
 
 
 def files_hash(paths: Iterable[Path]) -> str:
-    """One hash of files as they are, in order of their names: what identifies an input that is no checkpoint."""
+    """One hash of files as they are, in order of their names: what identifies an input that is no
+    checkpoint."""
     tree = xxhash.xxh3_128()
     for path in sorted(paths, key=lambda path: path.name):
         tree.update(f"{path.name}\0{file_xxh3(path)}\0".encode())

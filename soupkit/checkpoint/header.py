@@ -1,7 +1,7 @@
 """The header of a safetensors file, read and written with nothing taken on trust.
 
-A file is: 8 bytes little-endian N, N bytes of JSON {name: {dtype, shape, data_offsets}, "__metadata__": {str: str}},
-then the data, which the offsets cover without gaps or overlaps.
+A file is: 8 bytes little-endian N, N bytes of JSON {name: {dtype, shape, data_offsets}, "__metadata__": {str:
+str}}, then the data, which the offsets cover without gaps or overlaps.
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ Identity = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class Header:
-    """Tensors of one file, in the order of their data, and its metadata; which file it was, when it is on this disk."""
+    """Tensors of one file, in the order of their data, and its metadata; which file it was, when it is on
+    this disk."""
 
     specs: Mapping[str, TensorSpec]
     metadata: Mapping[str, str]
@@ -59,7 +60,8 @@ class Header:
 
 
 def read_header(path: Path) -> Header:
-    """Read and check the header of one file. Raises CheckpointError naming the file and what is wrong with it."""
+    """Read and check the header of one file. Raises CheckpointError naming the file and what is wrong with
+    it."""
     try:
         with path.open("rb") as file:
             status = os.fstat(file.fileno())
@@ -76,9 +78,12 @@ def identity_of(status: os.stat_result) -> Identity:
 
 
 def header_length(prefix: bytes, path: Path, file_size: int) -> int:
-    """The bytes of the JSON that follows the first eight, `prefix`. Raises CheckpointError when that cannot be."""
+    """The bytes of the JSON that follows the first eight, `prefix`. Raises CheckpointError when that cannot
+    be."""
     if prefix == b"version ":
-        raise CheckpointError(f"{path}: is a Git LFS pointer, not the file itself", hint="fetch the file: git lfs pull")
+        raise CheckpointError(
+            f"{path}: is a Git LFS pointer, not the file itself", hint="fetch the file: git lfs pull"
+        )
     if len(prefix) < 8:
         _damaged(path, f"is {file_size} bytes long, too short for a safetensors file")
     length: int = struct.unpack("<Q", prefix)[0]
@@ -112,7 +117,8 @@ def parse_header(raw: bytes, path: Path, file_size: int) -> Header:
 
 
 def _check_as_safetensors_does(raw: bytes, entries: Any) -> None:
-    """Raise ValueError for what Python's JSON takes and safetensors refuses: -0, and half a surrogate pair."""
+    """Raise ValueError for what Python's JSON takes and safetensors refuses: -0, and half a surrogate
+    pair."""
     json.loads(raw, parse_int=_without_minus_zero)
     json.dumps(entries, ensure_ascii=False).encode()
 
@@ -153,14 +159,20 @@ def _span(name: str, entry: Any, path: Path) -> tuple[int, int]:
     stop: int = offsets[1]
     expected = _size_of(shape, NUMPY_DTYPES[dtype].itemsize)
     if expected is None:
-        _damaged(path, f"tensor {brief(name)}: no array is of the shape {brief(shape)} ({len(shape)} dimensions)")
+        _damaged(
+            path, f"tensor {brief(name)}: no array is of the shape {brief(shape)} ({len(shape)} dimensions)"
+        )
     if stop - start != expected:
-        _damaged(path, f"tensor {brief(name)}: {dtype} {shape} takes {expected} bytes, its offsets span {stop - start}")
+        _damaged(
+            path,
+            f"tensor {brief(name)}: {dtype} {shape} takes {expected} bytes, its offsets span {stop - start}",
+        )
     return start, stop
 
 
 def _size_of(shape: list[int], itemsize: int) -> int | None:
-    """The bytes of an array; None for what numpy cannot make: too many dimensions, or too large but for a zero."""
+    """The bytes of an array; None for what numpy cannot make: too many dimensions, or too large but for a
+    zero."""
     if len(shape) > MOST_DIMENSIONS:
         return None
     num_bytes = itemsize
@@ -172,7 +184,8 @@ def _size_of(shape: list[int], itemsize: int) -> int | None:
 
 
 def _are_counts(values: Any) -> bool:
-    """Whether this is a list of integers from 0 to 2⁶³ − 1; a loop, since headers may hold 100,000 of them."""
+    """Whether this is a list of integers from 0 to 2⁶³ − 1; a loop, since headers may hold 100,000 of
+    them."""
     if type(values) is not list:
         return False
     for value in values:  # noqa: SIM110
@@ -186,18 +199,25 @@ def _check_coverage(spans: list[tuple[tuple[int, int], str, Any]], path: Path, d
     position = 0
     for (start, stop), name, _ in spans:
         if start < position:
-            _damaged(path, f"tensor {brief(name)} overlaps the one before it (starts at {start}, expected {position})")
+            _damaged(
+                path,
+                f"tensor {brief(name)} overlaps the one before it (starts at {start}, expected {position})",
+            )
         if start > position:
             _damaged(path, f"{start - position} bytes before tensor {brief(name)} belong to no tensor")
         position = stop
     if position > data_size:
-        _damaged(path, f"is truncated: the header promises {position} bytes of data, the file holds {data_size}")
+        _damaged(
+            path, f"is truncated: the header promises {position} bytes of data, the file holds {data_size}"
+        )
     if position < data_size:
         _damaged(path, f"has {data_size - position} bytes after the last tensor")
 
 
 def _damaged(path: Path, what: str) -> NoReturn:
-    raise CheckpointError(f"{path}: {what}", hint="download or save the file again; it is damaged or not safetensors")
+    raise CheckpointError(
+        f"{path}: {what}", hint="download or save the file again; it is damaged or not safetensors"
+    )
 
 
 class Slot(NamedTuple):
@@ -217,7 +237,9 @@ class Slot(NamedTuple):
 
 def canonical_order(slots: Mapping[str, Slot]) -> list[str]:
     """Wider dtypes first (which aligns every tensor), then by name: what safetensors itself writes."""
-    return sorted(slots, key=lambda name: (-NUMPY_DTYPES[slots[name].dtype].itemsize, slots[name].dtype, name))
+    return sorted(
+        slots, key=lambda name: (-NUMPY_DTYPES[slots[name].dtype].itemsize, slots[name].dtype, name)
+    )
 
 
 def header_bytes(

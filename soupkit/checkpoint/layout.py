@@ -17,8 +17,25 @@ from soupkit.jsons import Json
 ReadHeaders = Callable[[Sequence[Path]], list[Header]]
 INDEX_SUFFIX = ".safetensors.index.json"
 CONFIG_NAMES = ("open_clip_config.json", "config.json")
-COMPANION_SUFFIXES = (".json", ".txt", ".model", ".tiktoken", ".jinja", ".yaml", ".yml", ".py", ".bpe", ".vocab")
-NOT_COMPANIONS = ("soupkit.json", "trainer_state.json", "training_args.json", "scores.json", "adapter_config.json")
+COMPANION_SUFFIXES = (
+    ".json",
+    ".txt",
+    ".model",
+    ".tiktoken",
+    ".jinja",
+    ".yaml",
+    ".yml",
+    ".py",
+    ".bpe",
+    ".vocab",
+)
+NOT_COMPANIONS = (
+    "soupkit.json",
+    "trainer_state.json",
+    "training_args.json",
+    "scores.json",
+    "adapter_config.json",
+)
 
 
 @dataclass(frozen=True)
@@ -33,7 +50,8 @@ class Layout:
 
 
 def read_layout(path: Path) -> Layout:
-    """Find the weights of a directory or file and read every header. Raises ReferenceError, CheckpointError."""
+    """Find the weights of a directory or file and read every header. Raises ReferenceError,
+    CheckpointError."""
     is_file = os.path.isfile(path)  # noqa: PTH113  (False for a name too long)
     if is_file:
         refuse_foreign(path)
@@ -47,14 +65,16 @@ def read_headers(files: Sequence[Path]) -> list[Header]:
 
 
 def layout_of(weights: Path, *, names: Collection[str], read: ReadHeaders = read_headers) -> Layout:
-    """The layout of a weight file or shard index among the file `names` of its folder; `read` gives files' headers."""
+    """The layout of a weight file or shard index among the file `names` of its folder; `read` gives files'
+    headers."""
     if not weights.name.endswith(INDEX_SUFFIX):
         return _read_files(weights.parent, (weights,), read)
     return _read_index(weights, names, read)
 
 
 def find_weights(directory: Path) -> Path:
-    """The weight file or shard index of a directory. Raises ReferenceError when there is none or no telling which."""
+    """The weight file or shard index of a directory. Raises ReferenceError when there is none or no telling
+    which."""
     return directory / choose_weights(_listed(directory), str(directory))
 
 
@@ -63,9 +83,13 @@ def _listed(directory: Path) -> set[str]:
     try:
         return _names_in(directory)
     except OSError as error:
-        raise ReferenceError(f"{directory}: cannot be read: {error.strerror}", hint="check the path") from error
+        raise ReferenceError(
+            f"{directory}: cannot be read: {error.strerror}", hint="check the path"
+        ) from error
     except ValueError as error:  # a zero in the name, as a manifest or a recipe may hold one
-        raise ReferenceError(f"{str(directory)!r}: cannot be a path: {error}", hint="check the path") from error
+        raise ReferenceError(
+            f"{str(directory)!r}: cannot be a path: {error}", hint="check the path"
+        ) from error
 
 
 def _names_in(directory: Path) -> set[str]:
@@ -78,8 +102,8 @@ def _names_in(directory: Path) -> set[str]:
 def choose_weights(names: Collection[str], where: str, *, separator: str = "/", globs: bool = True) -> str:
     """The weight file or shard index among the file names of the folder `where`, on disk or on the Hub.
 
-    Raises ReferenceError when there is none or no telling which. separator: stands between `where` and a file in a
-    reference; globs: whether references may hold patterns.
+    Raises ReferenceError when there is none or no telling which. separator: stands between `where` and a file
+    in a reference; globs: whether references may hold patterns.
     """
     if "adapter_config.json" in names:
         raise ReferenceError(
@@ -128,13 +152,16 @@ def _read_files(directory: Path, files: tuple[Path, ...], read: ReadHeaders) -> 
 
 
 def check_same(file: Path, identity: Identity | None, status: Callable[[], os.stat_result]) -> None:
-    """Raise CheckpointError when a file is no longer the one whose header was read: another writer replaced it."""
+    """Raise CheckpointError when a file is no longer the one whose header was read: another writer replaced
+    it."""
     try:
         same = identity is None or identity_of(status()) == identity
     except FileNotFoundError:
         same = False
     if not same:
-        raise CheckpointError(f"{file}: was replaced, changed or removed while it was read", hint="run it again")
+        raise CheckpointError(
+            f"{file}: was replaced, changed or removed while it was read", hint="run it again"
+        )
 
 
 def _read_index(index: Path, there: Collection[str], read: ReadHeaders) -> Layout:
@@ -144,7 +171,8 @@ def _read_index(index: Path, there: Collection[str], read: ReadHeaders) -> Layou
     missing = [name for name in names if name not in there]
     if missing:
         raise CheckpointError(
-            f"{index}: names {len(missing)} of {len(names)} shards that are not there, for example {missing[0]}",
+            f"{index}: names {len(missing)} of {len(names)} shards that are not there, for example "
+            f"{missing[0]}",
             hint="download the missing shards",
         )
     layout = _read_files(index.parent, tuple(index.parent / name for name in names), read)
@@ -166,9 +194,16 @@ def _weight_map(index: Path) -> dict[str, str]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index}: its weight_map is not a map from tensor to file")
     for name, file in weight_map.items():
-        if not isinstance(file, str) or file in ("", ".", "..") or "/" in file or "\\" in file or "\0" in file:
+        if (
+            not isinstance(file, str)
+            or file in ("", ".", "..")
+            or "/" in file
+            or "\\" in file
+            or "\0" in file
+        ):
             raise CheckpointError(
-                f"{index}: puts tensor {name!r} in {file!r}, which is not the name of a file beside the index",
+                f"{index}: puts tensor {name!r} in {file!r}, which is not the name of a file beside the "
+                f"index",
                 hint="a shard index may only name files in its own directory",
             )
     return weight_map
@@ -191,9 +226,11 @@ def read_config(directory: Path) -> tuple[str | None, Json]:
 
 
 def companions(directory: Path) -> list[Path]:
-    """The small files that travel with weights: configuration, tokenizer, templates, modelling code, licence, modules.
+    """The small files that travel with weights: configuration, tokenizer, templates, modelling code, licence,
+    modules.
 
-    Modelling code is copied as it lies there; soupkit never runs it. Raises CheckpointError for modules elsewhere.
+    Modelling code is copied as it lies there; soupkit never runs it. Raises CheckpointError for modules
+    elsewhere.
     """
     own = [path for path in sorted(directory.iterdir()) if path.is_file() and is_companion(path.name)]
     return [*own, *module_files(directory)]

@@ -1,4 +1,5 @@
-"""The order of checkpoints by their names: numbers count as numbers, so that step-900 comes before step-1000."""
+"""The order of checkpoints by their names: numbers count as numbers, so that step-900 comes before
+step-1000."""
 
 from __future__ import annotations
 
@@ -8,7 +9,8 @@ from fractions import Fraction
 
 Key = tuple[tuple[str | Fraction, ...], str]
 _NUMBER = re.compile(
-    r"(?P<parts>[0-9]+(?:\.[0-9]+){2,}|(?<=[vV])[0-9]+\.[0-9]+)"  # a version or a date: each part counts by itself
+    # a version or a date: each part counts by itself
+    r"(?P<parts>[0-9]+(?:\.[0-9]+){2,}|(?<=[vV])[0-9]+\.[0-9]+)"
     r"|(?P<number>(?:(?<![A-Za-z0-9)\]])-)?[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]{1,3}(?![A-Za-z0-9]))?)"
     r"(?P<unit>[kKmMbB](?![A-Za-z0-9]))?"
 )
@@ -16,9 +18,11 @@ _UNITS = {"k": 10**3, "m": 10**6, "b": 10**9, "": 1}
 
 
 def natural_key(name: str) -> Key:
-    """A key that sorts names as people count: epoch-2, epoch-10; 0.25, 0.5; 9e4, 1e5; 900k, 1M; x=-1, x=0; v1.9, v1.10.
+    """A key that sorts names as people count: epoch-2, epoch-10; 0.25, 0.5; 9e4, 1e5; 900k, 1M; x=-1, x=0;
+    v1.9, v1.10.
 
-    A minus is a sign only where no letter, digit or closing bracket stands before it. Equal numbers go by their text.
+    A minus is a sign only where no letter, digit or closing bracket stands before it. Equal numbers go by
+    their text.
     """
     parts: list[str | Fraction] = []
     end = 0

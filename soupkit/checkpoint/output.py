@@ -1,7 +1,8 @@
 """`OutputDirectory`: a directory that exists whole or not at all.
 
-Everything is written into a temporary sibling `.NAME.soupkit-PID-XXXX`, which holds a lock while its writer lives; at
-the end it is synced and renamed. A killed run leaves only such a sibling, without a lock, and the next run removes it.
+Everything is written into a temporary sibling `.NAME.soupkit-PID-XXXX`, which holds a lock while its writer
+lives; at the end it is synced and renamed. A killed run leaves only such a sibling, without a lock, and the
+next run removes it.
 """
 
 from __future__ import annotations
@@ -31,13 +32,16 @@ _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 class OutputDirectory:
     """Context manager: gives a temporary directory; on success it becomes `out`, on any exception it is gone.
 
-    num_bytes: what will be written, checked against the free disk. inputs: files that must not lie in `out`, and must
-    be the same ones at the end. A link is followed: the directory that it leads to is made or replaced, it stays.
-    Raises OutputError before anything is written when `out` exists (without overwrite), is an input, is not an
-    output of soupkit (with overwrite), cannot be named or does not fit; at the end for whatever the disk refuses.
+    num_bytes: what will be written, checked against the free disk. inputs: files that must not lie in `out`,
+    and must be the same ones at the end. A link is followed: the directory that it leads to is made or
+    replaced, it stays. Raises OutputError before anything is written when `out` exists (without overwrite),
+    is an input, is not an output of soupkit (with overwrite), cannot be named or does not fit; at the end for
+    whatever the disk refuses.
     """
 
-    def __init__(self, out: Path, *, overwrite: bool = False, num_bytes: int = 0, inputs: Iterable[Path] = ()) -> None:
+    def __init__(
+        self, out: Path, *, overwrite: bool = False, num_bytes: int = 0, inputs: Iterable[Path] = ()
+    ) -> None:
         inputs = list(inputs)
         check_output(out, overwrite=overwrite, num_bytes=num_bytes, inputs=inputs)
         self.out = Path(out).resolve() if Path(out).is_symlink() else Path(out).absolute()
@@ -62,11 +66,13 @@ class OutputDirectory:
                 raise error
 
     def _check_inputs(self) -> None:
-        """An input that another has replaced meanwhile is not what the record would name; one that is gone is no harm:
-        it was read."""
+        """An input that another has replaced meanwhile is not what the record would name; one that is gone is
+        no harm: it was read."""
         for path, identity in self._inputs.items():
             if _identity(path) not in (identity, None):
-                raise CheckpointError(f"{path}: was replaced or changed while it was read", hint="run it again")
+                raise CheckpointError(
+                    f"{path}: was replaced or changed while it was read", hint="run it again"
+                )
 
     def _publish(self, directory: Path) -> None:
         """Sync, then rename into place; an earlier output is exchanged in one step and removed afterwards."""
@@ -83,14 +89,16 @@ class OutputDirectory:
             sync_path(self.out.parent)
         except OSError as error:
             raise OutputError(
-                f"{self.out}: is there and whole, but its folder cannot be brought to the disk: {error.strerror}",
+                f"{self.out}: is there and whole, but its folder cannot be brought to the disk: "
+                f"{error.strerror}",
                 hint="check the disk, then the output: soupkit verify",
             ) from error
 
 
 @contextlib.contextmanager
 def temporary_sibling(out: Path) -> Iterator[Path]:
-    """A locked temporary directory beside `out`, removed at the end; what dead runs left there is removed first."""
+    """A locked temporary directory beside `out`, removed at the end; what dead runs left there is removed
+    first."""
     with _as_output_error(out):
         _make_folder(out.parent)
         remove_litter(out)
@@ -126,14 +134,21 @@ def _locked_directory(out: Path) -> tuple[Path, int]:
             os.close(lock)
 
 
-def check_output(out: Path, *, overwrite: bool = False, num_bytes: int = 0, inputs: Iterable[Path] = ()) -> None:
+def check_output(
+    out: Path, *, overwrite: bool = False, num_bytes: int = 0, inputs: Iterable[Path] = ()
+) -> None:
     """Refuse what must not or cannot be written, before any work. Raises OutputError."""
     try:
         _check_place(out, overwrite=overwrite, num_bytes=num_bytes, inputs=inputs)
-    except (ValueError, RuntimeError) as error:  # a name with a zero, no UTF-8 under this locale; a loop of links
+    except (
+        ValueError,
+        RuntimeError,
+    ) as error:  # a name with a zero, no UTF-8 under this locale; a loop of links
         raise OutputError(f"{str(out)!r}: cannot be a path: {error}", hint="choose another --out") from error
     except OSError as error:
-        raise OutputError(f"{out}: cannot be written: {error.strerror}", hint="choose another --out") from error
+        raise OutputError(
+            f"{out}: cannot be written: {error.strerror}", hint="choose another --out"
+        ) from error
 
 
 def _check_place(out: Path, *, overwrite: bool, num_bytes: int, inputs: Iterable[Path]) -> None:
@@ -151,7 +166,9 @@ def _check_place(out: Path, *, overwrite: bool, num_bytes: int, inputs: Iterable
     if target.exists() and not target.is_mount():
         existing = target.parent  # the output is made beside it
     if not os.access(existing, os.W_OK | os.X_OK):
-        raise OutputError(f"{existing}: is not writable", hint="choose another --out, or change its permissions")
+        raise OutputError(
+            f"{existing}: is not writable", hint="choose another --out, or change its permissions"
+        )
     _check_names(target, existing)
     free = shutil.disk_usage(existing).free
     if num_bytes and num_bytes + SPARE_BYTES > free:
@@ -162,7 +179,8 @@ def _check_place(out: Path, *, overwrite: bool, num_bytes: int, inputs: Iterable
 
 
 def _check_names(target: Path, existing: Path) -> None:
-    """Every folder to be made must have a name that the disk takes, the last one also with what is put before it."""
+    """Every folder to be made must have a name that the disk takes, the last one also with what is put before
+    it."""
     longest = os.pathconf(existing, "PC_NAME_MAX")
     taken = len(os.fsencode(f"{_prefix(Path())}{2**22}-12345678"))
     new = target.relative_to(existing).parts
@@ -170,7 +188,8 @@ def _check_names(target: Path, existing: Path) -> None:
         room = longest - (taken if part == target.name else 0)
         if len(os.fsencode(part)) > room:
             raise OutputError(
-                f"{target}: a folder's name of {len(os.fsencode(part))} bytes is too long, at most {room} fit",
+                f"{target}: a folder's name of {len(os.fsencode(part))} bytes is too long, at most "
+                f"{room} fit",
                 hint="choose a shorter --out",
             )
 
@@ -178,10 +197,13 @@ def _check_names(target: Path, existing: Path) -> None:
 def _check_replaceable(out: Path, overwrite: bool) -> None:
     if not overwrite:
         _remove_older_journal(out)
-        raise OutputError(f"{out}: exists already", hint="choose another --out, or replace it with --overwrite")
+        raise OutputError(
+            f"{out}: exists already", hint="choose another --out, or replace it with --overwrite"
+        )
     if not (out / MANIFEST_NAME).is_file():
         raise OutputError(
-            f"{out}: was not written by soupkit (it has no {MANIFEST_NAME}), so --overwrite does not replace it",
+            f"{out}: was not written by soupkit (it has no {MANIFEST_NAME}), so --overwrite does not "
+            f"replace it",
             hint="remove it yourself if you are sure, or choose another --out",
         )
 
@@ -212,7 +234,8 @@ def journal_path(out: Path) -> Path:
 
 
 def _remove_older_journal(out: Path) -> None:
-    """A search that was killed between its output and the end of its journal left one that nobody goes on from.
+    """A search that was killed between its output and the end of its journal left one that nobody goes on
+    from.
 
     One that is younger than the output belongs to a search that would replace it, and stays.
     """
@@ -239,12 +262,15 @@ def _sync_tree(directory: Path) -> None:
 
 
 def _exchange(a: Path, b: Path) -> None:
-    """Swap two directories: in one step where the system can (renameat2 with RENAME_EXCHANGE), else in two."""
+    """Swap two directories: in one step where the system can (renameat2 with RENAME_EXCHANGE), else in
+    two."""
     renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     at_cwd, exchange = -100, 2
     if renameat2 is not None and renameat2(at_cwd, os.fsencode(a), at_cwd, os.fsencode(b), exchange) == 0:
         return
-    aside = b.with_name(f"{b.name}.replaced-{os.getpid()}")  # a kill here must not leave it looking like litter
+    aside = b.with_name(
+        f"{b.name}.replaced-{os.getpid()}"
+    )  # a kill here must not leave it looking like litter
     b.rename(aside)
     a.rename(b)
     aside.rename(a)

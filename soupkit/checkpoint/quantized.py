@@ -1,7 +1,9 @@
-"""Does a checkpoint hold codes in place of weights? The one place that decides, from configuration and headers alone.
+"""Does a checkpoint hold codes in place of weights? The one place that decides, from configuration and
+headers alone.
 
-Codes (packed integers, fp8 numbers with scales) must not be averaged, compared or trained as the numbers they look
-like. `Dequantized` reads some fp8 layouts as the weights that they mean; everything else is refused by name.
+Codes (packed integers, fp8 numbers with scales) must not be averaged, compared or trained as the numbers they
+look like. `Dequantized` reads some fp8 layouts as the weights that they mean; everything else is refused by
+name.
 """
 
 from __future__ import annotations
@@ -48,8 +50,8 @@ RULES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("weight_int8", "integers with scales", ("weight_scale", "scales", "scale")),
     ("weight_quantized", "integers with scales", ("weight_scale", "scales", "scale")),
 )
-"""(last part of the name of an integer tensor, who writes it so, what lies beside it: one of them; none: the name says
-it)."""
+"""(last part of the name of an integer tensor, who writes it so, what lies beside it: one of them; none: the
+name says it)."""
 SCALE_SUFFIXES = (
     "_scale",
     "_scales",
@@ -72,7 +74,8 @@ class Quantization:
 
 
 def quantization_of(source: Mapping[str, Array]) -> Quantization | None:
-    """What a checkpoint, a view or a plain mapping says of codes in it; None where its tensors are plain numbers."""
+    """What a checkpoint, a view or a plain mapping says of codes in it; None where its tensors are plain
+    numbers."""
     said = _by_config(config_of(source), "its configuration")
     if said is None and isinstance(source, Checkpoint):
         said = _by_side_files(source)
@@ -83,17 +86,21 @@ def quantization_of(source: Mapping[str, Array]) -> Quantization | None:
 
 
 def refuse_quantized(sources: Sequence[Mapping[str, Array]]) -> None:
-    """Raise CompatibilityError for the first checkpoint that holds codes, naming the method and what says so."""
+    """Raise CompatibilityError for the first checkpoint that holds codes, naming the method and what says
+    so."""
     for position, source in enumerate(sources):
         found = quantization_of(source)
         if found is not None:
             fp8 = scales_of(slots_of(source))
             raise CompatibilityError(
-                f"{name_of(source, position)}: is quantized by {found.method} ({found.evidence}): its tensors are "
+                f"{name_of(source, position)}: is quantized by {found.method} ({found.evidence}): its "
+                f"tensors are "
                 "codes, not weights",
-                hint="merge by a method (slerp, ties, task-arithmetic, …), which reads such fp8 codes as weights"
+                hint="merge by a method (slerp, ties, task-arithmetic, …), which reads such fp8 codes "
+                "as weights"
                 if fp8
-                else "dequantize it first, or use the checkpoint that it was made from; if its weights are plain after "
+                else "dequantize it first, or use the checkpoint that it was made from; if its weights "
+                "are plain after "
                 "all, take the quantization out of its configuration",
             )
 
@@ -144,7 +151,9 @@ def _by_side_files(source: Checkpoint) -> Quantization | None:
             except (OSError, ValueError, RecursionError):
                 config = {}
             inner = config.get("quantization") if isinstance(config, dict) else None
-            named = _method(inner if isinstance(inner, dict) else config) if isinstance(config, dict) else None
+            named = (
+                _method(inner if isinstance(inner, dict) else config) if isinstance(config, dict) else None
+            )
             return Quantization(named or UNNAMED, f"{name} lies beside it")
     return None
 
@@ -162,7 +171,12 @@ def _by_tensors(slots: Mapping[str, Slot]) -> Quantization | None:
             beside = next((each for each in _scales_beside(name) if each in slots and each != name), None)
             if beside:
                 return Quantization("fp8", f"tensor {name!r} beside {beside!r}")
-        elif slot.dtype not in FLOATING and slot.dtype != "BOOL" and slot.shape and (found := _coded(name, slots)):
+        elif (
+            slot.dtype not in FLOATING
+            and slot.dtype != "BOOL"
+            and slot.shape
+            and (found := _coded(name, slots))
+        ):
             return found
     return None
 
@@ -172,20 +186,28 @@ def _scales_beside(name: str) -> list[str]:
     stem = name.rpartition(".")[0]
     return [
         *(f"{name}{suffix}" for suffix in SCALE_SUFFIXES),
-        *(f"{stem}.{own}" for own in ("scale_weight", "weight_scale", "weight_scale_2", "scales", "scale", "_scale")),
+        *(
+            f"{stem}.{own}"
+            for own in ("scale_weight", "weight_scale", "weight_scale_2", "scales", "scale", "_scale")
+        ),
         "scaled_fp8",
     ]
 
 
 def _coded(name: str, slots: Mapping[str, Slot]) -> Quantization | None:
-    """Whether an integer tensor is a code: by its last name and what lies beside it, or by scales named after it."""
+    """Whether an integer tensor is a code: by its last name and what lies beside it, or by scales named after
+    it."""
     place = max(name.rfind("."), name.rfind(":")) + 1
     stem, last = name[:place], name[place:]
     for code, method, others in RULES:
         beside = next((other for other in others if f"{stem}{other}" in slots), None)
         if last == code and (beside or not others):
-            return Quantization(method, f"integer tensor {name!r}" + (f" beside {stem + beside!r}" if beside else ""))
+            return Quantization(
+                method, f"integer tensor {name!r}" + (f" beside {stem + beside!r}" if beside else "")
+            )
     scale = next((f"{name}{suffix}" for suffix in SCALE_SUFFIXES if f"{name}{suffix}" in slots), None)
     if name.endswith("_blocks") and f"{name.removesuffix('_blocks')}_scales" in slots:
         return Quantization("MXFP4", f"integer tensor {name!r} beside its scales")
-    return Quantization("integers with scales", f"integer tensor {name!r} beside {scale!r}") if scale else None
+    return (
+        Quantization("integers with scales", f"integer tensor {name!r} beside {scale!r}") if scale else None
+    )

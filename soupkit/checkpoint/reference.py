@@ -16,14 +16,16 @@ from soupkit.manifest import Manifest
 
 
 def open_references(refs: Sequence[str], *, stream: bool = False) -> list[Checkpoint]:
-    """Open every checkpoint that the references name, in order: what a glob or a sweep directory holds in natural order
-    (step-900 before step-1000), and ranges {1000..9000..1000} number by number.
+    """Open every checkpoint that the references name, in order: what a glob or a sweep directory holds in
+    natural order (step-900 before step-1000), and ranges {1000..9000..1000} number by number.
 
-    Reads headers only, those of the Hub by range requests. stream: read weights of the Hub by ranges too, instead of
-    downloading them on first use. Raises ReferenceError, CheckpointError.
+    Reads headers only, those of the Hub by range requests. stream: read weights of the Hub by ranges too,
+    instead of downloading them on first use. Raises ReferenceError, CheckpointError.
     """
     if not refs:
-        raise ReferenceError("no checkpoint given", hint="name directories, .safetensors files, globs, or org/name")
+        raise ReferenceError(
+            "no checkpoint given", hint="name directories, .safetensors files, globs, or org/name"
+        )
     opened = [checkpoint for ref in refs for each in spelled_out(ref) for checkpoint in _open(each, stream)]
     if stream:
         hub.share_buffers(opened)
@@ -36,8 +38,9 @@ _RANGE = re.compile(r"\{([0-9]{1,18})\.\.([0-9]{1,18})(?:\.\.([0-9]{1,18}))?\}")
 def spelled_out(ref: str) -> list[str]:
     """Every reference that one with ranges stands for: `org/name@step{1000..3000..1000}` for three revisions.
 
-    As in a shell: both ends belong to it, the third number is the step, and numbers keep the width of a padded start.
-    Raises ReferenceError for a range that is empty, and for more than hub.MOST_BRANCHES references together.
+    As in a shell: both ends belong to it, the third number is the step, and numbers keep the width of a
+    padded start. Raises ReferenceError for a range that is empty, and for more than hub.MOST_BRANCHES
+    references together.
     """
     found = _spelled_out(ref, hub.MOST_BRANCHES, ref)
     if len(found) > 1:
@@ -54,9 +57,13 @@ def _spelled_out(ref: str, room: int, whole: str) -> list[str]:
     if step > 0 and (last - first) // step >= room:
         raise hub.too_many(whole)
     if step < 1 or last < first:
-        raise ReferenceError(f"{ref}: {found[0]} is an empty range", hint="write {first..last} or {first..last..step}")
+        raise ReferenceError(
+            f"{ref}: {found[0]} is an empty range", hint="write {first..last} or {first..last..step}"
+        )
     width = len(found[1]) if found[1].startswith("0") else 0
-    spelled = [f"{ref[: found.start()]}{n:0{width}d}{ref[found.end() :]}" for n in range(first, last + 1, step)]
+    spelled = [
+        f"{ref[: found.start()]}{n:0{width}d}{ref[found.end() :]}" for n in range(first, last + 1, step)
+    ]
     inner: list[str] = []
     for each in spelled:
         inner += _spelled_out(each, room - len(inner), whole)
@@ -70,7 +77,9 @@ def open_checkpoint(ref: str) -> Checkpoint:
     opened = _open(ref, stream=False)
     if len(opened) != 1:
         first = opened[0].reference
-        raise ReferenceError(f"{ref}: names {len(opened)} checkpoints, expected one", hint=f"for example {first}")
+        raise ReferenceError(
+            f"{ref}: names {len(opened)} checkpoints, expected one", hint=f"for example {first}"
+        )
     return opened[0]
 
 
@@ -79,7 +88,8 @@ def _open(ref: str, stream: bool) -> list[Checkpoint]:
 
 
 def scheme_of(ref: str) -> str:
-    """Which of OPENERS a reference is for; what is here wins over what the Hub may have under the same name."""
+    """Which of OPENERS a reference is for; what is here wins over what the Hub may have under the same
+    name."""
     on_disk = local_path(ref).exists() or glob.has_magic(ref)
     return "hf" if hub.looks_like_hub(ref) and not on_disk else "path"
 
@@ -88,7 +98,8 @@ OPENERS: Mapping[str, Callable[[str, bool], list[Checkpoint]]] = {
     "path": lambda ref, _stream: [Checkpoint(path, reference=str(path)) for path in expand(ref)],
     "hf": lambda ref, stream: hub.open_hub(ref, stream=stream),
 }
-"""How the checkpoints behind one reference are opened, by its scheme; the flag: read by ranges what is not here."""
+"""How the checkpoints behind one reference are opened, by its scheme; the flag: read by ranges what is not
+here."""
 
 
 def expand(ref: str) -> list[Path]:
@@ -100,9 +111,13 @@ def expand(ref: str) -> list[Path]:
         matches = glob_paths(ref)
         found = [match for match in matches if match.is_dir() or match.suffix == ".safetensors"]
         if not found:
-            raise ReferenceError(f"{ref}: matches no directory and no .safetensors file", hint=glob_hint(ref, matches))
+            raise ReferenceError(
+                f"{ref}: matches no directory and no .safetensors file", hint=glob_hint(ref, matches)
+            )
         return [inner for match in found for inner in sweep_members(match) or [match]]
-    raise ReferenceError(f"{ref}: no such file or directory", hint="check the path; org/name is looked up on the Hub")
+    raise ReferenceError(
+        f"{ref}: no such file or directory", hint="check the path; org/name is looked up on the Hub"
+    )
 
 
 def local_path(ref: str) -> Path:

@@ -1,6 +1,8 @@
-"""What checkpoints have seen, by their manifests: the data that they, and all that they were made of, were fitted to.
+"""What checkpoints have seen, by their manifests: the data that they, and all that they were made of, were
+fitted to.
 
-An entry is {"how": "trained" | "selected" | "learned", "split": a role, "data": the description of the division}.
+An entry is {"how": "trained" | "selected" | "learned", "split": a role, "data": the description of the
+division}.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ Entry = Json
 
 
 def seen_by(directory: Path) -> list[Entry]:
-    """The entries of a checkpoint's manifest, its own first, none twice; of the run that it lies in if it has none."""
+    """The entries of a checkpoint's manifest, its own first, none twice; of the run that it lies in if it has
+    none."""
     for place in (directory, *list(directory.resolve().parents)[:_ABOVE]):
         try:
             manifest = Manifest.read_if_any(place)
@@ -39,7 +42,8 @@ def seen_by(directory: Path) -> list[Entry]:
 
 
 def carried(sources: Iterable[Source]) -> list[list[Entry]]:
-    """What each ingredient brings to the record of their soup: every entry once, with the first that has it."""
+    """What each ingredient brings to the record of their soup: every entry once, with the first that has
+    it."""
     known: set[str] = set()
     brought = []
     for source in sources:
@@ -51,7 +55,8 @@ def carried(sources: Iterable[Source]) -> list[list[Entry]]:
 
 
 def ranked_on(checkpoints: Iterable[Checkpoint], by: str) -> Json:
-    """The note of a command that chose by what manifests record (`held_out.top1`): which examples that was on.
+    """The note of a command that chose by what manifests record (`held_out.top1`): which examples that was
+    on.
 
     Empty where a manifest does not say, or where every checkpoint was scored on examples of its own.
     """
@@ -76,7 +81,11 @@ def _own(manifest: Manifest) -> list[Entry]:
         found.append({"how": "trained", "split": "train", "data": notes["data"]})
     for name, how in _NOTES.items():
         note = notes.get(name)
-        if isinstance(note, dict) and isinstance(note.get("split"), str) and _is_description(note.get("data")):
+        if (
+            isinstance(note, dict)
+            and isinstance(note.get("split"), str)
+            and _is_description(note.get("data"))
+        ):
             found.append({"how": how, "split": note["split"], "data": note["data"]})
     return found
 
@@ -100,11 +109,15 @@ def _is_description(data: Any) -> bool:
     if not isinstance(data, dict) or not isinstance(data.get("data"), str):
         return False
     sizes, digest = data.get("sizes"), data.get("digest")
-    whole = isinstance(sizes, dict) and all(type(sizes.get(role)) is int for role in ("train", "held_out", "test"))
+    whole = isinstance(sizes, dict) and all(
+        type(sizes.get(role)) is int for role in ("train", "held_out", "test")
+    )
     return whole and isinstance(digest, dict) and type(data.get("split_seed")) is int
 
 
 def _key(entry: Entry) -> str:
     """Entries of the same examples are the same, wherever the data lay."""
     data = entry["data"]
-    return json.dumps([entry["how"], entry["split"], data["data"], data["digest"].get(entry["split"])], default=str)
+    return json.dumps(
+        [entry["how"], entry["split"], data["data"], data["digest"].get(entry["split"])], default=str
+    )

@@ -1,6 +1,8 @@
-"""`Source`: what has tensors, wherever they come from: files, the Hub, memory, or other sources through a view.
+"""`Source`: what has tensors, wherever they come from: files, the Hub, memory, or other sources through a
+view.
 
-A plain mapping of arrays will do wherever tensors are only read; the functions here say of both what can be said.
+A plain mapping of arrays will do wherever tensors are only read; the functions here say of both what can be
+said.
 """
 
 from __future__ import annotations
@@ -21,9 +23,9 @@ from soupkit.jsons import Json, JsonView
 class Source(Mapping[str, Array]):
     """A lazy, read-only mapping of tensors, and what is to be known of them beside their numbers.
 
-    reference: what to call it. slots: dtype and shape of every tensor as it is read. files: those that hold weights;
-    their folder is where the companions lie. config: the model's configuration, {} where there is none. ties: {name:
-    the name that it shares its bytes with}.
+    reference: what to call it. slots: dtype and shape of every tensor as it is read. files: those that hold
+    weights; their folder is where the companions lie. config: the model's configuration, {} where there is
+    none. ties: {name: the name that it shares its bytes with}.
     """
 
     reference: str
@@ -39,17 +41,21 @@ class Source(Mapping[str, Array]):
 
     @abstractmethod
     def read_into(self, name: str, start: int, out: Array) -> None:
-        """Fill `out` (contiguous, of the tensor's dtype) with the elements of `name` from number `start` on."""
+        """Fill `out` (contiguous, of the tensor's dtype) with the elements of `name` from number `start`
+        on."""
 
     @abstractmethod
     def identity(self, *, threads: int = 0) -> str:
-        """What it is by its content: `soupkit.checkpoint.hashing.content_hash`. Cost: one read of all weights."""
+        """What it is by its content: `soupkit.checkpoint.hashing.content_hash`. Cost: one read of all
+        weights."""
 
     @abstractmethod
     def record(self) -> Json:
-        """What a manifest says of it beside its reference: where it lies, and how it is read otherwise than it lies.
+        """What a manifest says of it beside its reference: where it lies, and how it is read otherwise than
+        it lies.
 
-        A `path` is absolute. `content` only where that is of something else than what is read, as of a view's source.
+        A `path` is absolute. `content` only where that is of something else than what is read, as of a view's
+        source.
         """
 
     @property
@@ -77,7 +83,8 @@ class Source(Mapping[str, Array]):
 
 
 def read_chunk(source: Mapping[str, Array], name: str, start: int, out: Array) -> None:
-    """Fill `out` from any mapping of arrays: chunked where the source can, else by way of the whole tensor."""
+    """Fill `out` from any mapping of arrays: chunked where the source can, else by way of the whole
+    tensor."""
     if isinstance(source, Source):
         source.read_into(name, start, out)
     else:
@@ -85,7 +92,8 @@ def read_chunk(source: Mapping[str, Array], name: str, start: int, out: Array) -
 
 
 def slots_of(source: Mapping[str, Array]) -> Mapping[str, Slot]:
-    """The dtype and shape of every tensor of any mapping of arrays, without reading weights where it can be avoided."""
+    """The dtype and shape of every tensor of any mapping of arrays, without reading weights where it can be
+    avoided."""
     if isinstance(source, Source):
         return source.slots
     return {name: _slot_of(name, np.asarray(source[name])) for name in source}

@@ -21,7 +21,17 @@ from soupkit.errors import CheckpointError, RecipeError, brief
 from soupkit.jsons import Json
 
 DEFAULT_SHARD_BYTES = 50_000_000_000
-_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+_UNITS = {
+    "": 1,
+    "B": 1,
+    "KB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "TB": 10**12,
+    "KIB": 2**10,
+    "MIB": 2**20,
+    "GIB": 2**30,
+}
 
 
 @dataclass(frozen=True)
@@ -61,7 +71,8 @@ def plan_files(
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
     metadata: Mapping[str, str] | None = None,
 ) -> Plan:
-    """Decide shards, in canonical order: a new file when a tensor would pass the limit; a larger one stands alone."""
+    """Decide shards, in canonical order: a new file when a tensor would pass the limit; a larger one stands
+    alone."""
     groups: list[list[str]] = [[]]
     size = 0
     for name in canonical_order(slots):
@@ -82,8 +93,8 @@ def plan_files(
 class TensorFiles:
     """The files of a plan, open for writing at final offsets from any thread: a sink of the merge engine.
 
-    Context manager. Creation reserves the disk, so a full disk is found before the work. On a clean exit the files are
-    closed, read back, and their headers must be the declared set (CheckpointError otherwise).
+    Context manager. Creation reserves the disk, so a full disk is found before the work. On a clean exit the
+    files are closed, read back, and their headers must be the declared set (CheckpointError otherwise).
     """
 
     def __init__(self, directory: Path, plan: Plan) -> None:

@@ -1,7 +1,7 @@
 """The command line, built from the table of commands.
 
-Exit codes: 0 done; 1 a SoupkitError; 2 usage (RecipeError and what typer refuses); 3 an expectation of a recipe not
-met; 130 interrupted. Anything else that escapes is a bug and keeps its traceback.
+Exit codes: 0 done; 1 a SoupkitError; 2 usage (RecipeError and what typer refuses); 3 an expectation of a
+recipe not met; 130 interrupted. Anything else that escapes is a bug and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -35,13 +35,15 @@ GROUPS = {
 ROOT_EXAMPLES = ("demo", "finetune-sweep", "merge greedy", "evaluate")
 NUM_EXAMPLES = 4
 SETTINGS = {"help_option_names": ["-h", "--help"]}
-# BadParameter → UsageError → the root of click's errors; typer carries click under changing names, but not this chain.
+# BadParameter → UsageError → the root of click's errors; typer carries click under changing names, but not
+# this chain.
 CLICK_ERROR: type[Exception] = typer.BadParameter.__mro__[2]
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run one command line and exit."""
-    # Two busy processes whose OpenMP threads spin while they wait slow each other down tenfold; sleeping costs little.
+    # Two busy processes whose OpenMP threads spin while they wait slow each other down tenfold; sleeping
+    # costs little.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     gc.set_threshold(100_000, 50, 100)  # headers of 20,000 tensors are many objects and no garbage
     open_streams()
@@ -103,11 +105,14 @@ def _words_to_complete() -> list[str]:
 
 
 def build_app(arguments: Sequence[str] = ()) -> typer.Typer:
-    """The typer application: one command per entry of COMMANDS, "merge uniform" as `uniform` in the group `merge`.
+    """The typer application: one command per entry of COMMANDS, "merge uniform" as `uniform` in the group
+    `merge`.
 
     What the arguments cannot reach is left out: building every command takes longer than most of them do.
     """
-    app = _typer("Turn many model checkpoints into one better model.", _examples(ROOT_EXAMPLES), completion=True)
+    app = _typer(
+        "Turn many model checkpoints into one better model.", _examples(ROOT_EXAMPLES), completion=True
+    )
     app.callback(invoke_without_command=True)(_root)
     groups: dict[str, typer.Typer] = {}
     named = _named(arguments)
@@ -115,7 +120,9 @@ def build_app(arguments: Sequence[str] = ()) -> typer.Typer:
         group, _, leaf = name.rpartition(" ")
         if group and group not in groups and (name == named or (named is None and group not in COMMANDS)):
             members = [other for other in COMMANDS if other.startswith(f"{group} ")]
-            groups[group] = _typer(GROUPS.get(group, f"Commands of {group}."), _examples(members[:NUM_EXAMPLES]))
+            groups[group] = _typer(
+                GROUPS.get(group, f"Commands of {group}."), _examples(members[:NUM_EXAMPLES])
+            )
             app.add_typer(groups[group], name=group)
         if name == named or (named is None and group == _group(arguments)):
             _add_command(groups.get(group, app), leaf, command, listed=name != named)

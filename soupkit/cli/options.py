@@ -20,12 +20,14 @@ from soupkit.jsons import Json
 from soupkit.recipe.parse import field_types
 
 WIDEST_METAVAR = 12
+_FIRST_SENTENCE = re.compile(r"(.*?(?:(?<!et al)[.](?=\s|$)|:$|\Z))(.*)", flags=re.DOTALL | re.MULTILINE)
+_EXAMPLE = re.compile(r"^Example: (.+(?:\n(?!Example: ).+)*)", flags=re.MULTILINE)
 _METAVARS = {bool: "", int: "INT", float: "FLOAT", str: "TEXT", Path: "PATH"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Description:
-    """What a recipe's docstring says: one line, the rest, and commands to copy."""
+    """What a recipe's docstring says: one sentence, the rest, and commands to copy."""
 
     summary: str
     details: str
@@ -33,26 +35,31 @@ class Description:
 
 
 def describe(kind: type[Any]) -> Description:
-    """Read the docstring of a recipe type: its first line, its paragraphs, its `Example:` lines."""
-    summary, _, rest = inspect.cleandoc(kind.__doc__ or "").partition("\n")
-    examples = tuple(re.findall(r"^Example: (.+)$", rest, flags=re.MULTILINE))
-    details = re.sub(r"^Example: .+$", "", rest, flags=re.MULTILINE).strip()
-    return Description(summary, details, examples)
+    """Read the docstring of a recipe type: its first sentence, its paragraphs, its `Example:` paragraphs."""
+    text = inspect.cleandoc(kind.__doc__ or "")
+    summary, rest = _FIRST_SENTENCE.fullmatch(text).groups()  # type: ignore[union-attr]
+    examples = tuple(" ".join(example.split()) for example in _EXAMPLE.findall(rest))
+    return Description(" ".join(summary.split()), _EXAMPLE.sub("", rest).strip(), examples)
 
 
 def parameters(kind: type[Any]) -> Iterator[inspect.Parameter]:
     """The arguments and options of a recipe type, in the signature form that typer reads."""
     hints = field_types(kind)
     panels = _panels(kind)
-    order = [name for base in kind.__mro__ for name in inspect.get_annotations(base)]  # its own, then mixin by mixin
+    order = [
+        name for base in kind.__mro__ for name in inspect.get_annotations(base)
+    ]  # its own, then mixin by mixin
     for field in sorted(dataclasses.fields(kind), key=lambda field: order.index(field.name)):
         make = _argument if field.metadata["positional"] else _option
         annotation, info = make(field, hints[field.name], panels[field.name])
-        yield inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=info)
+        yield inspect.Parameter(
+            field.name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=info
+        )
 
 
 def given(kind: type[Any], values: Json) -> Json:
-    """The values that were given or have a default; typer passes lists of all that were given, None for the others.
+    """The values that were given or have a default; typer passes lists of all that were given, None for the
+    others.
 
     Raises RecipeError for an option that is given twice and takes one value: the last would count in silence.
     """
@@ -100,7 +107,9 @@ def _argument(field: dataclasses.Field[Any], hint: Any, panel: str | None) -> tu
     annotation = list[str] if get_origin(hint) is tuple else str
     required = field.default is dataclasses.MISSING
     default = ... if required else _text(field.default)
-    info = typer.Argument(default, metavar=metavar, help=escape(field.metadata["help"]), rich_help_panel=panel)
+    info = typer.Argument(
+        default, metavar=metavar, help=escape(field.metadata["help"]), rich_help_panel=panel
+    )
     return annotation if required else annotation | None, info
 
 
@@ -113,7 +122,9 @@ def _option(field: dataclasses.Field[Any], hint: Any, panel: str | None) -> tupl
     common: Json = {"help": escape(text), "rich_help_panel": panel}
     if hint is bool:
         default = ... if required else field.default
-        flag = f"--{name}" if default is False else f"--{name}/--no-{name}"  # what is off need not be turned off
+        flag = (
+            f"--{name}" if default is False else f"--{name}/--no-{name}"
+        )  # what is off need not be turned off
         return bool, typer.Option(default, flag, show_default=default is True, **common)
     default = ... if required else _text(field.default)
     shown = bool(default) and default is not ...

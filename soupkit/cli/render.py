@@ -1,4 +1,5 @@
-"""Events → the terminal: data on stdout, everything else on stderr, no control codes where no terminal reads them."""
+"""Events → the terminal: data on stdout, everything else on stderr, no control codes where no terminal reads
+them."""
 
 from __future__ import annotations
 
@@ -15,7 +16,19 @@ from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from soupkit.cli.terminal import LONGEST, paragraph, write
 from soupkit.errors import SoupkitError
-from soupkit.events import Advanced, Event, Finished, Measured, Scored, Started, Table, Text, Told, Warned, Wrote
+from soupkit.events import (
+    Advanced,
+    Event,
+    Finished,
+    Measured,
+    Scored,
+    Started,
+    Table,
+    Text,
+    Told,
+    Warned,
+    Wrote,
+)
 from soupkit.jsons import Json, JsonView
 from soupkit.visible import in_one_line, visible
 
@@ -28,8 +41,8 @@ LINE_INTERVAL = 30.0  # seconds between two lines about the same work in a log
 class Renderer:
     """A report for the command line; a context, since a live bar must be taken down again.
 
-    quiet: warnings, errors and data only; tables: print tables on stdout (--json keeps stdout for one object).
-    Thread-safe: the data plane may report from several threads.
+    quiet: warnings, errors and data only; tables: print tables on stdout (--json keeps stdout for one
+    object). Thread-safe: the data plane may report from several threads.
     """
 
     def __init__(self, *, quiet: bool = False, tables: bool = True) -> None:
@@ -41,7 +54,9 @@ class Renderer:
     def __enter__(self) -> Renderer:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
         self._bars.close()
 
     def __call__(self, event: Event) -> None:
@@ -51,7 +66,9 @@ class Renderer:
             if isinstance(event, Table | Text):
                 if self.tables:
                     self._bars.close()
-                    text = event.text if isinstance(event, Text) else table_text(event, width=_width(sys.stdout))
+                    text = (
+                        event.text if isinstance(event, Text) else table_text(event, width=_width(sys.stdout))
+                    )
                     write(sys.stdout, text, styled=isinstance(event, Table))
             elif isinstance(event, Started | Advanced | Finished):
                 if not self.quiet:
@@ -112,7 +129,8 @@ def size(num_bytes: float) -> str:
 
 
 def table_text(table: Table, *, width: int | None) -> str:
-    """A table: folded to a terminal's `width` with its heading in bold, or plain and as wide as its cells (None)."""
+    """A table: folded to a terminal's `width` with its heading in bold, or plain and as wide as its cells
+    (None)."""
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table as RichTable
@@ -121,7 +139,10 @@ def table_text(table: Table, *, width: int | None) -> str:
     grid = RichTable(box=SIMPLE_HEAD, pad_edge=False, show_header=any(table.columns), show_edge=False)
     for number, column in enumerate(table.columns):
         grid.add_column(
-            Text(in_one_line(column)), justify=_alignment(table, number), overflow="fold", no_wrap=width is None
+            Text(in_one_line(column)),
+            justify=_alignment(table, number),
+            overflow="fold",
+            no_wrap=width is None,
         )
     for row in table.rows:
         grid.add_row(*(Text(in_one_line(cell_text(cell))[:LONGEST]) for cell in row))

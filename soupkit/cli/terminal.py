@@ -1,5 +1,5 @@
-"""The one way to stdout and stderr: nothing that a file or a name holds may steer the terminal, and a stream that is
-closed, full or gone ends the printing, not the work."""
+"""The one way to stdout and stderr: nothing that a file or a name holds may steer the terminal, and a stream
+that is closed, full or gone ends the printing, not the work."""
 
 from __future__ import annotations
 
@@ -19,16 +19,19 @@ _lost: list[OSError] = []
 
 
 def paragraph(text: str) -> str:
-    """A message of bounded length whose further lines are indented, so that none of them passes for one of ours."""
+    """A message of bounded length whose further lines are indented, so that none of them passes for one of
+    ours."""
     if len(text) > LONGEST:
         text = f"{text[: LONGEST // 2]} … ({len(text)} characters) … {text[-LONGEST // 4 :]}"
     return visible(text).replace("\n", "\n  ")
 
 
 def write(stream: TextIO | None, text: str, *, styled: bool = False) -> None:
-    """Print to stdout or stderr; styled: `text` holds control codes of our own, and its names are visible already.
+    """Print to stdout or stderr; styled: `text` holds control codes of our own, and its names are visible
+    already.
 
-    A reader that is gone (`| head`) ends the printing, not the work; what else fails on stdout `lost_output` tells.
+    A reader that is gone (`| head`) ends the printing, not the work; what else fails on stdout `lost_output`
+    tells.
     """
     if stream is None:
         return
@@ -50,8 +53,9 @@ def lost_output() -> OSError | None:
 
 
 def open_streams() -> None:
-    """Have all three streams open, so that no file of ours gets the number of one (`>&-`, cron, daemons); a character
-    that a stream cannot encode is written out; tracebacks and warnings hold no control codes either."""
+    """Have all three streams open, so that no file of ours gets the number of one (`>&-`, cron, daemons); a
+    character that a stream cannot encode is written out; tracebacks and warnings hold no control codes
+    either."""
     for number in (0, 1, 2):
         try:
             os.fstat(number)

@@ -1,1 +1,2 @@
-"""Paths of low loss between checkpoints, the planes they lie in, and ensembles that are collected along the way."""
+"""Paths of low loss between checkpoints, the planes they lie in, and ensembles that are collected along the
+way."""

@@ -18,7 +18,8 @@ from soupkit.task.score import Predictions, share_error
 
 @dataclass(frozen=True)
 class Barrier:
-    """The largest excess along the line, where it is, and its standard error over the examples (of that one point)."""
+    """The largest excess along the line, where it is, and its standard error over the examples (of that one
+    point)."""
 
     height: float
     standard_error: float
@@ -63,4 +64,6 @@ def losses_and_errors(predictions: Predictions) -> tuple[np.ndarray, np.ndarray]
     """−log p of the right class, in nats, and 0 or 1 for right or wrong, float64[N] each."""
     log_p = log_softmax(predictions.outputs.astype(np.float64), axis=1)
     rows = np.arange(len(predictions.targets))
-    return -log_p[rows, predictions.targets], (num_ahead(predictions.outputs, predictions.targets) > 0).astype(float)
+    return -log_p[rows, predictions.targets], (
+        num_ahead(predictions.outputs, predictions.targets) > 0
+    ).astype(float)

@@ -1,4 +1,5 @@
-"""The weights of a curve in training: bends, the point between them, and what the point's gradient says to each bend.
+"""The weights of a curve in training: bends, the point between them, and what the point's gradient says to
+each bend.
 
 Shape suffixes: B bends.
 """
@@ -21,15 +22,17 @@ Weights = Sequence[Tensor]
 class Bends(nn.Module):
     """The bends of a curve between two ends, as the parameters of a module that an optimizer can be given.
 
-    Inner bends start on the straight line, w_j = (1 − s) w_0 + s w_{B−1} with s = j/(B − 1). A fixed end does not move.
-    Memory: B copies of the weights.
+    Inner bends start on the straight line, w_j = (1 − s) w_0 + s w_{B−1} with s = j/(B − 1). A fixed end does
+    not move. Memory: B copies of the weights.
     """
 
     def __init__(self, start: Weights, end: Weights, curve: Curve, *, fix_start: bool, fix_end: bool) -> None:
         super().__init__()
         self.curve = curve
         last = curve.num_bends - 1
-        self.trained = [not ((j == 0 and fix_start) or (j == last and fix_end)) for j in range(curve.num_bends)]
+        self.trained = [
+            not ((j == 0 and fix_start) or (j == last and fix_end)) for j in range(curve.num_bends)
+        ]
         self.bends: list[list[nn.Parameter]] = []
         for j, trained in enumerate(self.trained):
             self.bends.append([])
@@ -41,7 +44,11 @@ class Bends(nn.Module):
     @torch.no_grad()
     def point(self, t: float) -> list[Tensor]:
         """w(t) as new tensors that record gradients where the model's own parameters did."""
-        used = [(c, bend) for c, bend in zip(self.curve.coefficients(t).tolist(), self.bends, strict=True) if c != 0]
+        used = [
+            (c, bend)
+            for c, bend in zip(self.curve.coefficients(t).tolist(), self.bends, strict=True)
+            if c != 0
+        ]
         points = [weight.clone() if used[0][0] == 1 else weight * used[0][0] for weight in used[0][1]]
         for coefficient, bend in used[1:]:
             for total, weight in zip(points, bend, strict=True):
@@ -52,13 +59,15 @@ class Bends(nn.Module):
     def take_gradient(self, t: float, point: Weights, *, weight_decay: float) -> None:
         """Give every trained bend its gradient, c_j(t) (∂L/∂w(t) + weight_decay · w(t)): the chain rule.
 
-        The loss is L(w(t)) + ½ weight_decay ‖w(t)‖² at the sampled point, as in the paper's code. Needs one backward
-        pass through the model, whatever B is.
+        The loss is L(w(t)) + ½ weight_decay ‖w(t)‖² at the sampled point, as in the paper's code. Needs one
+        backward pass through the model, whatever B is.
         """
         for weight in point:
             if weight.grad is not None and weight_decay:
                 weight.grad.add_(weight, alpha=weight_decay)
-        for coefficient, trained, bend in zip(self.curve.coefficients(t), self.trained, self.bends, strict=True):
+        for coefficient, trained, bend in zip(
+            self.curve.coefficients(t), self.trained, self.bends, strict=True
+        ):
             for own, weight in zip(bend if trained else (), point, strict=False):
                 own.grad = None if weight.grad is None else weight.grad * float(coefficient)
 
@@ -83,8 +92,8 @@ class _Loss(nn.Module):
 class CurvePoint:
     """A task whose weights are a point of a curve: forward and backward there, at one t after another.
 
-    `functional_call` puts the point in the place of the parameters, so any nn.Module will do. Batch-norm statistics are
-    the model's own, shared by all points; its parameters stay as they are.
+    `functional_call` puts the point in the place of the parameters, so any nn.Module will do. Batch-norm
+    statistics are the model's own, shared by all points; its parameters stay as they are.
     """
 
     def __init__(self, task: Task, bends: Bends) -> None:

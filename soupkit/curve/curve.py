@@ -25,9 +25,9 @@ Vector = NDArray[np.float64]
 class Curve:
     """w(t) = Σ_j c_j(t) w_j for t in 0 … 1 (Garipov et al. 2018, arXiv:1802.10026, §3.2).
 
-    With n = B − 1, bezier: c_j(t) = C(n, j) t^j (1 − t)^(n−j); polychain, straight pieces of equal length in t:
-    c_j(t) = max(0, 1 − |n t − j|). num_bends counts the ends. Coefficients sum to one; at t = 0 and t = 1 they are
-    exactly those of the ends.
+    With n = B − 1, bezier: c_j(t) = C(n, j) t^j (1 − t)^(n−j); polychain, straight pieces of equal length in
+    t: c_j(t) = max(0, 1 − |n t − j|). num_bends counts the ends. Coefficients sum to one; at t = 0 and t = 1
+    they are exactly those of the ends.
     """
 
     kind: Kind
@@ -57,7 +57,9 @@ class Curve:
         """The inverse of `to_json`. Raises CheckpointError for what is no record of a curve."""
         known = isinstance(values, dict) and values.get("kind") in ("bezier", "polychain")
         if not known or type(values.get("num_bends")) is not int or values["num_bends"] < 2:
-            raise CheckpointError(f"{values!r} is not the record of a curve", hint="soupkit curve fit writes curves")
+            raise CheckpointError(
+                f"{values!r} is not the record of a curve", hint="soupkit curve fit writes curves"
+            )
         return cls(values["kind"], values["num_bends"])
 
 

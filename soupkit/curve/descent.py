@@ -19,15 +19,16 @@ LOWER_RATE = "lower the learning rate, or clip the gradient: --clip-grad 1"
 NUM_REPORTS = 200
 
 Gradient = Callable[[Any, Batch], Tensor]
-"""(place in the training, batch) → the mean loss, detached; the optimizer's parameters got their gradients."""
+"""(place in the training, batch) → the mean loss, detached; the optimizer's parameters got their
+gradients."""
 
 
 @dataclass
 class Descent:
     """Updates of an optimizer's parameters, and how far they have come.
 
-    gradient: see Gradient. rate: the learning rate of each update. losses: the mean of every finished epoch. num_done:
-    updates so far; both are set by who continues an earlier descent.
+    gradient: see Gradient. rate: the learning rate of each update. losses: the mean of every finished epoch.
+    num_done: updates so far; both are set by who continues an earlier descent.
     """
 
     gradient: Gradient
@@ -45,7 +46,11 @@ class Descent:
         return self.updates_per_epoch * self.num_epochs
 
     def run(
-        self, batches: Iterable[tuple[Any, Batch]], report: Report, *, after: Callable[[int], None] = lambda _: None
+        self,
+        batches: Iterable[tuple[Any, Batch]],
+        report: Report,
+        *,
+        after: Callable[[int], None] = lambda _: None,
     ) -> None:
         """Make the updates that are left; `after(num_done)` is called after each.
 
@@ -61,7 +66,9 @@ class Descent:
                 self.losses.append(self._checked(float(total) / count))
                 total, count = torch.zeros_like(total), 0
             after(self.num_done)
-            if (self.num_done - reported) * NUM_REPORTS >= self.num_updates or self.num_done == self.num_updates:
+            if (
+                self.num_done - reported
+            ) * NUM_REPORTS >= self.num_updates or self.num_done == self.num_updates:
                 report(Advanced("train", self.num_done - reported, self._note()))
                 reported = self.num_done
         report(Finished("train"))
@@ -80,7 +87,9 @@ class Descent:
     def _checked(self, loss: float) -> float:
         if not math.isfinite(loss):
             epoch = len(self.losses) + 1
-            raise TaskError(f"the training loss became {loss} in epoch {epoch} of {self.num_epochs}", hint=LOWER_RATE)
+            raise TaskError(
+                f"the training loss became {loss} in epoch {epoch} of {self.num_epochs}", hint=LOWER_RATE
+            )
         return loss
 
     def _note(self) -> str:

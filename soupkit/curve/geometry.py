@@ -1,7 +1,7 @@
 """Lengths, angles and planes in weight space, all from inner products of a few checkpoints.
 
-Points are affine combinations of K checkpoints, so K² inner products say everything: no point is ever made to be
-measured. Shape suffixes: K checkpoints, P points.
+Points are affine combinations of K checkpoints, so K² inner products say everything: no point is ever made to
+be measured. Shape suffixes: K checkpoints, P points.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ def weight_names(checkpoint: Mapping[str, Array]) -> list[str]:
 class Geometry:
     """Inner products of w_0 … w_{K−1} seen from w_0: G_jk = ⟨w_j − w_0, w_k − w_0⟩, float64[K, K].
 
-    Seen from w_0 because points of one training run lie close together and far from the origin. origin: ⟨w_0, w_0⟩;
-    pull: ⟨w_0, w_k − w_0⟩, float64[K].
+    Seen from w_0 because points of one training run lie close together and far from the origin. origin: ⟨w_0,
+    w_0⟩; pull: ⟨w_0, w_k − w_0⟩, float64[K].
     """
 
     gram: Matrix
@@ -52,13 +52,15 @@ class Geometry:
         return float(self.origin + 2 * a @ self.pull + a @ self.gram @ a)
 
     def steps(self, coefficients: Matrix) -> Matrix:
-        """The distance of every point to the one before it, zero for the first: float64[P] of float64[P, K]."""
+        """The distance of every point to the one before it, zero for the first: float64[P] of float64[P,
+        K]."""
         moves = np.diff(coefficients, axis=0, prepend=coefficients[:1])
         return np.asarray(np.sqrt(np.maximum(0.0, np.einsum("pj,jk,pk->p", moves, self.gram, moves))))
 
 
 def geometry(checkpoints: Sequence[Mapping[str, Array]], names: Iterable[str]) -> Geometry:
-    """Measure checkpoints by the tensors `names`, in float64. Cost: every tensor is read once. Memory: K chunks."""
+    """Measure checkpoints by the tensors `names`, in float64. Cost: every tensor is read once. Memory: K
+    chunks."""
     num = len(checkpoints)
     gram, pull, origin = np.zeros((num, num)), np.zeros(num), 0.0
     for name in names:
@@ -89,7 +91,8 @@ class Plane:
     """The plane through w_0, w_1 and w_2: w(x, y) = w_0 + x u + y v.
 
     u = (w_2 − w_0)/‖·‖; v is w_1 − w_0 without its part along u, divided by its length (Garipov et al. 2018,
-    arXiv:1802.10026, as for its figure 1). along: ⟨w_1 − w_0, u⟩; width: ‖w_2 − w_0‖; height: the length of that rest.
+    arXiv:1802.10026, as for its figure 1). along: ⟨w_1 − w_0, u⟩; width: ‖w_2 − w_0‖; height: the length of
+    that rest.
     """
 
     width: float
@@ -121,16 +124,19 @@ class Plane:
         return float(third * self.width + second * self.along), float(second * self.height)
 
     def project(self, pulls: Matrix) -> tuple[float, float]:
-        """(x, y) of the orthogonal projection of any w, given ⟨w − w_0, w_1 − w_0⟩ and ⟨w − w_0, w_2 − w_0⟩."""
+        """(x, y) of the orthogonal projection of any w, given ⟨w − w_0, w_1 − w_0⟩ and ⟨w − w_0, w_2 −
+        w_0⟩."""
         x = float(pulls[1]) / self.width
         return x, (float(pulls[0]) - self.along * x) / self.height
 
     def grid(
         self, num_points: int, margin: float, *, others: Sequence[tuple[float, float]] = ()
     ) -> tuple[Matrix, Matrix]:
-        """x and y, float64[num_points] each, over the three checkpoints and `others`, with a share of each extent."""
+        """x and y, float64[num_points] each, over the three checkpoints and `others`, with a share of each
+        extent."""
         corners = [(0.0, 0.0), (self.along, self.height), (self.width, 0.0)]
         xs, ys = np.array([*corners, *others]).T
         return tuple(  # type: ignore[return-value]
-            np.linspace(at.min() - margin * np.ptp(at), at.max() + margin * np.ptp(at), num_points) for at in (xs, ys)
+            np.linspace(at.min() - margin * np.ptp(at), at.max() + margin * np.ptp(at), num_points)
+            for at in (xs, ys)
         )

@@ -14,8 +14,8 @@ Rate = Callable[[int], float]
 def curve_rate(lr: float, num_updates: int) -> Rate:
     """lr for half of the training, then linearly down to lr / 100 at 90 % of it, and so to the end.
 
-    Garipov et al. 2018 (arXiv:1802.10026, as its code trains curves) step it once per epoch; here it moves with every
-    update.
+    Garipov et al. 2018 (arXiv:1802.10026, as its code trains curves) step it once per epoch; here it moves
+    with every update.
     """
 
     def rate(update: int) -> float:
@@ -30,12 +30,12 @@ class Cycles:
     """A cyclical learning rate over n updates per cycle, between lr_1 (the most) and lr_2 (the least).
 
     With t = (i mod n) / n for update i = 0, 1, …:
-    fge: (1 − 2t) lr_1 + 2t lr_2 for t ≤ ½, else (2 − 2t) lr_2 + (2t − 1) lr_1, kept in mid-cycle, after the n/2-th
-    update (Garipov et al. 2018, arXiv:1802.10026, §5).
-    snapshot: lr_2 + (lr_1 − lr_2) (cos πt + 1) / 2, kept at the end of a cycle (Huang et al. 2017, arXiv:1704.00109,
-    eq. 2, with lr_2 = 0).
-    swa: (1 − t') lr_1 + t' lr_2 with t' = (i mod n + 1) / n, kept at the end of a cycle (Izmailov et al. 2018,
-    arXiv:1803.05407, §3.1).
+    fge: (1 − 2t) lr_1 + 2t lr_2 for t ≤ ½, else (2 − 2t) lr_2 + (2t − 1) lr_1, kept in mid-cycle, after the
+    n/2-th update (Garipov et al. 2018, arXiv:1802.10026, §5).
+    snapshot: lr_2 + (lr_1 − lr_2) (cos πt + 1) / 2, kept at the end of a cycle (Huang et al. 2017,
+    arXiv:1704.00109, eq. 2, with lr_2 = 0).
+    swa: (1 − t') lr_1 + t' lr_2 with t' = (i mod n + 1) / n, kept at the end of a cycle (Izmailov et al.
+    2018, arXiv:1803.05407, §3.1).
     """
 
     kind: Literal["fge", "snapshot", "swa"]

@@ -1,4 +1,5 @@
-"""The state of a fit in training, on disk: one file, whole or not at all, enough to go on with the same bits."""
+"""The state of a fit in training, on disk: one file, whole or not at all, enough to go on with the same
+bits."""
 
 from __future__ import annotations
 
@@ -18,9 +19,11 @@ FORMAT = 1
 
 
 def save_state(path: Path, descent: Descent, bends: Bends, model: nn.Module, *, about: JsonView) -> None:
-    """Write what a fit needs to go on: bends, buffers of the model, optimizer, torch's generator, how far it is.
+    """Write what a fit needs to go on: bends, buffers of the model, optimizer, torch's generator, how far it
+    is.
 
-    about: JSON-able, what a fit must have in common with this one to continue it. Cost: writes the bends once.
+    about: JSON-able, what a fit must have in common with this one to continue it. Cost: writes the bends
+    once.
     """
     state = {
         "format": FORMAT,
@@ -57,5 +60,7 @@ def load_state(path: Path, descent: Descent, bends: Bends, model: nn.Module, *, 
         if state["cuda_generator"] is not None and torch.cuda.is_available():
             torch.cuda.set_rng_state(state["cuda_generator"])
     except (OSError, RuntimeError, KeyError, ValueError, EOFError, pickle.UnpicklingError) as error:
-        raise CheckpointError(f"{path}: cannot be read: {error}", hint="remove it: the fit then starts anew") from error
+        raise CheckpointError(
+            f"{path}: cannot be read: {error}", hint="remove it: the fit then starts anew"
+        ) from error
     return True

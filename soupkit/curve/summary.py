@@ -37,7 +37,8 @@ class Measured:
 
 @dataclass(frozen=True)
 class Scored:
-    """A scored path: t of its points, the distance of each to the one before, and what was measured on every split."""
+    """A scored path: t of its points, the distance of each to the one before, and what was measured on every
+    split."""
 
     ts: Vector
     steps: Vector
@@ -75,10 +76,11 @@ def summary(values: Vector, steps: Vector) -> dict[str, float]:
 
 
 def fields(path: Scored) -> Json:
-    """The arrays and numbers of curve.npz: the published fields, and held-out, standard errors and the length.
+    """The arrays and numbers of curve.npz: the published fields, and held-out, standard errors and the
+    length.
 
-    ts, dl; for X in tr, ho, te: X_loss, X_nll, X_err, X_acc, X_nll_se, X_err_se float64[P], X_n, and X_loss_min, _max,
-    _avg, _int, as of the other measures. Errors and accuracies are in percent.
+    ts, dl; for X in tr, ho, te: X_loss, X_nll, X_err, X_acc, X_nll_se, X_err_se float64[P], X_n, and
+    X_loss_min, _max, _avg, _int, as of the other measures. Errors and accuracies are in percent.
     """
     found: Json = {"ts": path.ts, "dl": path.steps, "length": path.length}
     for split, each in path.splits.items():
@@ -95,8 +97,8 @@ def fields(path: Scored) -> Json:
 def metrics(path: Scored) -> Json:
     """The same as a manifest holds metrics: {split: {"nll_max": {value, standard_error, num_examples}, …}}.
 
-    Extremes carry the standard error of the point that has them; means over the path carry none, since its points are
-    measured on the same examples.
+    Extremes carry the standard error of the point that has them; means over the path carry none, since its
+    points are measured on the same examples.
     """
     found: Json = {}
     for split, each in path.splits.items():
@@ -104,7 +106,12 @@ def metrics(path: Scored) -> Json:
         for measure in MEASURES:
             values, errors = getattr(each, measure), each.error_of(measure)
             names = summary(values, path.steps) | {"barrier": float(excess(values, path.ts).max())}
-            points = {"start": 0, "end": len(values) - 1, "min": int(values.argmin()), "max": int(values.argmax())}
+            points = {
+                "start": 0,
+                "end": len(values) - 1,
+                "min": int(values.argmin()),
+                "max": int(values.argmax()),
+            }
             for name in ("start", "end", *names):
                 value = float(values[points[name]]) if name in points else names[name]
                 error = float(errors[points[name]]) if name in points else None

@@ -10,7 +10,8 @@ from typing import Any
 
 
 class _CallableModule(ModuleType):
-    """`soupkit.merge` is this package and the function of the Python interface: Python keeps one name for both."""
+    """`soupkit.merge` is this package and the function of the Python interface: Python keeps one name for
+    both."""
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
         return import_module("soupkit.api").merge(*arguments, **options)

@@ -1,4 +1,5 @@
-"""Integers and booleans: never averaged, but copied where all agree, and settled by one policy where they do not.
+"""Integers and booleans: never averaged, but copied where all agree, and settled by one policy where they do
+not.
 
 The decision is one for the whole tensor, whatever the chunks, the threads, the shards or the engine.
 """
@@ -24,7 +25,8 @@ BYTES = ("U8", "I8")
 
 
 def is_counter(slot: Slot) -> bool:
-    """Whether the largest of several values means something: numbers and vectors do; tables and bytes are codes."""
+    """Whether the largest of several values means something: numbers and vectors do; tables and bytes are
+    codes."""
     return slot.num_elements <= 1 or (len(slot.shape) == 1 and slot.dtype not in BYTES)
 
 
@@ -41,10 +43,10 @@ def settle(
 ) -> bool:
     """Write tensor `name` to `sink`: the first voter's values where all voters agree, else by the policy.
 
-    sources: all that are read, for their hashes; voters: those that count, in order. base: what the voters were made
-    from, which counts only for codes under the policy "auto". Returns whether the voters differ. Memory: a chunk of
-    each of two sources; one more pass for "zero". Raises CompatibilityError for codes that differ under "auto", and for
-    anything that differs under "error".
+    sources: all that are read, for their hashes; voters: those that count, in order. base: what the voters
+    were made from, which counts only for codes under the policy "auto". Returns whether the voters differ.
+    Memory: a chunk of each of two sources; one more pass for "zero". Raises CompatibilityError for codes that
+    differ under "auto", and for anything that differs under "error".
     """
     if policy == "auto" and not is_counter(slot):
         policy, voters = "error", [*voters, *([base] if base else [])]
@@ -91,11 +93,14 @@ def _chunks(
         tree.finish()
 
 
-def _agreed(result: Array, values: Array, policy: Integers, *, name: str, slot: Slot, source: Source) -> Array:
+def _agreed(
+    result: Array, values: Array, policy: Integers, *, name: str, slot: Slot, source: Source
+) -> Array:
     """What the policy makes of values that differ from those before them."""
     if policy == "error":
         raise CompatibilityError(
-            f"{name_of(source.tensors, source.position)}: integer tensor {name!r} differs between ingredients, and "
+            f"{name_of(source.tensors, source.position)}: integer tensor {name!r} differs between "
+            f"ingredients, and "
             f"integers ({slot.dtype} {list(slot.shape)}) have no mean",
             hint="unless weights are packed in it, choose what becomes of it: --integers first, max or zero",
         )

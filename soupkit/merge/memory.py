@@ -30,7 +30,8 @@ class Memory:
 def combined(
     ingredients: Sequence[Ingredient], mixture: Mixture, *, slots: Mapping[str, Slot], options: StreamOptions
 ) -> dict[str, Array]:
-    """The tensors `slots` of a mixture; ingredients without a coefficient are not read. Memory: the result."""
+    """The tensors `slots` of a mixture; ingredients without a coefficient are not read. Memory: the
+    result."""
     rows, memory = mixture.used(), Memory(slots)
     stream([ingredients[row] for row in rows], mixture.select(rows), memory, slots=slots, options=options)
     return memory.tensors

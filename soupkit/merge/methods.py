@@ -38,9 +38,10 @@ class Parameter:
 class MergeMethod:
     """One method of merging.
 
-    function(pieces, **parameters) yields merged values: of weights, or of task vectors (weights minus base) where there
-    is a base. It may ask for `draws`, and for per-ingredient `statistics` (pieces of the same shapes) or `grams` (whole
-    arrays). pieces: "stratum" (any size), "row" (whole rows) or "tensor". inputs: least and most, without the base.
+    function(pieces, **parameters) yields merged values: of weights, or of task vectors (weights minus base)
+    where there is a base. It may ask for `draws`, and for per-ingredient `statistics` (pieces of the same
+    shapes) or `grams` (whole arrays). pieces: "stratum" (any size), "row" (whole rows) or "tensor". inputs:
+    least and most, without the base.
     """
 
     name: str

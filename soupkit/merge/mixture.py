@@ -22,8 +22,8 @@ class Mixture:
     """w_b = Σ_k coefficients[k, b] · w_{k,b} / divisor for every block b of tensors.
 
     The divisor is apart so that a mean is one exact sum and one division: 1/K is not a binary number, and
-    multiplying by it would round every ingredient. blocks maps tensor names to columns; names that it does not
-    hold, and every name when it is empty, take column 0.
+    multiplying by it would round every ingredient. blocks maps tensor names to columns; names that it does
+    not hold, and every name when it is empty, take column 0.
     """
 
     ingredients: tuple[str, ...]
@@ -85,8 +85,11 @@ def uniform(ingredients: Sequence[str]) -> Mixture:
     return Mixture(tuple(ingredients), np.ones((len(ingredients), 1)), float(len(ingredients)))
 
 
-def weighted(ingredients: Sequence[str], coefficients: Sequence[float], *, normalize: bool = False) -> Mixture:
-    """Σ_k c_k w_k, or divided by Σ_k c_k. Raises RecipeError when there is not one coefficient per ingredient."""
+def weighted(
+    ingredients: Sequence[str], coefficients: Sequence[float], *, normalize: bool = False
+) -> Mixture:
+    """Σ_k c_k w_k, or divided by Σ_k c_k. Raises RecipeError when there is not one coefficient per
+    ingredient."""
     if len(coefficients) != len(ingredients):
         raise RecipeError(
             f"{len(coefficients)} coefficients for {len(ingredients)} checkpoints",
@@ -99,7 +102,8 @@ def weighted(ingredients: Sequence[str], coefficients: Sequence[float], *, norma
 def by_tensor(
     ingredients: Sequence[str], columns: Mapping[str, Sequence[float]], *, normalize: bool = False
 ) -> Mixture:
-    """Σ_k c_k w_k with coefficients of its own for every tensor; each column divided by its sum when normalized.
+    """Σ_k c_k w_k with coefficients of its own for every tensor; each column divided by its sum when
+    normalized.
 
     Raises RecipeError for a column that sums to zero and cannot be divided.
     """
@@ -109,7 +113,9 @@ def by_tensor(
     if normalize:
         sums = matrix.sum(axis=0)
         if (sums == 0).any():
-            raise RecipeError("coefficients sum to zero and cannot be normalized", hint="leave --normalize out")
+            raise RecipeError(
+                "coefficients sum to zero and cannot be normalized", hint="leave --normalize out"
+            )
         matrix = matrix / sums
     return Mixture(tuple(ingredients), matrix, 1.0, places)
 
@@ -127,7 +133,8 @@ def subset_mean(ingredients: Sequence[str], picks: Sequence[int]) -> Mixture:
 
 
 def keep_batch_norm(mixture: Mixture, row: int, names: Iterable[str]) -> Mixture:
-    """The same mixture of the tensors `names`, but with the batch-norm statistics of ingredient `row` alone."""
+    """The same mixture of the tensors `names`, but with the batch-norm statistics of ingredient `row`
+    alone."""
     assert mixture.blocks is None
     assert mixture.coefficients.shape[1] == 1
     statistics = [name for name in names if name.rpartition(".")[2] in BATCH_NORM_STATISTICS]

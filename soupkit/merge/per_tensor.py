@@ -1,7 +1,7 @@
 """The engine for methods that need a function per tensor: reads pieces, calls the method, rounds, writes.
 
-A tensor belongs to one thread, so the bits depend on neither threads nor shards. Memory: pieces, whatever the number
-and the size of the tensors (each says its own). Cost: every pass of a method reads its tensor again,
+A tensor belongs to one thread, so the bits depend on neither threads nor shards. Memory: pieces, whatever the
+number and the size of the tensors (each says its own). Cost: every pass of a method reads its tensor again,
 from the page cache where that holds it.
 """
 
@@ -33,7 +33,8 @@ Parameters = Callable[[str], dict[str, Any]]
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a method merges: ingredients, the base or None, and statistics (one file per ingredient, or none)."""
+    """What a method merges: ingredients, the base or None, and statistics (one file per ingredient, or
+    none)."""
 
     ingredients: Sequence[Mapping[str, Array]]
     base: Mapping[str, Array] | None = None
@@ -51,10 +52,12 @@ def merge_tensors(
     options: StreamOptions = DEFAULTS,
     advance: Callable[[int], None] = lambda _: None,
 ) -> Streamed:
-    """Merge every tensor of `slots` by the method and hand it to `sink`; integers follow the policy of the options.
+    """Merge every tensor of `slots` by the method and hand it to `sink`; integers follow the policy of the
+    options.
 
-    parameters(tensor name) gives the method's keyword arguments, and "lambda" where it scales. The result lists content
-    hashes of the ingredients, and after them of the base. Raises CheckpointError, CompatibilityError, RecipeError.
+    parameters(tensor name) gives the method's keyword arguments, and "lambda" where it scales. The result
+    lists content hashes of the ingredients, and after them of the base. Raises CheckpointError,
+    CompatibilityError, RecipeError.
     """
     read = [*inputs.ingredients, *([inputs.base] if inputs.base is not None else [])]
     writer = Writer(read, sink, slots, options)
@@ -73,7 +76,8 @@ def merge_tensors(
 
 
 def piece_of(method: MergeMethod, slot: Slot, values: Mapping[str, Any]) -> int:
-    """How many elements the method's pieces of a tensor hold: whole rows where it works on them, or is told to."""
+    """How many elements the method's pieces of a tensor hold: whole rows where it works on them, or is told
+    to."""
     if method.pieces == "tensor":
         return max(1, slot.num_elements)
     length = row_length(slot.shape)
@@ -83,7 +87,9 @@ def piece_of(method: MergeMethod, slot: Slot, values: Mapping[str, Any]) -> int:
 class _Merge:
     """One merge by a method, and the buffers that each of its threads owns."""
 
-    def __init__(self, writer: Writer, inputs: Inputs, method: MergeMethod, parameters: Parameters, seed: int) -> None:
+    def __init__(
+        self, writer: Writer, inputs: Inputs, method: MergeMethod, parameters: Parameters, seed: int
+    ) -> None:
         self.writer, self.method, self.parameters, self.seed = writer, method, parameters, seed
         self.ingredients = writer.sources[: len(inputs.ingredients)]
         self.base = writer.sources[-1] if inputs.base is not None else None
@@ -148,7 +154,9 @@ class _Merge:
             return None
         slot = self.statistics[0].slots[name]
         buffers = Buffers(piece, len(self.statistics), self.writer.options.accumulate)
-        return TensorPieces(name, slot, self.statistics, None, piece=piece, buffers=buffers, keep_non_finite=False)
+        return TensorPieces(
+            name, slot, self.statistics, None, piece=piece, buffers=buffers, keep_non_finite=False
+        )
 
     def _on_base(self, merged: Array, pieces: TensorPieces, scale: float) -> Array:
         """base + λ · merged task vector; merged weights stay as they are."""

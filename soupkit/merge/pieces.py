@@ -1,7 +1,9 @@
-"""`Pieces`: one tensor of every ingredient, cut into pieces that fit in cache; what every method of merging reads.
+"""`Pieces`: one tensor of every ingredient, cut into pieces that fit in cache; what every method of merging
+reads.
 
-A method is a generator: it may go over the pieces as often as it likes to measure, and on its last pass yields the
-merged values of each piece. So the same function merges a scalar and an embedding of many gigabytes in bounded memory.
+A method is a generator: it may go over the pieces as often as it likes to measure, and on its last pass
+yields the merged values of each piece. So the same function merges a scalar and an embedding of many
+gigabytes in bounded memory.
 
 Shape suffixes: K ingredients, N elements of a piece.
 """
@@ -18,7 +20,8 @@ import xxhash
 from soupkit.checkpoint.dtypes import Array
 
 STRATUM = 1 << 15
-"""Elements that a random draw covers at once; a piece is a multiple of it, so that pieces never change a draw."""
+"""Elements that a random draw covers at once; a piece is a multiple of it, so that pieces never change a
+draw."""
 
 
 SAMPLED = 1 << 19
@@ -28,11 +31,12 @@ SAMPLE = 1 << 15
 
 
 class Pieces(Protocol):
-    """The K versions of one tensor: iterating gives (K, N) arrays of float64 (or float32), from the first element on.
+    """The K versions of one tensor: iterating gives (K, N) arrays of float64 (or float32), from the first
+    element on.
 
-    Each array is the caller's until the next one is asked for, and may be overwritten. row_length is the number of
-    elements of one output unit: the last axes of a matrix or a convolution, the whole of a vector. Methods that work
-    on rows get pieces of whole rows.
+    Each array is the caller's until the next one is asked for, and may be overwritten. row_length is the
+    number of elements of one output unit: the last axes of a matrix or a convolution, the whole of a vector.
+    Methods that work on rows get pieces of whole rows.
     """
 
     @property
@@ -83,7 +87,9 @@ class Arrays:
 
     def merged(self, pieces: Iterator[Array]) -> Array:
         """What a method yields for these pieces, as one array of the tensor's shape."""
-        values: Array = np.concatenate([piece.copy() for piece in pieces] or [np.empty(0)]).reshape(self._shape)
+        values: Array = np.concatenate([piece.copy() for piece in pieces] or [np.empty(0)]).reshape(
+            self._shape
+        )
         return values
 
 
@@ -103,18 +109,21 @@ def kept(density: float, num_elements: int) -> int:
 
 
 class Draws:
-    """The random numbers of one tensor: one stream per ingredient, from (seed, position, tensor name) alone."""
+    """The random numbers of one tensor: one stream per ingredient, from (seed, position, tensor name)
+    alone."""
 
     def __init__(self, seed: int, name: str) -> None:
         digest = xxhash.xxh3_128_intdigest(name.encode())
         self._entropy = [seed, *((digest >> shift) & 0xFFFFFFFF for shift in (0, 32, 64, 96))]
 
     def stream(self, position: int) -> np.random.SFC64:
-        """The bit generator of ingredient number `position`; the same numbers whatever the threads or the shards."""
+        """The bit generator of ingredient number `position`; the same numbers whatever the threads or the
+        shards."""
         return np.random.SFC64(np.random.SeedSequence([*self._entropy, position]))
 
 
 def uniform_bits(stream: np.random.SFC64, size: int) -> Array:
-    """`size` uniform 32-bit integers. numpy keeps the streams of its bit generators from version to version."""
+    """`size` uniform 32-bit integers. numpy keeps the streams of its bit generators from version to
+    version."""
     bits: Array = stream.random_raw(-(-size // 2)).view(np.uint32)[:size]
     return bits

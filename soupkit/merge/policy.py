@@ -28,7 +28,8 @@ def overflow(tensor: str, dtype: str) -> CheckpointError:
 
 
 def check_made(tensor: str, made: Array, written: Array, *, by: str, copied: Array | None = None) -> None:
-    """Refuse a written value that is no number unless it was `copied` (places of masks that all ingredients share).
+    """Refuse a written value that is no number unless it was `copied` (places of masks that all ingredients
+    share).
 
     made: the values before rounding, of finite inputs. Raises CheckpointError naming what made them.
     """
@@ -41,5 +42,6 @@ def check_made(tensor: str, made: Array, written: Array, *, by: str, copied: Arr
         raise overflow(tensor, safetensors_name(written.dtype))
     raise CheckpointError(
         f"tensor {tensor!r}: {by} gave NaN or infinity, though all that it read is finite",
-        hint="change the options that made it, or write a wider dtype; --non-finite keep writes it all the same",
+        hint="change the options that made it, or write a wider dtype; --non-finite keep writes it all "
+        "the same",
     )

@@ -12,7 +12,8 @@ Batch = TypeVar("Batch")
 def run_batches(
     work: Callable[[Batch], int], batches: Iterator[Batch], *, threads: int, advance: Callable[[int], None]
 ) -> None:
-    """Run `work` on every batch; `advance` is told what it returns. The first failure stops the rest and is raised."""
+    """Run `work` on every batch; `advance` is told what it returns. The first failure stops the rest and is
+    raised."""
     with ThreadPoolExecutor(threads) as pool:
         pending: set[Future[int]] = set()
         try:

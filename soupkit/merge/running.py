@@ -1,7 +1,9 @@
-"""Running averages along a trajectory of weights: EMA, SWA, power functions, and their coefficients in closed form.
+"""Running averages along a trajectory of weights: EMA, SWA, power functions, and their coefficients in closed
+form.
 
-A rule says how far the average moves at each step: w̄ ← w̄ + rate(t)·(w_t − w̄). Unrolled, it is a mixture of the weights
-that it saw, so the same rules serve training, where they are stepped, and merging, where they are coefficients.
+A rule says how far the average moves at each step: w̄ ← w̄ + rate(t)·(w_t − w̄). Unrolled, it is a mixture of
+the weights that it saw, so the same rules serve training, where they are stepped, and merging, where they are
+coefficients.
 
 Shape suffixes: T steps, S snapshots.
 """
@@ -35,9 +37,9 @@ class Rule(Protocol):
 class Ema:
     """Exponential moving average: w̄ ← d·w̄ + (1 − d)·w at the steps start + 1, start + 1 + every, …
 
-    With gamma, the decay warms up: d_t = min(decay, 1 − (1 + s/γ)^(−power)) with s = t − start − 1, as in timm's
-    ModelEmaV3 and ema-pytorch: a short average early on, a long one later. The decay is that of one averaging, whatever
-    `every` is. Raises RecipeError for values outside of their ranges.
+    With gamma, the decay warms up: d_t = min(decay, 1 − (1 + s/γ)^(−power)) with s = t − start − 1, as in
+    timm's ModelEmaV3 and ema-pytorch: a short average early on, a long one later. The decay is that of one
+    averaging, whatever `every` is. Raises RecipeError for values outside of their ranges.
     """
 
     decay: float
@@ -65,7 +67,8 @@ class Ema:
 
 @dataclass(frozen=True)
 class Swa:
-    """The mean of the weights at the steps start + every, start + 2·every, … (Izmailov et al. 2018, arXiv:1803.05407).
+    """The mean of the weights at the steps start + every, start + 2·every, … (Izmailov et al. 2018,
+    arXiv:1803.05407).
 
     w̄ ← w̄ + (w − w̄)/(n + 1) with n weights averaged so far (their Algorithm 1). Raises RecipeError.
     """
@@ -84,10 +87,11 @@ class Swa:
 
 @dataclass(frozen=True)
 class PowerEma:
-    """Power-function EMA, whose length grows with training (Karras et al. 2024, arXiv:2312.02696, eqs. 1 and 2).
+    """Power-function EMA, whose length grows with training (Karras et al. 2024, arXiv:2312.02696, eqs. 1 and
+    2).
 
-    w̄(t) = ∫₀ᵗ τ^γ w(τ) dτ / ∫₀ᵗ τ^γ dτ, stepped as w̄ ← β_t·w̄ + (1 − β_t)·w with β_t = (1 − 1/t)^(γ + 1). In steps it is
-    the mixture with coefficients (s/t)^(γ + 1) − ((s − 1)/t)^(γ + 1). Raises RecipeError.
+    w̄(t) = ∫₀ᵗ τ^γ w(τ) dτ / ∫₀ᵗ τ^γ dτ, stepped as w̄ ← β_t·w̄ + (1 − β_t)·w with β_t = (1 − 1/t)^(γ + 1).
+    In steps it is the mixture with coefficients (s/t)^(γ + 1) − ((s − 1)/t)^(γ + 1). Raises RecipeError.
     """
 
     gamma: float
@@ -99,10 +103,16 @@ class PowerEma:
     def of_width(cls, sigma_rel: float) -> PowerEma:
         """The profile whose standard deviation is σ_rel of the training so far.
 
-        σ_rel = (γ + 1)^½ (γ + 2)^−1 (γ + 3)^−½ (their eq. 3); σ_rel below about 0.2886, where γ = 0, the plain mean.
+        σ_rel = (γ + 1)^½ (γ + 2)^−1 (γ + 3)^−½ (their eq. 3); σ_rel below about 0.2886, where γ = 0, the
+        plain mean.
         """
         flattest = 1 / math.sqrt(12)
-        _require(0 < sigma_rel < flattest, "sigma_rel", sigma_rel, f"above 0 and below {flattest:.4f} (the plain mean)")
+        _require(
+            0 < sigma_rel < flattest,
+            "sigma_rel",
+            sigma_rel,
+            f"above 0 and below {flattest:.4f} (the plain mean)",
+        )
         # (γ + 2)²(γ + 3) σ² = γ + 1 with x = γ + 1: σ²x³ + 4σ²x² + (5σ² − 1)x + 2σ² = 0, largest root
         square = sigma_rel**2
         roots = np.roots([square, 4 * square, 5 * square - 1, 2 * square])
@@ -126,13 +136,16 @@ class PowerEma:
 
 
 def coefficients(rule: Rule, num_steps: int) -> NDArray[np.float64]:
-    """The coefficient of the weights of each step in the running average after the last: r_s Π_{u>s} (1 − r_u).
+    """The coefficient of the weights of each step in the running average after the last: r_s Π_{u>s} (1 −
+    r_u).
 
     float64[T], summing to one. Raises RecipeError when the rule averages nothing in so many steps.
     """
     rates = [rule.rate(step) for step in range(1, num_steps + 1)]
     if all(rate is None for rate in rates):
-        raise RecipeError(f"nothing is averaged in {num_steps} steps", hint="start earlier, or average more often")
+        raise RecipeError(
+            f"nothing is averaged in {num_steps} steps", hint="start earlier, or average more often"
+        )
     rates_T = np.array([0.0 if rate is None else rate for rate in rates])
     kept_T = np.append(np.cumprod((1 - rates_T)[:0:-1])[::-1], 1.0)
     result: NDArray[np.float64] = rates_T * kept_T
@@ -148,16 +161,20 @@ class Snapshot:
 
 
 def synthesise(snapshots: Sequence[Snapshot], target: Snapshot) -> tuple[NDArray[np.float64], float]:
-    """The mixture of snapshots that is nearest to an EMA of another width: post-hoc EMA (Karras et al. 2024, App. C).
+    """The mixture of snapshots that is nearest to an EMA of another width: post-hoc EMA (Karras et al. 2024,
+    App. C).
 
-    Least squares in the profiles: coefficients x[S] that minimise ‖Σ_i x_i p_i − p‖², from the Gram matrix of profiles;
-    here subject to Σ x = 1, so that weights which do not move are kept. Coefficients may be negative. Deviation: sums
-    over steps, which is what was averaged, where the paper integrates. Returns float64[S] and ‖Σ_i x_i p_i − p‖/‖p‖.
-    Cost: snapshots × steps powers. Raises RecipeError for a target after the last snapshot.
+    Least squares in the profiles: coefficients x[S] that minimise ‖Σ_i x_i p_i − p‖², from the Gram matrix of
+    profiles; here subject to Σ x = 1, so that weights which do not move are kept. Coefficients may be
+    negative. Deviation: sums over steps, which is what was averaged, where the paper integrates. Returns
+    float64[S] and ‖Σ_i x_i p_i − p‖/‖p‖. Cost: snapshots × steps powers. Raises RecipeError for a target
+    after the last snapshot.
     """
     if target.step > max(snapshot.step for snapshot in snapshots):
         last = max(snapshot.step for snapshot in snapshots)
-        raise RecipeError(f"the average is asked for at step {target.step}, the last snapshot is of step {last}")
+        raise RecipeError(
+            f"the average is asked for at step {target.step}, the last snapshot is of step {last}"
+        )
     gram = _gram([*snapshots, target])
     scale = 1 / np.sqrt(np.diag(gram)[:-1])
     number = len(snapshots)

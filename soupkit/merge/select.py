@@ -1,8 +1,8 @@
 """The k largest of a tensor's entries, exactly k, without holding or sorting the tensor.
 
-A sample tells about where the k-th largest lies; one pass counts what lies above and keeps the few numbers near it.
-Where the sample misleads, or there is none, a radix search finds it: histograms over the bits of non-negative float64
-numbers, which order as the numbers do, narrow it down to a bin.
+A sample tells about where the k-th largest lies; one pass counts what lies above and keeps the few numbers
+near it. Where the sample misleads, or there is none, a radix search finds it: histograms over the bits of
+non-negative float64 numbers, which order as the numbers do, narrow it down to a bin.
 
 Shape suffixes: R rows (one selection each), N elements of a piece.
 """
@@ -25,7 +25,8 @@ Keys = Callable[[Array], Array]
 
 @dataclass(frozen=True)
 class Cut:
-    """What belongs to the largest of each row: all above value[R], and the first equal[R] of those at it (−1: all)."""
+    """What belongs to the largest of each row: all above value[R], and the first equal[R] of those at it (−1:
+    all)."""
 
     value: Array
     equal: Array
@@ -55,11 +56,12 @@ def magnitude(piece: Array) -> Array:
 
 
 def cut(pieces: Pieces, counts: Sequence[int], keys: Keys = magnitude, *, by_entry: bool = True) -> Cut:
-    """Where the counts[R] largest of the rows of keys(piece) end; with fewer rows than counts they are taken in turn.
+    """Where the counts[R] largest of the rows of keys(piece) end; with fewer rows than counts they are taken
+    in turn.
 
-    Keys are ≥ 0 and finite; by_entry: an entry's key depends on that entry alone, so that a sample of entries has keys
-    too. Memory: one piece and its keys, and at most MOST_CANDIDATES numbers. Cost: 1 or 2 passes for tensors of up to a
-    few million elements, 3 to 5 for larger ones and for those that are nearly constant.
+    Keys are ≥ 0 and finite; by_entry: an entry's key depends on that entry alone, so that a sample of entries
+    has keys too. Memory: one piece and its keys, and at most MOST_CANDIDATES numbers. Cost: 1 or 2 passes for
+    tensors of up to a few million elements, 3 to 5 for larger ones and for those that are nearly constant.
     """
     search = _Search(pieces, np.asarray(counts, np.int64), keys)
     sample = pieces.sample() if by_entry and search.open else None
@@ -71,7 +73,8 @@ def cut(pieces: Pieces, counts: Sequence[int], keys: Keys = magnitude, *, by_ent
 
 
 class _Search:
-    """The state of a search: the leading bits of each open row's k-th largest, and how many lie above them."""
+    """The state of a search: the leading bits of each open row's k-th largest, and how many lie above
+    them."""
 
     def __init__(self, pieces: Pieces, counts: Array, keys: Keys) -> None:
         self.pieces, self.keys = pieces, keys
@@ -88,7 +91,8 @@ class _Search:
         return int(self.inside[self.open].sum())
 
     def guess(self, sample: Array) -> None:
-        """Settle rows in one pass, by bounds around where a sample has the rank; rows that miss them stay open."""
+        """Settle rows in one pass, by bounds around where a sample has the rank; rows that miss them stay
+        open."""
         keys = self.keys(sample)
         margin = keys.shape[1] // 50
         if 4 * margin * self.pieces.num_elements // keys.shape[1] * len(self.open) > MOST_CANDIDATES:

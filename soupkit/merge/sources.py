@@ -1,4 +1,5 @@
-"""The checkpoints that a merge reads: their values, their hashes as they are read, and who holds what is no number."""
+"""The checkpoints that a merge reads: their values, their hashes as they are read, and who holds what is no
+number."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ from soupkit.errors import CheckpointError
 
 
 class BlockHash:
-    """Feeds one tensor's bytes, given in order in pieces of any size, to a content hash, if any, block by block."""
+    """Feeds one tensor's bytes, given in order in pieces of any size, to a content hash, if any, block by
+    block."""
 
     __slots__ = ("_block", "_digest", "_filled", "_hashes", "_name")
 
@@ -48,7 +50,8 @@ class BlockHash:
 
 @dataclass(frozen=True)
 class Source:
-    """A checkpoint that is read: its tensors, its place, and the hash that its bytes go into (None: not hashed)."""
+    """A checkpoint that is read: its tensors, its place, and the hash that its bytes go into (None: not
+    hashed)."""
 
     tensors: Mapping[str, Array]
     position: int
@@ -87,5 +90,6 @@ def refuse_non_finite(sources: Sequence[Source], name: str, found: Sequence[Arra
         if not np.isfinite(values).all():
             raise CheckpointError(
                 f"{name_of(source.tensors, source.position)}: tensor {name!r} holds NaN or infinity",
-                hint="leave this checkpoint out; it probably diverged (--non-finite keep merges it all the same)",
+                hint="leave this checkpoint out; it probably diverged (--non-finite keep merges it all "
+                "the same)",
             )

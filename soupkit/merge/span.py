@@ -1,7 +1,8 @@
 """Merges that stay in the span of their inputs: a few coefficients, found from the inputs' inner products.
 
-Slerp, Karcher means and Model Stock look like work on whole tensors. But their result is Σ_k c_k x_k, and c depends on
-the Gram matrix ⟨x_i, x_j⟩ alone: one pass to measure, one to combine, and nothing larger than a piece in memory.
+Slerp, Karcher means and Model Stock look like work on whole tensors. But their result is Σ_k c_k x_k, and c
+depends on the Gram matrix ⟨x_i, x_j⟩ alone: one pass to measure, one to combine, and nothing larger than a
+piece in memory.
 
 Shape suffixes: K ingredients, N elements of a piece, L elements of a row.
 """

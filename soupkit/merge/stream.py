@@ -38,17 +38,19 @@ def stream(
 ) -> Streamed:
     """Combine ingredients into the tensors `slots` and hand them to `sink`: w = Σ_k c_k w_k / divisor.
 
-    Sums in float64, in the order of the ingredients' names, one rounding into the slot's dtype; integers by policy.
-    The bits do not depend on threads, chunks, shards, tensor order or the order of the ingredients. `advance` is told
-    the bytes written. Raises CompatibilityError (integers that differ), CheckpointError (non-finite results, files that
-    change).
+    Sums in float64, in the order of the ingredients' names, one rounding into the slot's dtype; integers by
+    policy. The bits do not depend on threads, chunks, shards, tensor order or the order of the ingredients.
+    `advance` is told the bytes written. Raises CompatibilityError (integers that differ), CheckpointError
+    (non-finite results, files that change).
     """
     assert 0 < options.chunk <= BLOCK
     writer = Writer(ingredients, sink, slots, options)
     combination = _Combination(writer, mixture)
     units = sorted(_units(slots), key=lambda unit: slots[unit.name].dtype in FLOATING)
     threads = threads_for(options, sum(slot.num_bytes for slot in slots.values()), len(units))
-    return writer.run(units, combination.combine, combination.voters, batch=BATCH, threads=threads, advance=advance)
+    return writer.run(
+        units, combination.combine, combination.voters, batch=BATCH, threads=threads, advance=advance
+    )
 
 
 def _units(slots: Mapping[str, Slot]) -> list[Unit]:
@@ -83,7 +85,9 @@ class _Combination:
         column, written = self._mixture.column(name), self._writer.hashing(unit)
         read = [source.hashing(name, unit.start // BLOCK) for source in sources]
         for start in range(unit.start, unit.stop, options.chunk):
-            total, product = buffers.sums(self._writer.slots[name].dtype, min(options.chunk, unit.stop - start))
+            total, product = buffers.sums(
+                self._writer.slots[name].dtype, min(options.chunk, unit.stop - start)
+            )
             for k in self._order:
                 values = sources[k].read(name, start, total.size, buffers.room.raw)
                 read[k].update(values)
@@ -97,9 +101,14 @@ class _Combination:
             hashes.finish()
 
     def _judge(self, name: str, start: int, result: Array) -> None:
-        """Non-finite values that every used ingredient holds alike (masks of −∞) stay; any other is an error."""
+        """Non-finite values that every used ingredient holds alike (masks of −∞) stay; any other is an
+        error."""
         bad = ~np.isfinite(result)
-        used = [source for source, c in zip(self._writer.sources, self._mixture.column(name), strict=True) if c != 0]
+        used = [
+            source
+            for source, c in zip(self._writer.sources, self._mixture.column(name), strict=True)
+            if c != 0
+        ]
         found = held(used, name, start, result.size, bad)
         if is_mask(found):
             result[bad] = found[0]
@@ -117,8 +126,8 @@ class _Buffers:
         self._sums: dict[Any, tuple[Array, Array]] = {}
 
     def sums(self, dtype: str, size: int) -> tuple[Array, Array]:
-        """Room for a sum and a product. Sums that are written as float64 are kept in the machine's long double:
-        three times a float64 is no float64, and three equal models must give themselves."""
+        """Room for a sum and a product. Sums that are written as float64 are kept in the machine's long
+        double: three times a float64 is no float64, and three equal models must give themselves."""
         wide = dtype == "F64" and self._options.accumulate == "float64"
         kind = np.longdouble if wide else self._options.accumulate
         if kind not in self._sums:

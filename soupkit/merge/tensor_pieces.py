@@ -1,4 +1,5 @@
-"""Pieces of one tensor as they lie in checkpoints: read, converted, hashed on the first pass, base subtracted.
+"""Pieces of one tensor as they lie in checkpoints: read, converted, hashed on the first pass, base
+subtracted.
 
 Shape suffixes: K ingredients, N elements of a piece.
 """
@@ -34,8 +35,9 @@ class Buffers:
 class TensorPieces:
     """The pieces of tensor `name` of K sources, minus `base` where there is one (task vectors).
 
-    Values that are not finite in any source read as zero; those that all sources hold alike (masks of −∞) are put back
-    by `restore`, and any other raises CheckpointError unless they are kept. Reuses `buffers` from piece to piece.
+    Values that are not finite in any source read as zero; those that all sources hold alike (masks of −∞) are
+    put back by `restore`, and any other raises CheckpointError unless they are kept. Reuses `buffers` from
+    piece to piece.
     """
 
     def __init__(
@@ -80,8 +82,11 @@ class TensorPieces:
                 hashes.finish()
 
     def sample(self) -> Array | None:
-        """Short runs of entries from places all over a large tensor of checkpoints, which can be read anywhere."""
-        if self.num_elements < SAMPLED or not all(isinstance(each.tensors, Checkpoint) for each in self._read_sources):
+        """Short runs of entries from places all over a large tensor of checkpoints, which can be read
+        anywhere."""
+        if self.num_elements < SAMPLED or not all(
+            isinstance(each.tensors, Checkpoint) for each in self._read_sources
+        ):
             return None
         values = np.empty((len(self._read_sources), SAMPLE))
         for place, row in enumerate(values):
@@ -97,7 +102,8 @@ class TensorPieces:
         return self._buffers.base[:size]
 
     def restore(self, start: int, merged: Array) -> Array | None:
-        """Put the values back that no arithmetic can make, those that are not finite in the sources; returns where."""
+        """Put the values back that no arithmetic can make, those that are not finite in the sources; returns
+        where."""
         if start not in self._patches:
             return None
         places, values = self._patches[start]

@@ -1,4 +1,5 @@
-"""What every way of merging shares: the pool of threads, values rounded, judged, hashed and written, integers settled.
+"""What every way of merging shares: the pool of threads, values rounded, judged, hashed and written, integers
+settled.
 
 What differs is the work on a `Unit`: see stream.py (mixtures) and per_tensor.py (methods).
 """
@@ -21,11 +22,13 @@ from soupkit.merge.sources import BlockHash, Source
 from soupkit.world import available_cores
 
 CHUNK = 1 << 17
-"""Elements handled at a time: few enough to stay in cache, enough that threads seldom wait for the interpreter."""
+"""Elements handled at a time: few enough to stay in cache, enough that threads seldom wait for the
+interpreter."""
 MOST_THREADS = 8
 """More only wait for memory, and each has buffers of its own (about 6 MB)."""
 _TINY = 1 << 15
-"""Tensors of fewer bytes on average spend their time in the interpreter, where a second thread only gets in the way."""
+"""Tensors of fewer bytes on average spend their time in the interpreter, where a second thread only gets in
+the way."""
 
 
 @dataclass(frozen=True)
@@ -73,11 +76,17 @@ class Writer:
     """Takes what is merged of `read` into the tensors `slots`, and hands it to a sink."""
 
     def __init__(
-        self, read: Sequence[Mapping[str, Array]], sink: Sink, slots: Mapping[str, Slot], options: StreamOptions
+        self,
+        read: Sequence[Mapping[str, Array]],
+        sink: Sink,
+        slots: Mapping[str, Slot],
+        options: StreamOptions,
     ) -> None:
         self.slots, self.options = slots, options
         trees = [ContentHash(hashed_slots(each)) if options.hash else None for each in read]
-        self.sources = [Source(each, place, tree) for place, (each, tree) in enumerate(zip(read, trees, strict=True))]
+        self.sources = [
+            Source(each, place, tree) for place, (each, tree) in enumerate(zip(read, trees, strict=True))
+        ]
         self._output = ContentHash(slots) if options.hash else None
         self._sink = sink
         self._differing: set[str] = set()
@@ -87,9 +96,16 @@ class Writer:
         return BlockHash(self._output, unit.name, unit.start // BLOCK)
 
     def write(
-        self, name: str, start: int, made: Array, room: Room, hashes: BlockHash, judge: Callable[[Array], None]
+        self,
+        name: str,
+        start: int,
+        made: Array,
+        room: Room,
+        hashes: BlockHash,
+        judge: Callable[[Array], None],
     ) -> None:
-        """Round values into the tensor's dtype and write them; `judge` is asked about written ones that are no numbers.
+        """Round values into the tensor's dtype and write them; `judge` is asked about written ones that are
+        no numbers.
 
         It raises CheckpointError, or puts right what it is given.
         """
@@ -112,7 +128,8 @@ class Writer:
         threads: int,
         advance: Callable[[int], None],
     ) -> Streamed:
-        """Do the work on all floating units, about `batch` elements at a time, and settle integers among the voters."""
+        """Do the work on all floating units, about `batch` elements at a time, and settle integers among the
+        voters."""
 
         def each(some: Sequence[Unit]) -> int:
             with np.errstate(over="ignore", under="ignore", invalid="ignore"):
@@ -121,7 +138,9 @@ class Writer:
                         work(unit)
                     else:
                         self._settle(unit.name, voters(unit.name), base)
-            return sum((unit.stop - unit.start) * NUMPY_DTYPES[self.slots[unit.name].dtype].itemsize for unit in some)
+            return sum(
+                (unit.stop - unit.start) * NUMPY_DTYPES[self.slots[unit.name].dtype].itemsize for unit in some
+            )
 
         run_batches(each, _batches(units, batch), threads=threads, advance=advance)
         inputs = [source.hashes.digest() for source in self.sources if source.hashes]
@@ -130,7 +149,9 @@ class Writer:
     def _settle(self, name: str, voters: Sequence[Source], base: Source | None) -> None:
         """Integers and booleans: copied where all voters hold the same, else by policy."""
         policy, slot = self.options.integers, self.slots[name]
-        if settle(name, slot, self.sources, voters, self._sink, policy=policy, output=self._output, base=base):
+        if settle(
+            name, slot, self.sources, voters, self._sink, policy=policy, output=self._output, base=base
+        ):
             self._differing.add(name)
 
 
@@ -140,7 +161,8 @@ def threads_for(options: StreamOptions, num_bytes: int, num_units: int) -> int:
 
 
 def _batches(units: Sequence[Unit], size: int) -> Iterator[list[Unit]]:
-    """Group units so that the pool is not asked once per tiny tensor, each of which costs as much as many elements."""
+    """Group units so that the pool is not asked once per tiny tensor, each of which costs as much as many
+    elements."""
     batch: list[Unit] = []
     elements = 0
     for unit in units:

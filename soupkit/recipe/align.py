@@ -17,12 +17,16 @@ REFS = "checkpoints of one architecture: directories, globs, sweep directories, 
 class AlignOptions:
     """What may be done to networks that do not share a common start, before and after they are merged."""
 
-    align: bool = option(False, help="permute the units of every checkpoint to match the first's before merging")
+    align: bool = option(
+        False, help="permute the units of every checkpoint to match the first's before merging"
+    )
     align_by: Literal["weights", "activations", "both"] = option(
-        "weights", help="with --align: compare units by weights, or by what they do on training images (--data)"
+        "weights",
+        help="with --align: compare units by weights, or by what they do on training images (--data)",
     )
     repair: Literal["off", "forward", "scale", "closed", "bn"] = option(
-        "off", help="afterwards give units the ingredients' statistics (see soupkit repair), if held-out loss falls"
+        "off",
+        help="afterwards give units the ingredients' statistics (see soupkit repair), if held-out loss falls",
     )
 
 
@@ -34,10 +38,13 @@ class MatchOptions:
         "weights", help="compare units by their weights, or by what they do on training images (--data)"
     )
     rotate: bool = option(
-        False, help="of pre-norm ViT and CLIP also turn residual streams and heads; norms are folded into layers"
+        False,
+        help="of pre-norm ViT and CLIP also turn residual streams and heads; norms are folded into layers",
     )
     restarts: int = option(0, help="more searches, from random permutations; the best of all is kept")
-    pin: tuple[str, ...] = option((), help="leave this group, family or tensor as it is; repeat for more; * and ? work")
+    pin: tuple[str, ...] = option(
+        (), help="leave this group, family or tensor as it is; repeat for more; * and ? work"
+    )
     seed: int = option(0, help="seed of the order in which groups are matched")
     mismatch: Literal["error", "warn"] = option("error", help=MISMATCH)
 
@@ -47,15 +54,17 @@ class MatchOptions:
         if self.seed < 0:
             raise RecipeError(f"seed is {self.seed}, expected 0 or more")
         if self.rotate and self.by != "weights":
-            raise RecipeError(f"--rotate goes by weights, not by {self.by}", hint="leave --by or --rotate out")
+            raise RecipeError(
+                f"--rotate goes by weights, not by {self.by}", hint="leave --by or --rotate out"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Align(OutputOptions, MatchOptions, WeightOptions, DataOptions, ModelOptions):
     """Permute the units of networks so that they match another's; each still computes the same function.
 
-    Every permutation is checked on the network before anything is written. OUT/NAME holds each checkpoint, OUT stands
-    for all of them in later commands.
+    Every permutation is checked on the network before anything is written. OUT/NAME holds each checkpoint,
+    OUT stands for all of them in later commands.
 
     Example: soupkit align runs/seed-0 runs/seed-1 --to runs/seed-0 --out runs/aligned
     """
@@ -72,17 +81,20 @@ class Align(OutputOptions, MatchOptions, WeightOptions, DataOptions, ModelOption
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.by != "weights" and not self.data:
-            raise RecipeError(f"--by {self.by} needs --data", hint="name unlabelled images, or match by weights")
+            raise RecipeError(
+                f"--by {self.by} needs --data", hint="name unlabelled images, or match by weights"
+            )
         if self.num_batches < 1:
             raise RecipeError(f"num_batches is {self.num_batches}, expected at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Repair(OutputOptions, WeightOptions, DataOptions, ModelOptions):
-    """Give a soup's units the statistics that its ingredients' have (REPAIR); the architecture stays as it is.
+    """Give a soup's units the statistics that its ingredients' have (REPAIR); the architecture stays as it
+    is.
 
-    The ingredients are those that the soup's manifest records, permuted as they were. The repaired weights are kept
-    when they have a lower held-out loss than the soup; otherwise OUT holds the soup as it was.
+    The ingredients are those that the soup's manifest records, permuted as they were. The repaired weights
+    are kept when they have a lower held-out loss than the soup; otherwise OUT holds the soup as it was.
 
     Example: soupkit repair soups/uniform --data digits --out soups/repaired
     """
@@ -90,7 +102,8 @@ class Repair(OutputOptions, WeightOptions, DataOptions, ModelOptions):
     soup: str = argument(help="a soup written by soupkit")
     kind: Literal["forward", "scale", "closed", "bn"] = option(
         "forward",
-        help="what is corrected: mean and variance as measured, the variance alone, both as predicted from the "
+        help="what is corrected: mean and variance as measured, the variance alone, both as predicted "
+        "from the "
         "ingredients, or batch-norm statistics only",
     )
     num_batches: int = option(20, help="training batches to measure with")
@@ -98,7 +111,9 @@ class Repair(OutputOptions, WeightOptions, DataOptions, ModelOptions):
 
     def __post_init__(self) -> None:
         if not self.data:
-            raise RecipeError("repair needs --data", hint="name the training data; labels are used on held-out only")
+            raise RecipeError(
+                "repair needs --data", hint="name the training data; labels are used on held-out only"
+            )
         if self.num_batches < 1:
             raise RecipeError(f"num_batches is {self.num_batches}, expected at least 1")
 
@@ -120,7 +135,9 @@ class Barrier(MatchOptions, DataOptions, ModelOptions):
     bn: Literal["average", "refresh"] = option(
         "average", help="batch-norm statistics of the lines that are not repaired: averaged, or re-estimated"
     )
-    out: Path | None = option(None, help="directory for barrier.json, barrier.csv, barrier.png and the manifest")
+    out: Path | None = option(
+        None, help="directory for barrier.json, barrier.csv, barrier.png and the manifest"
+    )
     overwrite: bool = option(False, help="replace an earlier output of soupkit in --out")
     threads: int = option(0, help="threads of torch on the CPU; 0 takes every core")
 

@@ -16,9 +16,12 @@ FLATTEST = 1 / sqrt(12)
 
 @dataclass(frozen=True, kw_only=True)
 class AveragingOptions:
-    """Averages that are kept while a model is trained, and written beside it: OUT/ema, OUT/swa, OUT/posthoc."""
+    """Averages that are kept while a model is trained, and written beside it: OUT/ema, OUT/swa,
+    OUT/posthoc."""
 
-    ema_decay: float | None = option(None, help="keep an exponential moving average with this decay, such as 0.999")
+    ema_decay: float | None = option(
+        None, help="keep an exponential moving average with this decay, such as 0.999"
+    )
     ema_gamma: float | None = option(
         None, help="warm the decay up: at most 1 − (1 + t/γ)^(−p) after t updates; 1 is usual, none is off"
     )
@@ -28,12 +31,16 @@ class AveragingOptions:
     ema_switch_every: int = option(
         0, help="write the average back into the model every so many updates (Switch EMA); 0 never"
     )
-    ema_ignore: tuple[str, ...] = option((), help="regular expression of names that are not averaged; repeat for more")
+    ema_ignore: tuple[str, ...] = option(
+        (), help="regular expression of names that are not averaged; repeat for more"
+    )
     swa_start: float | None = option(
         None, help="keep the mean of the weights (SWA) from this share of the epochs on, such as 0.75"
     )
     swa_lr: float | None = option(None, help="learning rate from swa_start on; none keeps the schedule")
-    swa_anneal_epochs: float = option(1.0, help="epochs in which the learning rate moves to swa_lr, along a cosine")
+    swa_anneal_epochs: float = option(
+        1.0, help="epochs in which the learning rate moves to swa_lr, along a cosine"
+    )
     swa_every: int = option(0, help="updates between two averagings; 0: one at the end of each epoch")
     posthoc_sigma: tuple[float, ...] = option(
         (), help="keep power-function EMAs of these relative widths, such as 0.05,0.1, for merge posthoc-ema"
@@ -41,11 +48,16 @@ class AveragingOptions:
     posthoc_every: int = option(1, help="epochs between two snapshots of them")
     average_buffers: Literal["auto", "average", "copy", "refresh"] = option(
         "auto",
-        help="batch-norm statistics of an average: averaged too, the model's, or re-estimated on training data; "
+        help="batch-norm statistics of an average: averaged too, the model's, or re-estimated on "
+        "training data; "
         "auto: averaged with EMA, re-estimated with SWA",
     )
-    average_device: Literal["model", "cpu"] = option("model", help="where averages are kept: cpu spares a GPU's memory")
-    average_async: bool = option(False, help="average beside the next batch: on a CUDA stream, or in a thread")
+    average_device: Literal["model", "cpu"] = option(
+        "model", help="where averages are kept: cpu spares a GPU's memory"
+    )
+    average_async: bool = option(
+        False, help="average beside the next batch: on a CUDA stream, or in a thread"
+    )
 
 
 def check_averaging(recipe: AveragingOptions) -> None:
@@ -57,7 +69,12 @@ def check_averaging(recipe: AveragingOptions) -> None:
     _require(recipe.ema_every >= 1, "ema_every", recipe.ema_every, "at least 1")
     for name in ("ema_start", "ema_switch_every", "swa_every"):
         _require(getattr(recipe, name) >= 0, name, getattr(recipe, name), "0 or more")
-    _require(start is None or 0 <= start < 1, "swa_start", start, "a share of the epochs, 0 or more and less than 1")
+    _require(
+        start is None or 0 <= start < 1,
+        "swa_start",
+        start,
+        "a share of the epochs, 0 or more and less than 1",
+    )
     _require(recipe.swa_lr is None or 0 < recipe.swa_lr < inf, "swa_lr", recipe.swa_lr, "above 0")
     _require(0 <= recipe.swa_anneal_epochs < inf, "swa_anneal_epochs", recipe.swa_anneal_epochs, "0 or more")
     _require(recipe.posthoc_every >= 1, "posthoc_every", recipe.posthoc_every, "at least 1")
@@ -84,15 +101,18 @@ class TrajectoryOptions:
     """Which checkpoints of one training are averaged, and in which order."""
 
     refs: tuple[str, ...] = argument(
-        help="checkpoints of one training, first to last: directories, globs, snapshot directories, Hub revisions"
+        help="checkpoints of one training, first to last: directories, globs, snapshot directories, "
+        "Hub revisions"
     )
     order: Literal["given", "number", "text"] = option(
         "given",
-        help="as given, what a glob or folder holds by its numbers (900 before 1000); all by the last number in their "
+        help="as given, what a glob or folder holds by its numbers (900 before 1000); all by the last "
+        "number in their "
         "names; all as text",
     )
     bn: Literal["average", "refresh", "last"] = option(
-        "average", help="batch-norm statistics: averaged alike, re-estimated on training data, or the last checkpoint's"
+        "average",
+        help="batch-norm statistics: averaged alike, re-estimated on training data, or the last checkpoint's",
     )
     bn_batches: int = option(20, help="training batches for --bn refresh")
 
@@ -135,18 +155,24 @@ class MergeEma(OutputOptions, TrajectoryOptions, WeightOptions, HubOptions, Data
 
 @dataclass(frozen=True, kw_only=True)
 class MergePosthocEma(OutputOptions, TrajectoryOptions, WeightOptions, HubOptions, DataOptions, ModelOptions):
-    """Synthesise an EMA of any length from the snapshots that --posthoc-sigma kept during training, which are on disk.
+    """Synthesise an EMA of any length from the snapshots that --posthoc-sigma kept during training, which are
+    on disk.
 
     Example: soupkit merge posthoc-ema runs/long/posthoc --sigma-rel 0.08 --out soups/ema-0.08
     """
 
     sigma_rel: float = option(
-        help="width of the wanted EMA as a share of the training until then, such as 0.08; 0.2887 is the plain mean"
+        help="width of the wanted EMA as a share of the training until then, such as 0.08; 0.2887 is "
+        "the plain mean"
     )
-    at: int | None = option(None, help="the update at which the EMA is wanted; default: that of the last snapshot")
+    at: int | None = option(
+        None, help="the update at which the EMA is wanted; default: that of the last snapshot"
+    )
 
     def __post_init__(self) -> None:
-        _require(0 < self.sigma_rel < FLATTEST, "sigma_rel", self.sigma_rel, f"above 0 and below {FLATTEST:.4f}")
+        _require(
+            0 < self.sigma_rel < FLATTEST, "sigma_rel", self.sigma_rel, f"above 0 and below {FLATTEST:.4f}"
+        )
         _require(self.at is None or self.at >= 1, "at", self.at, "at least 1")
 
 

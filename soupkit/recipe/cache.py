@@ -13,7 +13,8 @@ from soupkit.recipe.fields import option
 class Cache:
     """Show what is remembered from earlier runs, and how much room that takes; --clear forgets it.
 
-    Scores, predictions and points are remembered under the content of all that they depend on. Nothing else is touched.
+    Scores, predictions and points are remembered under the content of all that they depend on. Nothing else
+    is touched.
 
     Example: soupkit cache --clear --kind predictions
     """

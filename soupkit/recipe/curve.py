@@ -11,7 +11,14 @@ from soupkit.asked import Recipe
 from soupkit.errors import RecipeError
 from soupkit.recipe.fields import argument, option
 from soupkit.recipe.merge import REFS
-from soupkit.recipe.shared import MISMATCH, DataOptions, ModelOptions, OutputOptions, RememberOptions, WeightOptions
+from soupkit.recipe.shared import (
+    MISMATCH,
+    DataOptions,
+    ModelOptions,
+    OutputOptions,
+    RememberOptions,
+    WeightOptions,
+)
 from soupkit.recipe.train import Finetune
 
 CURVE = "a directory that `soupkit curve fit` wrote"
@@ -22,13 +29,16 @@ class DescentOptions:
     """How weights are trained when the command brings a learning rate of its own."""
 
     optimizer: str = option(
-        "momentum", help="any optimizer of timm's factory: momentum (SGD, as published), sgd (Nesterov's), adamw, …"
+        "momentum",
+        help="any optimizer of timm's factory: momentum (SGD, as published), sgd (Nesterov's), adamw, …",
     )
     momentum: float = option(0.9, help="momentum, where the optimizer has one")
     clip_grad: float = option(0.0, help="clip the gradient's norm; 0 does not")
     label_smoothing: float = option(0.0, help="label smoothing")
     crop_scale: tuple[float, ...] = option((0.7, 1.0), help="area of the random resized crop, from,to")
-    hflip: float | None = option(None, help="probability of a horizontal flip; default 0.5, and 0 for characters")
+    hflip: float | None = option(
+        None, help="probability of a horizontal flip; default 0.5, and 0 for characters"
+    )
     amp: Literal["auto", "off", "bfloat16"] = option("auto", help="mixed precision; auto: bfloat16 on CUDA")
     seed: int = option(0, help="seed of data order, augmentation and sampled points")
     threads: int = option(0, help="threads of torch on the CPU; 0 takes every core")
@@ -40,16 +50,20 @@ def as_finetune(recipe: Recipe, *, base: str, **values: Any) -> Finetune:
     Raises RecipeError for what a fine-tune would refuse too.
     """
     own = {field.name for field in dataclasses.fields(Finetune)}
-    shared = {field.name: getattr(recipe, field.name) for field in dataclasses.fields(recipe) if field.name in own}
-    return Finetune(**(shared | {"base": base, "schedule": "constant", "warmup_epochs": 0.0, "min_lr": 0.0} | values))
+    shared = {
+        field.name: getattr(recipe, field.name) for field in dataclasses.fields(recipe) if field.name in own
+    }
+    return Finetune(
+        **(shared | {"base": base, "schedule": "constant", "warmup_epochs": 0.0, "min_lr": 0.0} | values)
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class CurveFit(OutputOptions, DescentOptions, DataOptions, ModelOptions):
     """Train a curve of low loss from checkpoint A to checkpoint B (Garipov et al. 2018).
 
-    Each update takes one random point of the curve. The bends are written as checkpoints, OUT/bend-0 …; any point of
-    the curve is a mixture of them. A killed fit continues.
+    Each update takes one random point of the curve. The bends are written as checkpoints, OUT/bend-0 …; any
+    point of the curve is a mixture of them. A killed fit continues.
 
     Example: soupkit curve fit runs/a runs/b --data digits --epochs 30 --lr 0.03 --out curves/bezier
     """
@@ -59,12 +73,18 @@ class CurveFit(OutputOptions, DescentOptions, DataOptions, ModelOptions):
     num_bends: int = option(3, help="bends, both ends included; 2 is a straight line")
     fix_start: bool = option(True, help="keep A where it is")
     fix_end: bool = option(True, help="keep B where it is")
-    align: bool = option(False, help="first permute the units of B to match A's: the same function, nearer by")
-    epochs: int = option(100, help="epochs: constant learning rate for half of them, then down to a hundredth at 90 %")
+    align: bool = option(
+        False, help="first permute the units of B to match A's: the same function, nearer by"
+    )
+    epochs: int = option(
+        100, help="epochs: constant learning rate for half of them, then down to a hundredth at 90 %"
+    )
     lr: float = option(0.03, help="learning rate")
     weight_decay: float = option(5e-4, help="L2 penalty at the sampled point, ½ · weight_decay · ‖w(t)‖²")
     bn_batches: int = option(20, help="training batches for the batch-norm statistics of a written bend")
-    save_every: int = option(1, help="epochs between saved states, from which a killed fit continues; 0: none")
+    save_every: int = option(
+        1, help="epochs between saved states, from which a killed fit continues; 0: none"
+    )
     mismatch: Literal["error", "warn"] = option("error", help=MISMATCH)
     resume: bool = option(True, help="continue a killed fit; --no-resume starts anew")
 
@@ -74,7 +94,9 @@ class CurveFit(OutputOptions, DescentOptions, DataOptions, ModelOptions):
         if self.num_bends < 2:
             raise RecipeError(f"num_bends is {self.num_bends}, expected at least 2")
         if self.num_bends == 2 and self.fix_start and self.fix_end:
-            raise RecipeError("nothing to train: two bends, and both are fixed", hint="--num-bends 3, or --no-fix-end")
+            raise RecipeError(
+                "nothing to train: two bends, and both are fixed", hint="--num-bends 3, or --no-fix-end"
+            )
         as_finetune(self, base=self.refs[0] if self.refs else "")
 
 
@@ -114,7 +136,8 @@ class PointsOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class CurveEvaluate(OutputOptions, PointsOptions, PointBatchNorm, DataOptions, ModelOptions, RememberOptions):
-    """Score points along a curve: loss, NLL and error on train, held-out and test, their extremes, the length.
+    """Score points along a curve: loss, NLL and error on train, held-out and test, their extremes, the
+    length.
 
     Points are remembered: a killed evaluation continues, and more points cost only the new ones.
 
@@ -139,7 +162,9 @@ class Chain(OutputOptions, PointsOptions, PointBatchNorm, DataOptions, ModelOpti
 
     refs: tuple[str, ...] = argument(help=REFS)
     num_points: int = option(21, help="points per line, both ends included")
-    weight_decay: float = option(0.0, help="L2 penalty that the loss adds to the NLL: ½ · weight_decay · ‖w‖²")
+    weight_decay: float = option(
+        0.0, help="L2 penalty that the loss adds to the NLL: ½ · weight_decay · ‖w‖²"
+    )
 
     def __post_init__(self) -> None:
         if self.num_points < 2:
@@ -148,7 +173,8 @@ class Chain(OutputOptions, PointsOptions, PointBatchNorm, DataOptions, ModelOpti
 
 @dataclass(frozen=True, kw_only=True)
 class Plane(OutputOptions, PointsOptions, PointBatchNorm, DataOptions, ModelOptions, RememberOptions):
-    """Score a grid on the plane through three checkpoints, or through a curve of three bends, and draw its contours.
+    """Score a grid on the plane through three checkpoints, or through a curve of three bends, and draw its
+    contours.
 
     Example: soupkit plane runs/a runs/b runs/c --data digits --out planes/abc
     Example: soupkit plane curves/bezier --data digits --project soups/greedy --out planes/bezier
@@ -157,8 +183,12 @@ class Plane(OutputOptions, PointsOptions, PointBatchNorm, DataOptions, ModelOpti
     refs: tuple[str, ...] = argument(help="three checkpoints, or the directory of a curve with three bends")
     project: tuple[str, ...] = option((), help="further checkpoints, drawn where they project onto the plane")
     num_points: int = option(21, help="points along each side of the grid")
-    margin: float = option(0.2, help="how far the grid reaches beyond the checkpoints, a share of each extent")
-    weight_decay: float = option(0.0, help="L2 penalty that the loss adds to the NLL: ½ · weight_decay · ‖w‖²")
+    margin: float = option(
+        0.2, help="how far the grid reaches beyond the checkpoints, a share of each extent"
+    )
+    weight_decay: float = option(
+        0.0, help="L2 penalty that the loss adds to the NLL: ½ · weight_decay · ‖w‖²"
+    )
     loss_cap: float = option(5.0, help="the highest contour of the loss")
     error_cap: float = option(40.0, help="the highest contour of the error, in percent")
 
@@ -178,10 +208,13 @@ class Fge(OutputOptions, DescentOptions, DataOptions, ModelOptions):
     Example: soupkit fge runs/base --data digits --epochs 20 --cycle 4 --lr-1 0.05 --lr-2 0.01 --out runs/fge
     """
 
-    base: str = argument(help="checkpoint to start from: the published setting trains it for 80 % of a budget")
+    base: str = argument(
+        help="checkpoint to start from: the published setting trains it for 80 % of a budget"
+    )
     schedule: Literal["fge", "snapshot", "swa"] = option(
         "fge",
-        help="fge: up and down, kept in the middle of a cycle; snapshot: cosine with restarts; swa: straight down; "
+        help="fge: up and down, kept in the middle of a cycle; snapshot: cosine with restarts; swa: "
+        "straight down; "
         "these are kept at the end of a cycle",
     )
     cycle: int = option(4, help="epochs per cycle; for fge an even number")

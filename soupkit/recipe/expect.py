@@ -1,7 +1,7 @@
 """`expect:` conditions on results: `test.top1 >= 0.9`, `held_out.top1 > sweep:run-000.held_out.top1 - 0.01`.
 
-A key may hold dots, as names of folders do: `runs/v1.5.held_out.top1`. One with spaces or other signs stands in
-quotes: `'runs/second try'.held_out.top1`.
+A key may hold dots, as names of folders do: `runs/v1.5.held_out.top1`. One with spaces or other signs stands
+in quotes: `'runs/second try'.held_out.top1`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ FORM = "expected PATH OPERATOR NUMBER, or PATH OPERATOR PATH with + NUMBER or - 
 
 @dataclass(frozen=True)
 class Path:
-    """A place in a step's result: keys and list positions, which dots separate; step None: the condition's own step.
+    """A place in a step's result: keys and list positions, which dots separate; step None: the condition's
+    own step.
 
     Where a key holds dots, the longest that is there counts.
     """
@@ -44,8 +45,8 @@ class Path:
     def look_up(self, results: JsonView, *, own: str) -> float:
         """The number there. Raises LookupError, with what is there instead, when there is none.
 
-        A metric node counts as its `value`; `test.top1` is found in a manifest's `metrics` too, and so are the metrics
-        of one checkpoint under its reference, as those of several are.
+        A metric node counts as its `value`; `test.top1` is found in a manifest's `metrics` too, and so are
+        the metrics of one checkpoint under its reference, as those of several are.
         """
         result = results[self.step or own]
         node = _first_of([_found(place, self.keys) for place in _places(result)])
@@ -77,7 +78,8 @@ class Condition:
         return [path for path in (self.left, self.right) if isinstance(path, Path)]
 
     def unfounded(self, results: JsonView, *, own: str) -> str | None:
-        """What is there instead, when one of its places holds no number: then it can be neither met nor unmet."""
+        """What is there instead, when one of its places holds no number: then it can be neither met nor
+        unmet."""
         try:
             for path in self.paths():
                 path.look_up(results, own=own)
@@ -115,7 +117,9 @@ def _path(word: str) -> Path | None:
     match = PATH.fullmatch(word) if _number(word) is None else None
     if match is None or not match["keys"]:
         return None
-    keys = tuple(key[1:-1] if key[:1] in ("'", '"') else key for key in re.findall(rf"(?:^|\.)({KEY})", match["keys"]))
+    keys = tuple(
+        key[1:-1] if key[:1] in ("'", '"') else key for key in re.findall(rf"(?:^|\.)({KEY})", match["keys"])
+    )
     return Path(match["step"], match["keys"], keys)
 
 
@@ -135,12 +139,15 @@ class _Miss:
 
 
 def _places(result: Any) -> list[Any]:
-    """Where keys may begin: in the metrics, in the metrics under the only checkpoint's reference, in the result."""
+    """Where keys may begin: in the metrics, in the metrics under the only checkpoint's reference, in the
+    result."""
     metrics = result.get("metrics") if isinstance(result, Mapping) else None
     if not isinstance(metrics, Mapping):
         return [result]
     inputs: Any = result.get("inputs") or ()
-    named = [{inputs[0].get("reference"): metrics}] if len(inputs) == 1 and isinstance(inputs[0], Mapping) else []
+    named = (
+        [{inputs[0].get("reference"): metrics}] if len(inputs) == 1 and isinstance(inputs[0], Mapping) else []
+    )
     return [metrics, *named, result]
 
 

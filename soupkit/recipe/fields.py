@@ -1,4 +1,5 @@
-"""How a recipe declares its options: `option(...)` and `argument(...)` are dataclass fields with help and limits."""
+"""How a recipe declares its options: `option(...)` and `argument(...)` are dataclass fields with help and
+limits."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ REQUIRED: Any = dataclasses.MISSING
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """Numbers from low to high, low itself unless `above`; divides: they divide by their sum, so that is not zero."""
+    """Numbers from low to high, low itself unless `above`; divides: they divide by their sum, so that is not
+    zero."""
 
     low: float = -inf
     high: float = inf
@@ -30,7 +32,8 @@ class Limits:
 
 
 def option(default: Any = REQUIRED, *, help: str, **limits: Any) -> Any:
-    """A keyword option: `--the-name VALUE` on the command line, `the_name:` in YAML. limits: those of `Limits`."""
+    """A keyword option: `--the-name VALUE` on the command line, `the_name:` in YAML. limits: those of
+    `Limits`."""
     metadata = {"help": help, "positional": False, "limits": Limits(**limits)}
     return dataclasses.field(default=default, metadata=metadata)
 

@@ -22,13 +22,18 @@ class Convert(OutputOptions):
     Example: soupkit convert epoch=9.ckpt --strip model. --out runs/lightning
     """
 
-    refs: tuple[str, ...] = argument(help="files, directories with one, shard indexes, globs, or Hub repositories")
+    refs: tuple[str, ...] = argument(
+        help="files, directories with one, shard indexes, globs, or Hub repositories"
+    )
     model: str | None = option(
-        None, help="timm:NAME[,key=value] or open_clip:NAME: check the weights against it and write its configuration"
+        None,
+        help="timm:NAME[,key=value] or open_clip:NAME: check the weights against it and write its "
+        "configuration",
     )
     key: str | None = option(
         None,
-        help="where in the file the weights are, as in state_dict or ema.model, at any depth; . is the file itself",
+        help="where in the file the weights are, as in state_dict or ema.model, at any depth; . is the "
+        "file itself",
     )
     prefer: Literal["auto", "ema", "raw"] = option(
         "auto", help="averaged (EMA) weights or the others, when a file has both; auto takes the averaged"
@@ -36,7 +41,9 @@ class Convert(OutputOptions):
     empty: Literal["error", "keep"] = option(
         "error", help="empty tensors in the place of weights, as one process of a sharded training saves them"
     )
-    strip: tuple[str, ...] = option((), help="prefix to take off tensor names; module. and _orig_mod. go by themselves")
+    strip: tuple[str, ...] = option(
+        (), help="prefix to take off tensor names; module. and _orig_mod. go by themselves"
+    )
     drop: tuple[str, ...] = option((), help="leave out tensors whose names begin with this")
     ignore: tuple[str, ...] = option(
         (), help="full name of a class that only holds settings: it is left out, never imported"
@@ -49,13 +56,15 @@ class Convert(OutputOptions):
             raise RecipeError("no file is given", hint="name the files to convert")
         if self.model is not None and not self.model.startswith(("timm:", "open_clip:")):
             raise RecipeError(
-                f"model is {self.model!r}, expected timm:NAME or open_clip:NAME", hint="for example timm:resnet50"
+                f"model is {self.model!r}, expected timm:NAME or open_clip:NAME",
+                hint="for example timm:resnet50",
             )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pull:
-    """Download checkpoints from the Hugging Face Hub: only the weights that soupkit reads, and their configuration.
+    """Download checkpoints from the Hugging Face Hub: only the weights that soupkit reads, and their
+    configuration.
 
     Merges do this by themselves; pull does it ahead of time, or makes a plain directory.
 
@@ -63,7 +72,9 @@ class Pull:
     """
 
     refs: tuple[str, ...] = argument(help="repositories: org/name[@revision][:subfolder]")
-    out: Path | None = option(None, help="directory to copy to, one folder per checkpoint when there are several")
+    out: Path | None = option(
+        None, help="directory to copy to, one folder per checkpoint when there are several"
+    )
     overwrite: bool = option(False, help="replace an earlier output of soupkit in --out")
     dry_run: bool = option(False, help="check everything, print the plan, download no weights")
     threads: int = option(0, help="worker threads; 0 takes every core")

@@ -56,4 +56,6 @@ class Reproduce(OutputOptions):
 
     directory: Path = argument(help="an output of soupkit")
     threads: int = option(0, help="worker threads; 0 takes every core")
-    non_finite: Literal["error", "keep"] = option("keep", help="refuse a result with NaN or infinity, or keep it")
+    non_finite: Literal["error", "keep"] = option(
+        "keep", help="refuse a result with NaN or infinity, or keep it"
+    )

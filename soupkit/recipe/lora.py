@@ -20,9 +20,12 @@ class ExtractLora(OutputOptions):
     ref: str = argument(help="the fine-tuned checkpoint")
     base: str = option(help="the checkpoint that it was fine-tuned from")
     rank: int = option(16, help="rank of every factor pair")
-    only: tuple[str, ...] = option((), help="patterns of the matrices to adapt, such as '*_proj'; default: all; repeat")
+    only: tuple[str, ...] = option(
+        (), help="patterns of the matrices to adapt, such as '*_proj'; default: all; repeat"
+    )
     others: Literal["drop", "save"] = option(
-        "drop", help="changes of everything else (norms, biases, embeddings): leave out, or save whole modules"
+        "drop",
+        help="changes of everything else (norms, biases, embeddings): leave out, or save whole modules",
     )
     dtype: Literal["float32", "float16", "bfloat16"] = option("float32", help="dtype of the factors")
     seed: int = option(0, help="seed of the randomized decomposition of large matrices")

@@ -23,11 +23,16 @@ from soupkit.recipe.shared import (
     check_blocks,
 )
 
-REFS = "checkpoints: directories, .safetensors files, globs, sweep directories, org/name[@revision][:subfolder] (Hub)"
+REFS = (
+    "checkpoints: directories, .safetensors files, globs, sweep directories, "
+    "org/name[@revision][:subfolder] (Hub)"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
-class MergeUniform(OutputOptions, WeightOptions, HubOptions, AlignOptions, BatchNormOptions, DataOptions, ModelOptions):
+class MergeUniform(
+    OutputOptions, WeightOptions, HubOptions, AlignOptions, BatchNormOptions, DataOptions, ModelOptions
+):
     """Average the weights of checkpoints: the uniform soup.
 
     Example: soupkit merge uniform runs/sweep --out soups/uniform
@@ -57,26 +62,39 @@ class MergeWeighted(
     normalize: bool = option(False, help="divide the coefficients by their sum")
     set: tuple[str, ...] = option(
         (),
-        help="coefficients per tensor, 'PATTERN: {coefficient: VALUE}' such as 'mlp: {coefficient: {0: [0, 1]}}'; "
+        help="coefficients per tensor, 'PATTERN: {coefficient: VALUE}' such as 'mlp: {coefficient: {0: "
+        "[0, 1]}}'; "
         "a list is a gradient over the layers, {0: VALUE} speaks of the first checkpoint; repeat for more",
     )
 
     def __post_init__(self) -> None:
         if self.set and self.bn == "keep":
-            raise RecipeError("--bn keep and --set both say what batch-norm statistics become", hint="use one of them")
+            raise RecipeError(
+                "--bn keep and --set both say what batch-norm statistics become", hint="use one of them"
+            )
         if self.normalize and sum(self.coefficients) == 0:
-            raise RecipeError("coefficients sum to zero and cannot be normalized", hint="leave --normalize out")
+            raise RecipeError(
+                "coefficients sum to zero and cannot be normalized", hint="leave --normalize out"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
 class MergeInterpolate(
-    OutputOptions, WeightOptions, HubOptions, AlignOptions, BatchNormOptions, DataOptions, ModelOptions, ScoreOptions
+    OutputOptions,
+    WeightOptions,
+    HubOptions,
+    AlignOptions,
+    BatchNormOptions,
+    DataOptions,
+    ModelOptions,
+    ScoreOptions,
 ):
     """Interpolate from one checkpoint to another: (1 − at)·A + at·B (WiSE-FT).
 
     Several points need either data, and then the best on held-out is written, or --write all.
 
-    Example: soupkit merge interpolate zero-shot fine-tuned --at 0,0.25,0.5,0.75,1 --data digits --out soups/wise
+    Example: soupkit merge interpolate zero-shot fine-tuned --at 0,0.25,0.5,0.75,1 --data digits --out
+    soups/wise
     """
 
     refs: tuple[str, ...] = argument(help="the two checkpoints A and B")
@@ -87,7 +105,9 @@ class MergeInterpolate(
 
     def __post_init__(self) -> None:
         if self.stream and (self.data or self.score_command):
-            raise RecipeError("stream reads ingredients once, scoring reads them often", hint="leave --stream out")
+            raise RecipeError(
+                "stream reads ingredients once, scoring reads them often", hint="leave --stream out"
+            )
         if not self.at:
             raise RecipeError("at is empty", hint="give points such as --at 0,0.5,1")
         if len(set(self.at)) < len(self.at):
@@ -108,27 +128,34 @@ class MergeGreedy(
 ):
     """Rank checkpoints on held-out data, then add each in turn while the soup does not get worse.
 
-    Scores are remembered under the weights, the coefficients, the content of data and model, the metric and the
-    versions of the libraries; those of --score-command under the content of the files that it names.
+    Scores are remembered under the weights, the coefficients, the content of data and model, the metric and
+    the versions of the libraries; those of --score-command under the content of the files that it names.
 
     Example: soupkit merge greedy runs/sweep --data digits --out soups/greedy
     """
 
     refs: tuple[str, ...] = argument(help=REFS)
     accept: Literal["ge", "gt"] = option(
-        "ge", help="accept an ingredient when the held-out score is at least (ge, as published) or above (gt) the best"
+        "ge",
+        help="accept an ingredient when the held-out score is at least (ge, as published) or above "
+        "(gt) the best",
     )
     blocks: str = option(
         "global",
-        help="add to the whole soup, or block by block: layer, tensor, or a number of parameters; a trial each",
+        help="add to the whole soup, or block by block: layer, tensor, or a number of parameters; a "
+        "trial each",
     )
-    early_stop: bool = option(True, help="end a trial once it can no longer be accepted; the picks stay the same")
+    early_stop: bool = option(
+        True, help="end a trial once it can no longer be accepted; the picks stay the same"
+    )
     test: bool = option(True, help="report the written soup on the test split too")
 
     def __post_init__(self) -> None:
         check_blocks(self.blocks)
         if self.blocks != "global" and self.bn == "keep":
-            raise RecipeError("--bn keep has no one model to keep from when blocks differ", hint="--bn refresh")
+            raise RecipeError(
+                "--bn keep has no one model to keep from when blocks differ", hint="--bn refresh"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

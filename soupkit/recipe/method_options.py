@@ -1,8 +1,8 @@
 """What the recipes of methods share: a recipe of its own declares each method, and adding one needs no table.
 
-`methods/NAME.py` holds those that merge weights, `task_vectors/NAME.py` those that merge differences from a base. The
-class MergeName is the command `merge name`; its fields are the options, with their limits; and FAMILY says where
-`soupkit/merge/families` has a function `name`, which takes the fields of the same names.
+`methods/NAME.py` holds those that merge weights, `task_vectors/NAME.py` those that merge differences from a
+base. The class MergeName is the command `merge name`; its fields are the options, with their limits; and
+FAMILY says where `soupkit/merge/families` has a function `name`, which takes the fields of the same names.
 """
 
 from __future__ import annotations
@@ -22,8 +22,10 @@ class TensorOptions:
 
     set: tuple[str, ...] = option(
         (),
-        help="options per tensor, 'PATTERN: {option: VALUE}' such as 'layers.*.mlp: {weight: [0.2, 0.8]}'; a list is a "
-        "gradient over the layers, {0: VALUE} speaks of the first checkpoint; repeat for more, later ones win",
+        help="options per tensor, 'PATTERN: {option: VALUE}' such as 'layers.*.mlp: {weight: [0.2, "
+        "0.8]}'; a list is a "
+        "gradient over the layers, {0: VALUE} speaks of the first checkpoint; repeat for more, later "
+        "ones win",
     )
     embedding: Literal["error", "pad", "intersect"] = option(
         "error", help="vocabularies of different sizes: refuse, extend to the largest, or cut to the smallest"
@@ -34,8 +36,8 @@ class TensorOptions:
 class MethodRecipe(OutputOptions, WeightOptions, TensorOptions):
     """A merge by a method, METHOD, which needs a function per tensor.
 
-    INPUTS: how many checkpoints it takes at least and at most (None: any number), the base apart. PIECES: what the
-    function is given at a time: as many elements as fit in cache, whole rows, or the tensor.
+    INPUTS: how many checkpoints it takes at least and at most (None: any number), the base apart. PIECES:
+    what the function is given at a time: as many elements as fit in cache, whole rows, or the tensor.
     """
 
     METHOD: ClassVar[str]
@@ -43,15 +45,21 @@ class MethodRecipe(OutputOptions, WeightOptions, TensorOptions):
     INPUTS: ClassVar[tuple[int, int | None]] = (1, None)
     PIECES: ClassVar[Literal["stratum", "row", "tensor"]] = "stratum"
 
-    refs: tuple[str, ...] = argument(help=REFS + ", LoRA adapters (PEFT directories, alone or as MODEL+ADAPTER)")
+    refs: tuple[str, ...] = argument(
+        help=REFS + ", LoRA adapters (PEFT directories, alone or as MODEL+ADAPTER)"
+    )
     layers: tuple[str, ...] = option(
         (),
-        help="START:STOP of the layers to merge, which become a model of that depth; one for all checkpoints, or one "
+        help="START:STOP of the layers to merge, which become a model of that depth; one for all "
+        "checkpoints, or one "
         "for each and then the base's; several with commas between them are stacked; default: all layers",
     )
-    stack: str | None = option(None, help="what the layers' names begin with; default: where most layers are numbered")
+    stack: str | None = option(
+        None, help="what the layers' names begin with; default: where most layers are numbered"
+    )
     config_from: str | None = option(
-        None, help="the checkpoint whose configuration, tokenizer and other files go along; default: the first"
+        None,
+        help="the checkpoint whose configuration, tokenizer and other files go along; default: the first",
     )
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -83,7 +91,9 @@ class ElectionOptions(BaseOptions):
     """Task vectors with weights and a sign election."""
 
     weight: tuple[float, ...] = option((1.0,), help="one weight, or one per checkpoint")
-    normalize: bool = option(True, help="average the entries that agree, by weight; without it they are added")
+    normalize: bool = option(
+        True, help="average the entries that agree, by weight; without it they are added"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,5 @@
-"""Values from YAML or the command line → recipe, and back to JSON. No conversion loses anything without saying so."""
+"""Values from YAML or the command line → recipe, and back to JSON. No conversion loses anything without
+saying so."""
 
 from __future__ import annotations
 
@@ -21,14 +22,16 @@ R = TypeVar("R")
 
 
 def whole_number(text: str) -> int | None:
-    """The number that up to 18 digits 0-9 write; None for any other text: `²` is a digit, and no number, to Python."""
+    """The number that up to 18 digits 0-9 write; None for any other text: `²` is a digit, and no number, to
+    Python."""
     return int(text) if text.isascii() and text.isdigit() and len(text) <= 18 else None
 
 
 def parse_recipe(kind: type[R], values: JsonView, *, where: str = "") -> R:
     """Make a recipe of type `kind` from YAML values or strings; `where` opens the message of every error.
 
-    Raises RecipeError for unknown and missing keys, values of the wrong type, and for what the recipe itself refuses.
+    Raises RecipeError for unknown and missing keys, values of the wrong type, and for what the recipe itself
+    refuses.
     """
     place = f"{where}: " if where else ""
     values = {f"{name}_" if keyword.iskeyword(name) else name: value for name, value in values.items()}
@@ -90,8 +93,12 @@ def type_name(hint: Any) -> str:
     if origin is Literal:
         return f"one of {', '.join(map(str, arguments))}"
     if origin is tuple:
-        return {int: "integers", float: "numbers", str: "a list of strings", Path: "a list of paths"}[arguments[0]]
-    return {bool: "true or false", int: "an integer", float: "a number", str: "a string", Path: "a path"}[hint]
+        return {int: "integers", float: "numbers", str: "a list of strings", Path: "a list of paths"}[
+            arguments[0]
+        ]
+    return {bool: "true or false", int: "an integer", float: "a number", str: "a string", Path: "a path"}[
+        hint
+    ]
 
 
 def _check_known(values: JsonView, fields: Iterable[str], *, place: str) -> None:
@@ -137,8 +144,13 @@ def _items(value: Any, inner: Any) -> Iterable[Any]:
     """The items of a list, of a lone number, or of a string with commas between numbers."""
     if isinstance(value, list | tuple):
         return value
-    if inner is str and isinstance(value, Mapping) and all(isinstance(item, Mapping) for item in value.values()):
-        # `set: {PATTERN: {option: VALUE}}`, which the command line takes as --set 'PATTERN: {option: VALUE}', repeated
+    if (
+        inner is str
+        and isinstance(value, Mapping)
+        and all(isinstance(item, Mapping) for item in value.values())
+    ):
+        # `set: {PATTERN: {option: VALUE}}`, which the command line takes as --set 'PATTERN: {option: VALUE}',
+        # repeated
         return [json.dumps({key: item}) for key, item in value.items()]
     if inner in (int, float):
         if isinstance(value, str):

@@ -23,28 +23,44 @@ class ExchangeOptions:
 
     method: Method = option(
         "papa",
-        help="papa pulls every member towards the mean; the others replace members after an epoch: papa-all by the "
-        "mean, papa-2 by means of random pairs, pair-75 by ¾ + ¼ of pairs, many-half and many-75 by ½ or ¾ of "
-        "themselves and the others, random by random weights, greedy by a greedy soup; none leaves them alone",
+        help="papa pulls every member towards the mean; the others replace members after an epoch: "
+        "papa-all by the "
+        "mean, papa-2 by means of random pairs, pair-75 by ¾ + ¼ of pairs, many-half and many-75 by ½ "
+        "or ¾ of "
+        "themselves and the others, random by random weights, greedy by a greedy soup; none leaves "
+        "them alone",
     )
-    decay: float | None = option(None, help="what a member keeps of itself in a pull; 0.99 with papa, else no pulls")
+    decay: float | None = option(
+        None, help="what a member keeps of itself in a pull; 0.99 with papa, else no pulls"
+    )
     average_every: int = option(10, help="updates between pulls towards the mean")
     lr_scaling: Literal["linear", "sqrt", "none"] = option(
         "linear", help="pulls weaken as the learning rate falls: in proportion, as its root, or not"
     )
-    async_average: int = option(0, help="updates that a pull may come late, so that ranks need not wait; 0: none")
+    async_average: int = option(
+        0, help="updates that a pull may come late, so that ranks need not wait; 0: none"
+    )
     merge_every: int = option(5, help="epochs between the replacements of members")
     merge_first: bool = option(True, help="replace members after the first epoch too")
-    merge_range: tuple[float, ...] = option((0.0, 1.0), help="share of the training in which members are replaced")
+    merge_range: tuple[float, ...] = option(
+        (0.0, 1.0), help="share of the training in which members are replaced"
+    )
     align: bool = option(
-        False, help="permute the members' units to match before they are mixed; their optimizers' state is not"
+        False,
+        help="permute the members' units to match before they are mixed; their optimizers' state is not",
     )
     repair: Literal["off", "forward", "scale", "closed", "bn"] = option(
-        "off", help="give children the statistics of their parents (REPAIR), measured on --bn-batches training batches"
+        "off",
+        help="give children the statistics of their parents (REPAIR), measured on --bn-batches "
+        "training batches",
     )
     tournament: bool = option(False, help="pairs are drawn by fitness on held-out data: p ∝ 1/loss")
-    selection: bool = option(False, help="the fittest of parents and children live on, by loss on held-out data")
-    elitism: float = option(0.6, help="with selection: share of the next members that are the fittest; others by lot")
+    selection: bool = option(
+        False, help="the fittest of parents and children live on, by loss on held-out data"
+    )
+    elitism: float = option(
+        0.6, help="with selection: share of the next members that are the fittest; others by lot"
+    )
     num_children: int = option(6, help="with selection: children per member and generation")
     mutation_sigma: float = option(0.0, help="noise on children: this by the generation's number; 0: none")
     mutation_normalize: bool = option(False, help="noise is a share of each tensor's root mean square")
@@ -72,14 +88,17 @@ class TrainPopulation(
 ):
     """Train a population of models that learn from each other's weights (PAPA), and make its soups.
 
-    Members have their own data order, augmentation and regularisation; lists such as --mixup 0,0.5,1 give each member
-    one combination. A killed run continues with the same command. With torchrun, members are spread over the ranks.
-    Averages (EMA, SWA) are kept of each member and written beside it.
+    Members have their own data order, augmentation and regularisation; lists such as --mixup 0,0.5,1 give
+    each member one combination. A killed run continues with the same command. With torchrun, members are
+    spread over the ranks. Averages (EMA, SWA) are kept of each member and written beside it.
 
-    Example: soupkit train-population --model timm:test_resnet,img_size=32 --data digits --epochs 20 --out runs/papa
+    Example: soupkit train-population --model timm:test_resnet,img_size=32 --data digits --epochs 20 --out
+    runs/papa
     """
 
-    base: str | None = option(None, help="checkpoint that every member starts from; without it, random weights")
+    base: str | None = option(
+        None, help="checkpoint that every member starts from; without it, random weights"
+    )
     num_members: int = option(5, help="members")
     same_init: bool = option(False, help="all members start from the same random weights")
     seed: int = option(1, help="seed of initialisation, data order, augmentation and averaging")
@@ -95,18 +114,28 @@ class TrainPopulation(
     mixup: tuple[float, ...] = option((0.0,), help="mixup α of the members, a list to combine")
     label_smoothing: tuple[float, ...] = option((0.0,), help="label smoothing, a list to combine")
     cutmix: tuple[float, ...] = option((0.0,), help="CutMix α, a list to combine")
-    random_erasing: tuple[float, ...] = option((0.0,), help="probability of random erasing, a list to combine")
+    random_erasing: tuple[float, ...] = option(
+        (0.0,), help="probability of random erasing, a list to combine"
+    )
     rand_augment: int = option(0, help="RandAugment operations per image, N; 0 is off")
     rand_augment_magnitude: int = option(9, help="RandAugment magnitude M, 0 to 9")
-    linear_probe: float = option(0.0, help="share of the training, at its start, in which only the head learns")
+    linear_probe: float = option(
+        0.0, help="share of the training, at its start, in which only the head learns"
+    )
     stem: Literal["native", "small"] = option(
         "native",
-        help="small: images are enlarged by the stride of the model's stem, so that its first stage sees their own "
-        "resolution, as with a CIFAR stem, in an architecture that timm still loads; needs img_size in --model",
+        help="small: images are enlarged by the stride of the model's stem, so that its first stage "
+        "sees their own "
+        "resolution, as with a CIFAR stem, in an architecture that timm still loads; needs img_size in "
+        "--model",
     )
-    ranks_per_member: int = option(0, help="ranks that share the batches of one member; 0: as many as there are")
+    ranks_per_member: int = option(
+        0, help="ranks that share the batches of one member; 0: as many as there are"
+    )
     vectorize: Literal["auto", "on", "off"] = option(
-        "auto", help="members of a rank as one vectorised model (torch.func); auto: on a GPU, where the model allows it"
+        "auto",
+        help="members of a rank as one vectorised model (torch.func); auto: on a GPU, where the model "
+        "allows it",
     )
     threads: int = option(0, help="threads of torch on the CPU; 0 takes every core")
 
@@ -121,7 +150,9 @@ class TrainPopulation(
             if not holds:
                 raise RecipeError(f"{name} is {getattr(self, name)}, expected {expected}")
         if self.tournament and self.method not in PAIRED:
-            raise RecipeError(f"tournament chooses pairs, but method {self.method} has none", hint="--method papa-2")
+            raise RecipeError(
+                f"tournament chooses pairs, but method {self.method} has none", hint="--method papa-2"
+            )
         if (self.selection or self.mutation_sigma) and not self.merges:
             raise RecipeError(f"selection and mutation need children, but method {self.method} makes none")
         if (self.align or self.repair != "off") and not self.merges:
@@ -130,7 +161,9 @@ class TrainPopulation(
                 hint="--method papa-all, papa-2, …",
             )
         if self.method == "greedy" and self.selection:
-            raise RecipeError("method greedy makes one child, so there is nothing to select", hint="leave one out")
+            raise RecipeError(
+                "method greedy makes one child, so there is nothing to select", hint="leave one out"
+            )
 
     @property
     def pulls(self) -> float:

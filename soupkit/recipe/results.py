@@ -1,7 +1,8 @@
-"""What the result of a step will hold, as far as its recipe tells, so that an expectation is checked before it runs.
+"""What the result of a step will hold, as far as its recipe tells, so that an expectation is checked before
+it runs.
 
-A shape is a mapping from keys to shapes, with ANY_KEY for keys that are not known yet; None is a place of which nothing
-is known.
+A shape is a mapping from keys to shapes, with ANY_KEY for keys that are not known yet; None is a place of
+which nothing is known.
 """
 
 from __future__ import annotations
@@ -16,10 +17,28 @@ from soupkit.recipe.shared import Metric
 
 Shape = JsonView | None
 ANY_KEY = "*"
-_MANIFEST = ("command", "recipe", "inputs", "outputs", "mixture", "trace", "notes", "given", "format", "soupkit")
+_MANIFEST = (
+    "command",
+    "recipe",
+    "inputs",
+    "outputs",
+    "mixture",
+    "trace",
+    "notes",
+    "given",
+    "format",
+    "soupkit",
+)
 _SCORE: Shape = dict.fromkeys(("value", "standard_error", "num_examples"))
 _SEARCHES = ("merge greedy", "merge evolve", "merge learned", "merge mehl", "merge twa")
-_MAY_SCORE = (*_SEARCHES, "merge interpolate", "merge swa", "merge ema", "merge posthoc-ema", "merge mergekit")
+_MAY_SCORE = (
+    *_SEARCHES,
+    "merge interpolate",
+    "merge swa",
+    "merge ema",
+    "merge posthoc-ema",
+    "merge mergekit",
+)
 _RESULTS: dict[str, tuple[str, ...]] = {
     "inspect": ("checkpoints",),
     "verify": ("directory", "checks"),
@@ -42,7 +61,9 @@ def shape_of(command: str, recipe: object) -> Shape:
 def _metrics(command: str, recipe: object) -> Shape:
     scored = _splits("held_out", "test")
     if command in ("finetune", "ensemble", "finetune-sweep"):
-        names = {"ensemble": ("best_single", "logits", "softmax"), "finetune-sweep": (ANY_KEY,)}.get(command, ())
+        names = {"ensemble": ("best_single", "logits", "softmax"), "finetune-sweep": (ANY_KEY,)}.get(
+            command, ()
+        )
         return dict.fromkeys(names, scored) if names else scored
     if isinstance(recipe, Evaluate):
         return _of_evaluate(recipe)
@@ -59,7 +80,8 @@ def _metrics(command: str, recipe: object) -> Shape:
 
 
 def _of_evaluate(recipe: Evaluate) -> Shape:
-    """{split: …} of one checkpoint, {reference: {split: …}} of several; a reference before the split always serves."""
+    """{split: …} of one checkpoint, {reference: {split: …}} of several; a reference before the split always
+    serves."""
     if recipe.score_command:
         splits: JsonView = {"external": None}
     else:
@@ -73,7 +95,8 @@ def _splits(*names: str) -> Json:
 
 
 def missing(shape: Shape, keys: Sequence[str]) -> str | None:
-    """Why there can be nothing at the place `keys`, None when there may be. A key may hold dots: keys are joined."""
+    """Why there can be nothing at the place `keys`, None when there may be. A key may hold dots: keys are
+    joined."""
     if shape is None:
         return None
     if not keys:

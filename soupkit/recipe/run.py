@@ -24,7 +24,8 @@ class Run:
 
 @dataclass(frozen=True, kw_only=True)
 class Demo:
-    """Fine-tune a sweep on real handwritten digits, make soups of it, and score them on data nobody chose with.
+    """Fine-tune a sweep on real handwritten digits, make soups of it, and score them on data nobody chose
+    with.
 
     Example: soupkit demo --out soupkit-demo --seeds 3
     """

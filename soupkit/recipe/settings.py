@@ -1,10 +1,10 @@
 """Options per tensor: `--set 'layers.*.mlp: {weight: [0.2, 0.8]}'` and what they come to for one tensor.
 
-A setting is a pattern and some parameters. The pattern matches whole parts of a tensor's dotted name, anywhere in it;
-`*` stands for any text within one part. ` @3-5` after the pattern keeps it to layers 3 to 5, ` @before` and ` @after`
-to what stands before and after the layers; with a `?` after these, there need be no such tensor. A value is a number;
-a list of numbers, which is spread over the layers of the model as a gradient; or {ingredient: number or list}, by
-position from 0 or by reference. Later settings win.
+A setting is a pattern and some parameters. The pattern matches whole parts of a tensor's dotted name,
+anywhere in it; `*` stands for any text within one part. ` @3-5` after the pattern keeps it to layers 3 to 5,
+` @before` and ` @after` to what stands before and after the layers; with a `?` after these, there need be no
+such tensor. A value is a number; a list of numbers, which is spread over the layers of the model as a
+gradient; or {ingredient: number or list}, by position from 0 or by reference. Later settings win.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from soupkit.recipe.parse import suggestion, whole_number
 from soupkit.recipe.steps import load_yaml
 
 Value = float | tuple[float, ...]
-BEFORE = re.compile(r"(^|[._])(embed\w*|\w*embeddings?|wte|wpe|stem|conv1|cls_token|class_embedding|ln_pre)([._]|$)")
+BEFORE = re.compile(
+    r"(^|[._])(embed\w*|\w*embeddings?|wte|wpe|stem|conv1|cls_token|class_embedding|ln_pre)([._]|$)"
+)
 """Names of what stands before the layers; anything else outside them stands after."""
 Place = tuple[int, int] | Literal["before", "after"] | None
 """Layers from first to last, or what stands outside them; None: everywhere."""
@@ -28,7 +30,8 @@ Place = tuple[int, int] | Literal["before", "after"] | None
 
 @dataclass(frozen=True)
 class Setting:
-    """Values of one parameter for the tensors that a pattern matches, at a place; ingredient None: for every one.
+    """Values of one parameter for the tensors that a pattern matches, at a place; ingredient None: for every
+    one.
 
     may_miss: it need not speak of any tensor.
     """
@@ -54,8 +57,11 @@ def _stands_at(name: str, place: Place) -> bool:
     return number is not None and place[0] <= number <= place[1]
 
 
-def parse_settings(texts: Iterable[str], *, known: Iterable[str], references: Sequence[str]) -> tuple[Setting, ...]:
-    """Read `PATTERN: {parameter: value}` texts. Raises RecipeError for unknown parameters, values and ingredients."""
+def parse_settings(
+    texts: Iterable[str], *, known: Iterable[str], references: Sequence[str]
+) -> tuple[Setting, ...]:
+    """Read `PATTERN: {parameter: value}` texts. Raises RecipeError for unknown parameters, values and
+    ingredients."""
     known = list(known)
     return tuple(setting for text in texts for setting in _parse(text, known, references))
 
@@ -77,7 +83,9 @@ def _parse(text: str, known: Sequence[str], references: Sequence[str]) -> Iterab
         pattern, place, may_miss = _split_place(str(text))
         for parameter, value in parameters.items():
             if parameter not in known:
-                raise RecipeError(f"{where}: unknown parameter {parameter!r}", hint=suggestion(str(parameter), known))
+                raise RecipeError(
+                    f"{where}: unknown parameter {parameter!r}", hint=suggestion(str(parameter), known)
+                )
             inner = value.items() if isinstance(value, dict) else [(None, value)]
             for ingredient, number in inner:
                 position = None if ingredient is None else _position(ingredient, references, where=where)
@@ -103,7 +111,9 @@ def _position(ingredient: Any, references: Sequence[str], *, where: str) -> int:
     position = whole_number(str(ingredient))
     if position is not None and position < len(references):
         return position
-    found = [place for place, reference in enumerate(references) if reference.rstrip("/").endswith(str(ingredient))]
+    found = [
+        place for place, reference in enumerate(references) if reference.rstrip("/").endswith(str(ingredient))
+    ]
     if len(found) != 1:
         raise RecipeError(
             f"{where}: {brief(ingredient)} names {len(found)} of the {len(references)} ingredients",
@@ -123,7 +133,8 @@ def _number(value: Any, *, where: str) -> float:
         return float(value)
     if not isinstance(value, int | float):
         raise RecipeError(
-            f"{where}: {brief(value)} is not a number", hint="write a number, or a list of numbers for a gradient"
+            f"{where}: {brief(value)} is not a number",
+            hint="write a number, or a list of numbers for a gradient",
         )
     try:
         return float(value)
@@ -145,8 +156,8 @@ def check_matches(settings: Iterable[Setting], names: Iterable[str]) -> None:
 class Layers:
     """Where each tensor stands among the layers of its stack, from 0 (first) to 1 (last).
 
-    A stack is what comes before the first number of a name: `model.layers.3.mlp.weight` is layer 3 of `model.layers`.
-    Tensors outside every stack take the first value of a gradient.
+    A stack is what comes before the first number of a name: `model.layers.3.mlp.weight` is layer 3 of
+    `model.layers`. Tensors outside every stack take the first value of a gradient.
     """
 
     last: Mapping[str, int]
@@ -162,7 +173,8 @@ class Layers:
         return cls(last)
 
     def depth(self, name: str) -> float:
-        """0 for the first layer of the tensor's stack, 1 for the last; 0 outside. A stack of one layer is its last."""
+        """0 for the first layer of the tensor's stack, 1 for the last; 0 outside. A stack of one layer is its
+        last."""
         stack, number = layer_of(name)
         if number is None:
             return 0.0
@@ -170,7 +182,8 @@ class Layers:
 
 
 def layer_of(name: str) -> tuple[str, int | None]:
-    """The stack and the layer number of a tensor: the first part of its name that is a number, and what precedes it."""
+    """The stack and the layer number of a tensor: the first part of its name that is a number, and what
+    precedes it."""
     parts = name.split(".")
     for place, part in enumerate(parts):
         if (number := whole_number(part)) is not None:
@@ -191,14 +204,19 @@ def at_depth(value: Value, depth: float) -> float:
 def resolve(
     name: str, defaults: Mapping[str, Sequence[float]], settings: Sequence[Setting], layers: Layers
 ) -> dict[str, list[float]]:
-    """Every parameter's numbers for one tensor: the defaults (one per ingredient, or one) with the settings applied."""
+    """Every parameter's numbers for one tensor: the defaults (one per ingredient, or one) with the settings
+    applied."""
     values = {parameter: list(numbers) for parameter, numbers in defaults.items()}
     depth = layers.depth(name)
     for setting in settings:
         if setting.matches(name):
             number = at_depth(setting.value, depth)
             numbers = values[setting.parameter]
-            places = range(len(numbers)) if setting.ingredient is None or len(numbers) == 1 else [setting.ingredient]
+            places = (
+                range(len(numbers))
+                if setting.ingredient is None or len(numbers) == 1
+                else [setting.ingredient]
+            )
             for place in places:
                 numbers[place] = number
     return values

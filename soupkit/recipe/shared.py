@@ -12,7 +12,8 @@ from soupkit.recipe.parse import whole_number
 
 Metric = Literal["top1", "top5", "nll", "ece"]
 MISMATCH = (
-    "configurations that give the same weights another meaning (heads, activation, order of classes or tokens): "
+    "configurations that give the same weights another meaning (heads, activation, order of classes or "
+    "tokens): "
     "refuse, or go on with a warning"
 )
 BLOCKS = "which tensors share a coefficient: global (all), tensor (none), layer, or a number of parameters"
@@ -41,19 +42,28 @@ class WeightOptions:
     """How weights are combined and written."""
 
     dtype: Literal["auto", "float64", "float32", "float16", "bfloat16"] = option(
-        "auto", help="dtype of the written floating tensors; auto keeps what the ingredients agree on, else the wider"
+        "auto",
+        help="dtype of the written floating tensors; auto keeps what the ingredients agree on, else "
+        "the wider",
     )
     max_shard_size: str = option("50GB", help="start a new shard when a file would grow beyond this")
     integers: Literal["auto", "first", "max", "zero", "error"] = option(
         "auto",
-        help="what becomes of integer and boolean tensors that differ (they are never averaged): auto takes the "
-        "largest of counters (numbers and vectors, such as num_batches_tracked) and refuses tables and bytes, which "
-        "may be codes; first, max (of booleans: any) and zero (the whole tensor) are for all; error refuses all",
+        help="what becomes of integer and boolean tensors that differ (they are never averaged): auto "
+        "takes the "
+        "largest of counters (numbers and vectors, such as num_batches_tracked) and refuses tables and "
+        "bytes, which "
+        "may be codes; first, max (of booleans: any) and zero (the whole tensor) are for all; error "
+        "refuses all",
     )
-    non_finite: Literal["error", "keep"] = option("error", help="refuse a result with NaN or infinity, or keep it")
+    non_finite: Literal["error", "keep"] = option(
+        "error", help="refuse a result with NaN or infinity, or keep it"
+    )
     accumulate: Literal["float64", "float32"] = option("float64", help="precision of the sums")
     mismatch: Literal["error", "warn"] = option("error", help=MISMATCH)
-    sha256: bool = option(False, help="also record the SHA-256 of every weight file (slower than the merge itself)")
+    sha256: bool = option(
+        False, help="also record the SHA-256 of every weight file (slower than the merge itself)"
+    )
     threads: int = option(0, help="worker threads; 0 takes every core")
 
 
@@ -81,7 +91,9 @@ class DataOptions:
     num_held_out: int | None = option(None, help="held-out examples; default 10 % of the training split")
     num_test: int | None = option(None, help="use only this many test examples")
     split_seed: int = option(0, help="seed of the train / held-out / test split")
-    strict_data: bool = option(False, help="refuse checkpoints that were fitted to these held-out or test examples")
+    strict_data: bool = option(
+        False, help="refuse checkpoints that were fitted to these held-out or test examples"
+    )
     batch_size: int = option(128, help="examples per forward pass")
     workers: int = option(0, help="processes that decode images")
 
@@ -92,14 +104,17 @@ class ModelOptions:
 
     model: str | None = option(
         None,
-        help="timm:NAME[,key=value] or open_clip:NAME, when the checkpoint directory does not say (config.json, "
+        help="timm:NAME[,key=value] or open_clip:NAME, when the checkpoint directory does not say "
+        "(config.json, "
         "open_clip_config.json)",
     )
     device: str = option("auto", help="auto, cpu, cuda or cuda:i")
     templates: tuple[str, ...] = option(
         ("a photo of a {}.",), help="prompt templates of the zero-shot head of a CLIP model"
     )
-    class_names: tuple[str, ...] = option((), help="class names for the zero-shot head; default: those of the data set")
+    class_names: tuple[str, ...] = option(
+        (), help="class names for the zero-shot head; default: those of the data set"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +123,8 @@ class BatchNormOptions:
 
     bn: Literal["average", "refresh", "keep"] = option(
         "average",
-        help="batch-norm statistics of a soup: their average, re-estimated on training data, or the first ingredient's",
+        help="batch-norm statistics of a soup: their average, re-estimated on training data, or the "
+        "first ingredient's",
     )
     bn_batches: int = option(20, help="training batches for --bn refresh")
 
@@ -118,14 +134,18 @@ class ScoreOptions:
     """What is called better."""
 
     metric: str | None = option(
-        None, help="top1 (the default), top5, nll or ece; with --score-command, a key of its JSON or the number's name"
+        None,
+        help="top1 (the default), top5, nll or ece; with --score-command, a key of its JSON or the "
+        "number's name",
     )
     direction: Literal["auto", "max", "min"] = option(
         "auto",
-        help="which way is better; auto knows it by the metric's name; a score without a name is better when higher",
+        help="which way is better; auto knows it by the metric's name; a score without a name is "
+        "better when higher",
     )
     score_command: str | None = option(
-        None, help="external scorer, run without a shell: '{checkpoint}' is replaced, the last line is the score"
+        None,
+        help="external scorer, run without a shell: '{checkpoint}' is replaced, the last line is the score",
     )
     score_timeout: float = option(3600.0, help="seconds that the external scorer may take")
 
@@ -136,7 +156,8 @@ class RememberOptions:
 
     cache: bool = option(
         True,
-        help="remember scores and predictions, and take those of earlier runs; see soupkit cache. --no-cache where a "
+        help="remember scores and predictions, and take those of earlier runs; see soupkit cache. "
+        "--no-cache where a "
         "scorer depends on what is not seen: a server, files that it finds by itself",
     )
     fresh_scores: bool = option(False, help="compute every score anew, and remember it")

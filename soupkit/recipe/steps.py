@@ -1,4 +1,5 @@
-"""Recipe files: YAML with one command or several steps, variables, and expectations. All of it is checked up front.
+"""Recipe files: YAML with one command or several steps, variables, and expectations. All of it is checked up
+front.
 
     description: Fine-tune, then average.
     variables: {out: runs/example, seed: 0}
@@ -40,7 +41,8 @@ FAULTS = (
     ArithmeticError,
     RecursionError,
 )
-"""What PyYAML raises: its own errors, and those of Python for scalars such as `!!int ''` or the 99th of a month."""
+"""What PyYAML raises: its own errors, and those of Python for scalars such as `!!int ''` or the 99th of a
+month."""
 MOST_DEPTH = 100
 MOST_VALUES = 100_000
 MOST_CHARACTERS = 1_000_000
@@ -71,7 +73,8 @@ class Steps:
 def load_steps(path: Path, settings: Sequence[str] = ()) -> Steps:
     """Read a recipe file and check every step; `settings` are "variable=value" or "step.key=value".
 
-    Raises RecipeError for a file that cannot be read, unknown names at any level, wrong types, and bad expectations.
+    Raises RecipeError for a file that cannot be read, unknown names at any level, wrong types, and bad
+    expectations.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -89,13 +92,16 @@ def parse_steps(text: str, settings: Sequence[str] = (), *, where: str, name: st
     for setting in settings:
         _apply(setting, variables, steps, single="command" in values)
     variables = _resolve(variables, where=where)
-    parsed = tuple(_parse_step(key, step, variables, where=f"{where}: step {key}") for key, step in steps.items())
+    parsed = tuple(
+        _parse_step(key, step, variables, where=f"{where}: step {key}") for key, step in steps.items()
+    )
     _check_references(parsed, where=where)
     return Steps(str(values.get("description", "")), parsed)
 
 
 def load_yaml(text: str, *, where: str) -> Any:
-    """Parse YAML: only true and false are booleans, 1e-3 is a number, no key may stand twice. Raises RecipeError."""
+    """Parse YAML: only true and false are booleans, 1e-3 is a number, no key may stand twice. Raises
+    RecipeError."""
     try:
         value = yaml.load(text, Loader=_Loader)
     except FAULTS as error:
@@ -112,7 +118,9 @@ def _check_finite(value: Any, *, where: str) -> None:
         inner = list(item.values()) if isinstance(item, dict) else item if isinstance(item, list) else []
         count += len(inner)
         if count > MOST_VALUES:
-            raise RecipeError(f"{where}: holds more than {MOST_VALUES} values", hint="does an anchor refer to itself?")
+            raise RecipeError(
+                f"{where}: holds more than {MOST_VALUES} values", hint="does an anchor refer to itself?"
+            )
         todo.extend(inner)
 
 
@@ -122,11 +130,15 @@ def _sections(values: dict[Any, Any], *, where: str, name: str) -> tuple[Json, d
     if "command" in values:
         step = {key: value for key, value in values.items() if key not in FILE_KEYS}
         if "steps" in values:
-            raise RecipeError(f"{where}: has both `command:` and `steps:`", hint="put the command into a step")
+            raise RecipeError(
+                f"{where}: has both `command:` and `steps:`", hint="put the command into a step"
+            )
         return variables, {name: step}
     for key in values:
         if key not in FILE_KEYS:
-            raise RecipeError(f"{where}: unknown key {key!r}", hint=suggestion(str(key), [*FILE_KEYS, "command"]))
+            raise RecipeError(
+                f"{where}: unknown key {key!r}", hint=suggestion(str(key), [*FILE_KEYS, "command"])
+            )
     steps = _mapping(values.get("steps"), where=f"{where}: steps")
     if not steps:
         raise RecipeError(f"{where}: has neither `command:` nor `steps:`")
@@ -160,7 +172,8 @@ def _apply(setting: str, variables: Json, steps: dict[str, Json], *, single: boo
     else:
         known = steps if dot else variables
         raise RecipeError(
-            f"--set {setting}: there is no {'step' if dot else 'variable'} {step!r}", hint=suggestion(step, known)
+            f"--set {setting}: there is no {'step' if dot else 'variable'} {step!r}",
+            hint=suggestion(step, known),
         )
 
 
@@ -208,7 +221,8 @@ def _substitute(value: Any, variables: JsonView, *, where: str) -> Any:
 
 def _too_large(where: str) -> RecipeError:
     return RecipeError(
-        f"{where}: is too large once its variables are replaced, at most {MOST_CHARACTERS} characters are read",
+        f"{where}: is too large once its variables are replaced, at most {MOST_CHARACTERS} characters "
+        f"are read",
         hint="does a variable repeat another, which repeats another?",
     )
 
@@ -221,7 +235,9 @@ def _parse_step(name: str, values: JsonView, variables: JsonView, *, where: str)
         raise RecipeError(f"{where}: names no command", hint="command: merge uniform, for example")
     if not isinstance(command, str) or command not in COMMANDS or command == "run":
         runnable = [known for known in COMMANDS if known != "run"]
-        raise RecipeError(f"{where}: unknown command {brief(command)}", hint=suggestion(str(command), runnable))
+        raise RecipeError(
+            f"{where}: unknown command {brief(command)}", hint=suggestion(str(command), runnable)
+        )
     conditions = [] if expect is None else expect if isinstance(expect, list) else [expect]
     recipe = parse_recipe(COMMANDS[command].recipe_type(), options, where=where)
     return Step(name, command, recipe, tuple(parse_condition(text, where=where) for text in conditions))
@@ -233,13 +249,16 @@ def _check_references(steps: Sequence[Step], *, where: str) -> None:
         for condition in step.expect:
             _check_condition(step, condition, {each.name: each for each in steps}, where=where)
     outs = [
-        (step.name, Path(step.recipe.out)) for step in steps if isinstance(step.recipe, Results) and step.recipe.out
+        (step.name, Path(step.recipe.out))
+        for step in steps
+        if isinstance(step.recipe, Results) and step.recipe.out
     ]
     for position, (name, out) in enumerate(outs):
         for other, path in outs[:position]:
             if out.is_relative_to(path) or path.is_relative_to(out):
                 raise RecipeError(
-                    f"{where}: steps {other} and {name} both write {path if out.is_relative_to(path) else out}",
+                    f"{where}: steps {other} and {name} both write "
+                    f"{path if out.is_relative_to(path) else out}",
                     hint="give every step an `out` of its own",
                 )
 
@@ -267,7 +286,9 @@ class _Loader(yaml.SafeLoader):
     def fetch_flow_collection_start(self, kind: Any) -> None:
         """Refuse a thousand brackets in a row, on each of which PyYAML looks at all those before it."""
         if self.flow_level >= MOST_DEPTH:
-            raise yaml.scanner.ScannerError(None, None, f"more than {MOST_DEPTH} nested brackets", self.get_mark())
+            raise yaml.scanner.ScannerError(
+                None, None, f"more than {MOST_DEPTH} nested brackets", self.get_mark()
+            )
         super().fetch_flow_collection_start(kind)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -276,7 +297,9 @@ class _Loader(yaml.SafeLoader):
         for key, _ in node.value:
             name = self.construct_object(key, deep=True)
             if name in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {name!r} stands twice", key.start_mark)
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {name!r} stands twice", key.start_mark
+                )
             seen.add(name)
         return mapping
 
@@ -286,6 +309,10 @@ for _tag, _pattern, _first in (
     ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     ("int", r"[-+]?(0|[1-9][0-9]*)", "-+0123456789"),
-    ("float", r"[-+]?(?!0[0-9])(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)", "-+.0123456789"),
+    (
+        "float",
+        r"[-+]?(?!0[0-9])(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)",
+        "-+.0123456789",
+    ),
 ):
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"({_pattern})\Z"), list(_first))

@@ -20,7 +20,8 @@ LONGEST = 200
 
 
 def model_card(manifest: Manifest, out: Path, first: Source) -> str:
-    """Markdown with Hub metadata: what the soup is, of what, how good, and the command that makes it again."""
+    """Markdown with Hub metadata: what the soup is, of what, how good, and the command that makes it
+    again."""
     parts = [
         _metadata(manifest, first),
         f"# {plain(out.name)}",
@@ -45,8 +46,12 @@ def _given_way(manifest: Manifest) -> str:
 
 def _metadata(manifest: Manifest, first: Source) -> str:
     """The YAML head that the Hub reads; ingredients from the Hub become its links to base models."""
-    repositories = {entry["reference"].partition("@")[0]: None for entry in manifest.inputs if "commit" in entry}
-    names = "".join(f"\n- {name if _REPOSITORY.fullmatch(name) else json.dumps(name)}" for name in repositories)
+    repositories = {
+        entry["reference"].partition("@")[0]: None for entry in manifest.inputs if "commit" in entry
+    }
+    names = "".join(
+        f"\n- {name if _REPOSITORY.fullmatch(name) else json.dumps(name)}" for name in repositories
+    )
     bases = f"\nbase_model:{names}\nbase_model_relation: merge" if names else ""
     return f"---\nlibrary_name: {_library(first)}\ntags:\n- model-soup\n- merge\n- soupkit{bases}\n---"
 
@@ -77,7 +82,12 @@ def _ingredients(manifest: Manifest) -> str:
 def _metrics(metrics: Json, notes: Json) -> str:
     if not metrics:
         return ""
-    lines = ["## Scores", "", "| split | metric | value | standard error | examples |", "|---|---|---|---|---|"]
+    lines = [
+        "## Scores",
+        "",
+        "| split | metric | value | standard error | examples |",
+        "|---|---|---|---|---|",
+    ]
     for split, scores in metrics.items():
         shown_split = split_label(split, notes)
         for metric, score in scores.items():
@@ -86,7 +96,9 @@ def _metrics(metrics: Json, notes: Json) -> str:
             error = score.get("standard_error")
             shown = "" if error is None else f"{error:.4f}"
             count = score.get("num_examples") or ""
-            lines.append(f"| {plain(shown_split)} | {plain(metric)} | {score['value']:.4f} | {shown} | {count} |")
+            lines.append(
+                f"| {plain(shown_split)} | {plain(metric)} | {score['value']:.4f} | {shown} | {count} |"
+            )
     return "\n".join(lines)
 
 

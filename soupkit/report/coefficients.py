@@ -10,8 +10,11 @@ import numpy as np
 MAX_LABELS = 40
 
 
-def heat_map(path: Path, values: np.ndarray, *, rows: Sequence[str], columns: Sequence[str], title: str) -> None:
-    """Coefficients [ingredients, blocks] as colours, white at zero; labels where there are few enough to read."""
+def heat_map(
+    path: Path, values: np.ndarray, *, rows: Sequence[str], columns: Sequence[str], title: str
+) -> None:
+    """Coefficients [ingredients, blocks] as colours, white at zero; labels where there are few enough to
+    read."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -20,7 +23,9 @@ def heat_map(path: Path, values: np.ndarray, *, rows: Sequence[str], columns: Se
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     largest = float(np.abs(values).max()) or 1.0
-    image = axes.imshow(values, cmap="RdBu_r", vmin=-largest, vmax=largest, aspect="auto", interpolation="nearest")
+    image = axes.imshow(
+        values, cmap="RdBu_r", vmin=-largest, vmax=largest, aspect="auto", interpolation="nearest"
+    )
     figure.colorbar(image, ax=axes, label="coefficient")
     if len(rows) <= MAX_LABELS:
         axes.set_yticks(range(len(rows)), [row[-32:] for row in rows], fontsize=6)
@@ -46,7 +51,9 @@ def learning_curve(
     axes.grid(alpha=0.3)
     if scores:
         other = axes.twinx()
-        other.plot(range(len(scores)), scores, "s--", color="tab:gray", markersize=3, label=f"{metric}, folds")
+        other.plot(
+            range(len(scores)), scores, "s--", color="tab:gray", markersize=3, label=f"{metric}, folds"
+        )
         other.set_ylabel(f"{metric} on examples not learned")
     figure.legend(loc="outside lower center", ncols=2, fontsize="small")
     figure.savefig(path, dpi=150)

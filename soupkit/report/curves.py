@@ -32,12 +32,15 @@ def path_plot(
     title: str,
     marks: Sequence[float] = (),
 ) -> None:
-    """One panel per measure, {name: {split: (values, standard errors)}}, over t; a band is ± 1 standard error.
+    """One panel per measure, {name: {split: (values, standard errors)}}, over t; a band is ± 1 standard
+    error.
 
     marks: values of t with a vertical line, such as the corners of a chain.
     """
     figure = _figure(5.2 * len(panels), 3.8)
-    for axes, (name, splits) in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels.items(), strict=True):
+    for axes, (name, splits) in zip(
+        np.atleast_1d(figure.subplots(1, len(panels))), panels.items(), strict=True
+    ):
         for split, (values, errors) in splits.items():
             color = COLORS[split]
             axes.plot(ts, values, color=color, label=split_label(split))
@@ -52,7 +55,8 @@ def path_plot(
 
 
 def contour_levels(values: Vector, *, cap: float, num: int = 9) -> list[float]:
-    """Levels from the lowest value to the cap (or the highest value, if lower), in equal ratios above the lowest.
+    """Levels from the lowest value to the cap (or the highest value, if lower), in equal ratios above the
+    lowest.
 
     Empty when all values are equal.
     """
@@ -78,11 +82,15 @@ def plane_plot(
     points: checkpoints that lie in the plane; projections: those that do not; curve: float64[P, 2].
     """
     figure = _figure(6.2 * len(panels), 5.2)
-    for axes, (name, (values, cap)) in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels.items(), strict=True):
+    for axes, (name, (values, cap)) in zip(
+        np.atleast_1d(figure.subplots(1, len(panels))), panels.items(), strict=True
+    ):
         levels = contour_levels(values, cap=cap)
         if levels:
             filled = axes.contourf(xs, ys, np.minimum(values, levels[-1]), levels=levels, cmap="viridis_r")
-            axes.contour(xs, ys, np.minimum(values, levels[-1]), levels=levels, colors="white", linewidths=0.4)
+            axes.contour(
+                xs, ys, np.minimum(values, levels[-1]), levels=levels, colors="white", linewidths=0.4
+            )
             figure.colorbar(filled, ax=axes, format="%.3g", ticks=levels)
         if curve is not None:
             axes.plot(curve[:, 0], curve[:, 1], color="black", linewidth=1.2)
@@ -111,8 +119,8 @@ def cycle_plot(
 ) -> None:
     """Learning rate, error and distance over epochs, one above the other; circles are the kept models.
 
-    rates, distances: (epochs, values). traced: {split: (epochs, errors in percent)}. After Garipov et al. 2018
-    (arXiv:1802.10026, §5).
+    rates, distances: (epochs, values). traced: {split: (epochs, errors in percent)}. After Garipov et al.
+    2018 (arXiv:1802.10026, §5).
     """
     figure = _figure(6.4, 6.6)
     top, middle, bottom = figure.subplots(3, 1, sharex=True)
@@ -136,4 +144,6 @@ def cycle_plot(
 def _circles(axes: Any, line: tuple[Vector, Vector], kept: Sequence[float]) -> None:
     xs, values = line
     for epoch in kept:
-        axes.plot(epoch, np.interp(epoch, xs, values), "o", markersize=9, markerfacecolor="none", color="tab:red")
+        axes.plot(
+            epoch, np.interp(epoch, xs, values), "o", markersize=9, markerfacecolor="none", color="tab:red"
+        )

@@ -9,8 +9,11 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 _VOID = {"img", "meta"}
-# Control characters, those that turn the direction of text around, lone surrogates: none may act, all should be seen.
-_UNSEEN = re.compile(r"[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
+# Control characters, those that turn the direction of text around, lone surrogates: none may act, all should
+# be seen.
+_UNSEEN = re.compile(
+    r"[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]"
+)
 
 
 class Html(str):
@@ -18,7 +21,8 @@ class Html(str):
 
 
 def text(value: Any) -> Html:
-    """Escape a value for element content and for attributes; what cannot be seen in it is written out, as \\u202e."""
+    """Escape a value for element content and for attributes; what cannot be seen in it is written out, as
+    \\u202e."""
     if isinstance(value, Html):
         return value
     seen = _UNSEEN.sub(lambda found: f"\\u{ord(found[0]):04x}", str(value))
@@ -28,9 +32,12 @@ def text(value: Any) -> Html:
 def tag(element: str, /, *children: Any, **attributes: Any) -> Html:
     """<element attribute="…">children</element>.
 
-    `class_` stands for class, `stroke_width` for stroke-width. Children and attributes that are None are left out.
+    `class_` stands for class, `stroke_width` for stroke-width. Children and attributes that are None are left
+    out.
     """
-    given = {key.rstrip("_").replace("_", "-"): value for key, value in attributes.items() if value is not None}
+    given = {
+        key.rstrip("_").replace("_", "-"): value for key, value in attributes.items() if value is not None
+    }
     opening = "".join([f"<{element}", *(f' {key}="{text(value)}"' for key, value in given.items()), ">"])
     return Html(opening) if element in _VOID else Html(f"{opening}{joined(children)}</{element}>")
 
@@ -67,11 +74,19 @@ def shown(value: Any) -> Any:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int):
-        return f"{value:,}" if abs(value) < 1 << 63 else f"{float(value):.4g}" if abs(value) < 1 << 1000 else "huge"
+        return (
+            f"{value:,}"
+            if abs(value) < 1 << 63
+            else f"{float(value):.4g}"
+            if abs(value) < 1 << 1000
+            else "huge"
+        )
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, list | tuple):
-        return joined(piece for place, item in enumerate(value) for piece in (", " if place else None, shown(item)))
+        return joined(
+            piece for place, item in enumerate(value) for piece in (", " if place else None, shown(item))
+        )
     return name(value)
 
 
@@ -96,11 +111,17 @@ def num_bytes(value: float | None) -> str | None:
 
 
 def table(caption: Any, columns: Sequence[Any], rows: Iterable[Sequence[Any]]) -> Html:
-    """A table with a caption, whose rows begin with their names, in a box that scrolls by itself; () has no head."""
+    """A table with a caption, whose rows begin with their names, in a box that scrolls by itself; () has no
+    head."""
     rows = [[None if value == "" else value for value in row] for row in rows]
-    classes = ["number" if columns and all(map(_is_number, column)) else None for column in zip(*rows, strict=True)]
+    classes = [
+        "number" if columns and all(map(_is_number, column)) else None for column in zip(*rows, strict=True)
+    ]
     lines = [tag("tr", *_cells(row, classes)) for row in rows]
-    heads = [tag("th", column, scope="col", class_=class_) for column, class_ in zip(columns, classes, strict=False)]
+    heads = [
+        tag("th", column, scope="col", class_=class_)
+        for column, class_ in zip(columns, classes, strict=False)
+    ]
     head = tag("thead", tag("tr", *heads)) if columns else None
     whole = tag("table", tag("caption", tag("span", caption)), head, tag("tbody", *lines))
     return tag("div", whole, class_="scroll", tabindex=0, role="region", aria_label=plain(caption))
@@ -114,7 +135,9 @@ def _cells(row: Sequence[Any], classes: Sequence[str | None]) -> Iterable[Html]:
 
 def _is_number(value: Any) -> bool:
     """Numbers and what is written as one stand in a column by their last digits."""
-    return value is None or (not isinstance(value, Html) and bool(re.match(r"[-+−]?\d[\d.,e±+\-… %]*$", str(value))))
+    return value is None or (
+        not isinstance(value, Html) and bool(re.match(r"[-+−]?\d[\d.,e±+\-… %]*$", str(value)))
+    )
 
 
 def plain(value: Any) -> Html:

@@ -88,7 +88,8 @@ def _frame(horizontal: Axis, vertical: Axis) -> Iterable[Html]:
 
 
 def lines(caption: object, series: Mapping[str, Sequence[Point]], *, xlabel: str) -> Html | None:
-    """One line per series, a band of ± 1 standard error around it; None when no series has two finite points."""
+    """One line per series, a band of ± 1 standard error around it; None when no series has two finite
+    points."""
     kept = {label: _thinned(points) for label, points in series.items()}
     kept = {label: points for label, points in kept.items() if len(points) > 1}
     if not kept:
@@ -98,11 +99,14 @@ def lines(caption: object, series: Mapping[str, Sequence[Point]], *, xlabel: str
     vertical = axis(y + side * (error or 0) for _, y, error in every for side in (-1, 1))
     marks = [_line(points, horizontal, vertical, number) for number, points in enumerate(kept.values())]
     summary = "; ".join(
-        f"{label}: from {points[0][1]:.4g} to {points[-1][1]:.4g}, lowest {min(y for _, y, _ in points):.4g}, "
+        f"{label}: from {points[0][1]:.4g} to {points[-1][1]:.4g}, lowest "
+        f"{min(y for _, y, _ in points):.4g}, "
         f"highest {max(y for _, y, _ in points):.4g}"
         for label, points in list(kept.items())[:NUM_COLORS]
     )
-    return chart(caption, horizontal, vertical, *marks, xlabel=xlabel, summary=summary, legend=legend(list(kept)))
+    return chart(
+        caption, horizontal, vertical, *marks, xlabel=xlabel, summary=summary, legend=legend(list(kept))
+    )
 
 
 def legend(labels: Sequence[str]) -> Html | None:
@@ -110,14 +114,18 @@ def legend(labels: Sequence[str]) -> Html | None:
     if len(labels) < 2:
         return None
     more = tag("li", f"and {len(labels) - 2 * NUM_COLORS} more") if len(labels) > 2 * NUM_COLORS else None
-    items = [tag("li", name(label), class_=_color(number)) for number, label in enumerate(labels[: 2 * NUM_COLORS])]
+    items = [
+        tag("li", name(label), class_=_color(number)) for number, label in enumerate(labels[: 2 * NUM_COLORS])
+    ]
     return tag("ul", *items, more, class_="legend")
 
 
 def _thinned(points: Sequence[Point]) -> list[Point]:
     """Finite points, every nth of very many: a screen has no more columns."""
     finite = [
-        point for point in points if math.isfinite(point[0]) and math.isfinite(point[1]) and abs(point[1]) < 1e300
+        point
+        for point in points
+        if math.isfinite(point[0]) and math.isfinite(point[1]) and abs(point[1]) < 1e300
     ]
     return finite[:: math.ceil(len(finite) / MOST_POINTS)] if len(finite) > MOST_POINTS else finite
 
@@ -128,14 +136,24 @@ def _color(number: int) -> str:
 
 def _line(points: Sequence[Point], horizontal: Axis, vertical: Axis, number: int) -> Html:
     def path(sign: int) -> list[str]:
-        return [f"{horizontal.at(x)},{100 - vertical.at(y + sign * (error or 0)):.2f}" for x, y, error in points]
+        return [
+            f"{horizontal.at(x)},{100 - vertical.at(y + sign * (error or 0)):.2f}" for x, y, error in points
+        ]
 
     has_errors = any(error for _, _, error in points)
-    band = tag("polygon", points=" ".join([*path(1), *reversed(path(-1))]), class_="band") if has_errors else None
+    band = (
+        tag("polygon", points=" ".join([*path(1), *reversed(path(-1))]), class_="band")
+        if has_errors
+        else None
+    )
     line = tag("polyline", points=" ".join(path(0)))
-    stretched = tag("svg", band, line, viewBox="0 0 100 100", preserveAspectRatio="none", width="100%", height="100%")
+    stretched = tag(
+        "svg", band, line, viewBox="0 0 100 100", preserveAspectRatio="none", width="100%", height="100%"
+    )
     few = points if len(points) <= MOST_DOTS else []
-    return tag("g", stretched, *(dot(x, y, horizontal, vertical) for x, y, _ in few), class_=f"line {_color(number)}")
+    return tag(
+        "g", stretched, *(dot(x, y, horizontal, vertical) for x, y, _ in few), class_=f"line {_color(number)}"
+    )
 
 
 def dot(
@@ -154,7 +172,8 @@ def cross(x: float, y: float, horizontal: Axis, vertical: Axis, *, title: object
 
 
 def intervals(points: Sequence[tuple[float, float | None]], scale: Axis, *, label: str) -> Html:
-    """A small plot for a table's cell: one dot with a bar of ± 1 standard error per point, one under the other."""
+    """A small plot for a table's cell: one dot with a bar of ± 1 standard error per point, one under the
+    other."""
     marks = []
     for number, (value, error) in enumerate(points):
         y, x = 7 + 10 * number, scale.at(value)
@@ -181,7 +200,8 @@ def bar(value: float, scale: Axis) -> Html:
 
 
 def strip(values: Sequence[float], *, most: float, label: str) -> Html:
-    """A row of a heat map: one pixel per value, blue above zero and orange below, the stronger the nearer to `most`."""
+    """A row of a heat map: one pixel per value, blue above zero and orange below, the stronger the nearer to
+    `most`."""
     from PIL import Image
 
     pixels = bytearray()

@@ -26,7 +26,8 @@ def write_leaderboard(directory: Path, rows: Sequence[JsonView], *, caption: str
     writer.writerows(rows)
     _put(directory / NAMES[0], text.getvalue())
     _put(
-        directory / NAMES[1], json.dumps({"caption": caption, "rows": list(rows)}, indent=1, ensure_ascii=False) + "\n"
+        directory / NAMES[1],
+        json.dumps({"caption": caption, "rows": list(rows)}, indent=1, ensure_ascii=False) + "\n",
     )
 
 

@@ -17,7 +17,8 @@ def dot_plot(
     xlabel: str,
     faint: Mapping[str, Sequence[float]],
 ) -> None:
-    """One row per model, per split a dot with a bar of ± 1 standard error; `faint` adds single values behind a row."""
+    """One row per model, per split a dot with a bar of ± 1 standard error; `faint` adds single values behind
+    a row."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -32,7 +33,9 @@ def dot_plot(
         for split, (value, error) in points.items():
             color, marker, shift = styles[split]
             label = split if position == 0 else None
-            axes.errorbar(value, position + shift, xerr=error or 0, fmt=marker, color=color, capsize=3, label=label)
+            axes.errorbar(
+                value, position + shift, xerr=error or 0, fmt=marker, color=color, capsize=3, label=label
+            )
     axes.set_yticks(range(len(rows)), list(rows))
     axes.invert_yaxis()
     axes.set(title=title, xlabel=xlabel)
@@ -41,7 +44,9 @@ def dot_plot(
     figure.savefig(path, dpi=150)
 
 
-def line_plots(path: Path, xs: Sequence[float], curves: Mapping[str, Sequence[float]], *, xlabel: str) -> None:
+def line_plots(
+    path: Path, xs: Sequence[float], curves: Mapping[str, Sequence[float]], *, xlabel: str
+) -> None:
     """One panel per curve over the same xs, side by side: for quantities of different units."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -57,7 +62,12 @@ def line_plots(path: Path, xs: Sequence[float], curves: Mapping[str, Sequence[fl
 
 
 def compare_lines(
-    path: Path, lines: Mapping[str, Sequence[tuple[float, float, float]]], *, title: str, xlabel: str, ylabel: str
+    path: Path,
+    lines: Mapping[str, Sequence[tuple[float, float, float]]],
+    *,
+    title: str,
+    xlabel: str,
+    ylabel: str,
 ) -> None:
     """One line per name through (x, value, standard error), in one panel; a band is ± 1 standard error."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -66,7 +76,9 @@ def compare_lines(
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    for (name, points), color in zip(lines.items(), ("tab:gray", "tab:orange", "tab:blue", "tab:green"), strict=False):
+    for (name, points), color in zip(
+        lines.items(), ("tab:gray", "tab:orange", "tab:blue", "tab:green"), strict=False
+    ):
         xs, values = [x for x, _, _ in points], [value for _, value, _ in points]
         axes.plot(xs, values, ".-", color=color, label=name)
         low, high = ([value + sign * error for _, value, error in points] for sign in (-1, 1))

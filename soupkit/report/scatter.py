@@ -45,7 +45,9 @@ def scatter_plots(
         figure.savefig(temporary, dpi=110)
 
 
-def _panel(axes: Any, rows: Sequence[JsonView], name: str, value: str, error: str, *, logarithmic: bool) -> None:
+def _panel(
+    axes: Any, rows: Sequence[JsonView], name: str, value: str, error: str, *, logarithmic: bool
+) -> None:
     xs = [row[name] for row in rows]
     numbers = all(isinstance(x, int | float) for x in xs)
     if not numbers:
@@ -57,6 +59,8 @@ def _panel(axes: Any, rows: Sequence[JsonView], name: str, value: str, error: st
     elif logarithmic and min(xs) > 0:
         axes.set_xscale("log")
     errors = [row.get(error) or 0 for row in rows]
-    axes.errorbar(xs, [row[value] for row in rows], yerr=errors, fmt="o", markersize=4, linewidth=0.8, capsize=2)
+    axes.errorbar(
+        xs, [row[value] for row in rows], yerr=errors, fmt="o", markersize=4, linewidth=0.8, capsize=2
+    )
     axes.set_xlabel(name)
     axes.grid(alpha=0.3)

@@ -1,4 +1,5 @@
-"""The sections of a page, in their order: functions from a subject to HTML, or None where there is nothing to say."""
+"""The sections of a page, in their order: functions from a subject to HTML, or None where there is nothing to
+say."""
 
 from __future__ import annotations
 
@@ -8,7 +9,13 @@ from dataclasses import dataclass
 from soupkit.report.html import Html
 from soupkit.report.sections_curves import path_section, plot_section, training_section
 from soupkit.report.sections_notes import notes_section
-from soupkit.report.sections_record import fact_section, file_section, input_section, recipe_section, version_section
+from soupkit.report.sections_record import (
+    fact_section,
+    file_section,
+    input_section,
+    recipe_section,
+    version_section,
+)
 from soupkit.report.sections_scores import comparison_section, score_section
 from soupkit.report.sections_search import coefficient_section, trace_section
 from soupkit.report.sections_subject import Subject
@@ -16,7 +23,8 @@ from soupkit.report.sections_subject import Subject
 
 @dataclass(frozen=True)
 class Section:
-    """A heading and what makes the text under it. notes: those that it shows, so that no other section need."""
+    """A heading and what makes the text under it. notes: those that it shows, so that no other section
+    need."""
 
     title: str
     body: Callable[[Subject], Html | None]
@@ -42,7 +50,8 @@ LAST = (
 
 
 def sections(subject: Subject) -> Iterator[tuple[str, Html]]:
-    """Title and text of every section that has something to say; notes that none of them shows come between."""
+    """Title and text of every section that has something to say; notes that none of them shows come
+    between."""
     first = [(section, body) for section in FIRST if (body := section.body(subject))]
     last = [(section, body) for section in LAST if (body := section.body(subject))]
     told = {note for section, _ in (*first, *last) for note in section.notes}

@@ -1,4 +1,5 @@
-"""Sections with lines and images: paths between checkpoints, training, and the plots that lie in the directory."""
+"""Sections with lines and images: paths between checkpoints, training, and the plots that lie in the
+directory."""
 
 from __future__ import annotations
 
@@ -30,7 +31,9 @@ def _measure(values: JsonView, measure: str, label: str) -> Html | None:
         )
         for prefix, split in SPLITS.items()
     }
-    return lines(f"{label} along the path", {name: points for name, points in found.items() if points}, xlabel="t")
+    return lines(
+        f"{label} along the path", {name: points for name, points in found.items() if points}, xlabel="t"
+    )
 
 
 def _size(num: Any) -> str:
@@ -41,7 +44,9 @@ def _size(num: Any) -> str:
 def _points(xs: Any, ys: Any, errors: Any = None) -> list[Point]:
     """Points of lists of numbers; what is no number is left out."""
     errors = sequence(errors) or [None] * len(sequence(ys))
-    triples = [(number(x), number(y), number(e)) for x, y, e in zip(sequence(xs), sequence(ys), errors, strict=False)]
+    triples = [
+        (number(x), number(y), number(e)) for x, y, e in zip(sequence(xs), sequence(ys), errors, strict=False)
+    ]
     return [(x, y, error) for x, y, error in triples if x is not None and y is not None]
 
 
@@ -67,5 +72,7 @@ def plot_section(subject: Subject) -> Html | None:
 def _figure(file: str, content: bytes) -> Html:
     kind = KINDS[file[file.rfind(".") :].lower()]
     alt = f"plot {file}"
-    shown = tag("div", image(content, kind, alt), class_="scroll plot-file", tabindex=0, role="region", aria_label=alt)
+    shown = tag(
+        "div", image(content, kind, alt), class_="scroll plot-file", tabindex=0, role="region", aria_label=alt
+    )
     return tag("figure", shown, tag("figcaption", name(file)))

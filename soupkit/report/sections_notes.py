@@ -1,4 +1,5 @@
-"""What a command noted, shown by its shape: numbers over time as lines, records as tables, the rest by name."""
+"""What a command noted, shown by its shape: numbers over time as lines, records as tables, the rest by
+name."""
 
 from __future__ import annotations
 
@@ -10,7 +11,17 @@ from soupkit.jsons import JsonView
 from soupkit.report.html import Html, block, folded, joined, shown, table, with_error
 from soupkit.report.html_charts import Point, lines
 from soupkit.report.sections_scores import main_metric, of_one, of_several
-from soupkit.report.sections_subject import DEEPEST, Keys, Subject, leaves, number, score, scores, sequence, words
+from soupkit.report.sections_subject import (
+    DEEPEST,
+    Keys,
+    Subject,
+    leaves,
+    number,
+    score,
+    scores,
+    sequence,
+    words,
+)
 
 SERIES = 4
 """Fewer numbers are told one by one."""
@@ -28,7 +39,9 @@ def notes_section(subject: Subject, *, without: Collection[str] = ()) -> Html | 
     return _told("In short", notes | {"trace": trace}, subject)
 
 
-def _told(caption: str, values: JsonView, subject: Subject, *, prefix: str = "", depth: int = 0) -> Html | None:
+def _told(
+    caption: str, values: JsonView, subject: Subject, *, prefix: str = "", depth: int = 0
+) -> Html | None:
     """What can be drawn is drawn; the rest becomes rows of one table, folded when it is a note's own."""
     rows: list[tuple[Any, ...]] = []
     pieces: list[Html | None] = []
@@ -40,7 +53,9 @@ def _told(caption: str, values: JsonView, subject: Subject, *, prefix: str = "",
         elif _has_parts(value, subject, depth):
             pieces.append(_told(label, value, subject, prefix=f"{label}: ", depth=depth + 1))
         elif value not in (None, [], {}):
-            rows += [(" ".join(map(words, (key, *path))), shown(_plain(item))) for path, item in leaves(value)]
+            rows += [
+                (" ".join(map(words, (key, *path))), shown(_plain(item))) for path, item in leaves(value)
+            ]
     whole = table(caption, (), rows[:MOST_ROWS]) if rows else None
     pieces.insert(0, folded(caption, whole) if whole and depth else whole)
     return joined(pieces) if any(pieces) else None
@@ -63,15 +78,25 @@ def _plain(value: Any) -> Any:
     if found:
         size = f", n = {found.num:,.0f}" if found.num else ""
         return f"{with_error(found.value, found.error)}{size}"
-    is_list = isinstance(value, list) and len(value) <= 12 and not any(isinstance(item, list | dict) for item in value)
-    return json.dumps(value, ensure_ascii=False)[:300] if isinstance(value, list | dict) and not is_list else value
+    is_list = (
+        isinstance(value, list)
+        and len(value) <= 12
+        and not any(isinstance(item, list | dict) for item in value)
+    )
+    return (
+        json.dumps(value, ensure_ascii=False)[:300]
+        if isinstance(value, list | dict) and not is_list
+        else value
+    )
 
 
 def _numbers(label: str, value: Any, _: Subject) -> Html | None:
     """A list of numbers: a line."""
     if not isinstance(value, list) or len(value) < SERIES or any(number(item) is None for item in value):
         return None
-    return lines(label, {label: [(float(x), float(y), None) for x, y in enumerate(value, start=1)]}, xlabel="number")
+    return lines(
+        label, {label: [(float(x), float(y), None) for x, y in enumerate(value, start=1)]}, xlabel="number"
+    )
 
 
 def _matrix(label: str, value: Any, _: Subject) -> Html | None:
@@ -82,18 +107,29 @@ def _matrix(label: str, value: Any, _: Subject) -> Html | None:
     if not 0 < width <= MOST_LINES or any(len(row) != width or None in map(number, row) for row in value):
         return None
     if len(value) < SERIES:
-        return table(label, ("#", *map(str, range(width))), [(place, *row) for place, row in enumerate(value)])
-    series = {str(column): [(float(x), row[column], None) for x, row in enumerate(value, 1)] for column in range(width)}
+        return table(
+            label, ("#", *map(str, range(width))), [(place, *row) for place, row in enumerate(value)]
+        )
+    series = {
+        str(column): [(float(x), row[column], None) for x, row in enumerate(value, 1)]
+        for column in range(width)
+    }
     return lines(label, series, xlabel="number")
 
 
 def _records(label: str, value: Any, subject: Subject) -> Html | None:
     """A list of records: lines for what varies over them, and all of them as a table."""
-    if not isinstance(value, list) or not value or not all(isinstance(item, Mapping) and item for item in value):
+    if (
+        not isinstance(value, list)
+        or not value
+        or not all(isinstance(item, Mapping) and item for item in value)
+    ):
         return None
     records = [_flat(item, subject) for item in value]
     columns = list(dict.fromkeys(path for record in records for path in record))
-    rows = [(place, *(_cell(record.get(path)) for path in columns)) for place, record in enumerate(records, 1)]
+    rows = [
+        (place, *(_cell(record.get(path)) for path in columns)) for place, record in enumerate(records, 1)
+    ]
     heads = [" ".join(map(words, path)) for path in columns]
     more = f", the first {MOST_ROWS} of {len(rows):,}" if len(rows) > MOST_ROWS else ""
     whole = table(f"{label}{more}", ("#", *heads), rows[:MOST_ROWS])
@@ -107,7 +143,8 @@ def _cell(value: Any) -> Any:
 
 
 def _flat(record: JsonView, subject: Subject) -> dict[Keys, Any]:
-    """A record's values by their keys; of several metrics on the same examples, the main one; a score is its value."""
+    """A record's values by their keys; of several metrics on the same examples, the main one; a score is its
+    value."""
     if score(record):
         parts = {key: record[key] for key in ("value", "standard_error", "num_examples") if key in record}
         return {(str(key),): item for key, item in record.items() if key not in parts} | {("value",): parts}
@@ -118,7 +155,9 @@ def _flat(record: JsonView, subject: Subject) -> dict[Keys, Any]:
 
 def _charts(label: str, records: Sequence[Mapping[Keys, Any]]) -> list[Html]:
     """One chart per kind of number; where it depends on more keys, a line for each."""
-    place = next((name for name in PLACES if all(number(record.get((name,))) is not None for record in records)), None)
+    place = next(
+        (name for name in PLACES if all(number(record.get((name,))) is not None for record in records)), None
+    )
     groups: dict[Keys, dict[str, list[Point]]] = {}
     for position, record in enumerate(records, start=1):
         x = float(record[(place,)]) if place else float(position)
@@ -136,7 +175,8 @@ def _charts(label: str, records: Sequence[Mapping[Keys, Any]]) -> list[Html]:
 
 
 def _place_in_chart(path: Keys, *, is_score: bool) -> tuple[Keys, str]:
-    """(soup, test, top1): the line `soup` of the chart `test top1`; (error, test): the line `test` of `error`."""
+    """(soup, test, top1): the line `soup` of the chart `test top1`; (error, test): the line `test` of
+    `error`."""
     if is_score and len(path) > 2:
         return path[-2:], " ".join(map(words, path[:-2]))
     return path[:1], " ".join(map(words, path[1:])) or words(path[0])
@@ -172,7 +212,8 @@ def _settings(label: str, value: Any, _: Subject) -> Html | None:
     if not plain or not columns or len(columns) > MOST_LINES:
         return None
     rows = [
-        (key, *({str(k): v for k, v in item.items()}.get(column) for column in columns)) for key, item in value.items()
+        (key, *({str(k): v for k, v in item.items()}.get(column) for column in columns))
+        for key, item in value.items()
     ]
     return table(label, ("", *map(words, columns)), rows[:MOST_ROWS])
 

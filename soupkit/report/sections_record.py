@@ -29,7 +29,8 @@ def opening(subject: Subject) -> Html:
     if subject.facts:
         known = subject.facts.get("architecture") or "unknown architecture"
         said = (
-            f"A checkpoint ({known}) of {subject.facts.get('parameters', 0):,} parameters, without a {MANIFEST_NAME}."
+            f"A checkpoint ({known}) of {subject.facts.get('parameters', 0):,} parameters, without a "
+            f"{MANIFEST_NAME}."
         )
         return tag("p", said, class_="lead")
     if subject.parts:
@@ -50,12 +51,15 @@ def _made_by(subject: Subject) -> Iterator[Any]:
 
 def fact_section(subject: Subject) -> Html | None:
     """What headers and configuration tell of the weights."""
-    facts = {key: value for key, value in subject.facts.items() if key not in ("made_by", "metrics", "metadata")}
+    facts = {
+        key: value for key, value in subject.facts.items() if key not in ("made_by", "metrics", "metadata")
+    }
     rows = []
     for key, value in facts.items():
         if isinstance(value, Mapping):
             value = [
-                f"{inner}: {item:,}" if isinstance(item, int) else f"{inner}: {item}" for inner, item in value.items()
+                f"{inner}: {item:,}" if isinstance(item, int) else f"{inner}: {item}"
+                for inner, item in value.items()
             ]
         if key == "bytes":
             value = num_bytes(value)
@@ -71,12 +75,16 @@ def input_section(subject: Subject) -> Html | None:
     rows = []
     for position, entry in enumerate(subject.inputs[:MOST_INPUTS], start=1):
         reference = str(entry.get("reference"))
-        size = num_bytes(subject.sizes.get(reference)) or ("on the Hub" if "commit" in entry else "not found now")
+        size = num_bytes(subject.sizes.get(reference)) or (
+            "on the Hub" if "commit" in entry else "not found now"
+        )
         commit = code(entry["commit"]) if isinstance(entry.get("commit"), str) else None
         content = code(entry["content"]) if isinstance(entry.get("content"), str) else None
         rows.append((position, name(reference), size, content, *((commit,) if _has_commits(subject) else ())))
     columns = ("#", "reference", "size", "content", *(("commit",) if _has_commits(subject) else ()))
-    more = f"; the first {MOST_INPUTS} of {len(subject.inputs):,}" if len(subject.inputs) > MOST_INPUTS else ""
+    more = (
+        f"; the first {MOST_INPUTS} of {len(subject.inputs):,}" if len(subject.inputs) > MOST_INPUTS else ""
+    )
     return table(f"Checkpoints that went in, with the hash of their weights{more}", columns, rows)
 
 
@@ -101,7 +109,11 @@ def _files(outputs: JsonView, folder: str) -> Html | None:
         rows.append((name(file), num_bytes(number(known.get("bytes"))), code(digest) if digest else None))
     content = outputs.get("content")
     caption = joined(
-        ("Files", *((" of ", name(folder)) if folder else ()), *((", weights ", code(content)) if content else ()))
+        (
+            "Files",
+            *((" of ", name(folder)) if folder else ()),
+            *((", weights ", code(content)) if content else ()),
+        )
     )
     return table(caption, ("file", "size", "hash"), rows) if rows else None
 
@@ -112,13 +124,20 @@ def recipe_section(subject: Subject) -> Html | None:
         return None
     arguments = command_line(subject.command, subject.recipe)
     pieces: list[Any] = [
-        tag("p", "Run from the same directory, this makes it again (options that are not named have their defaults):"),
+        tag(
+            "p",
+            "Run from the same directory, this makes it again (options that are not named have their "
+            "defaults):",
+        ),
         block(broken(arguments), "command"),
     ]
     if mapping(subject.record.get("mixture")) and subject.place:
         again = shlex.join(["soupkit", "reproduce", subject.place, "--out"])
         pieces += [
-            tag("p", "This makes the same weights from the coefficients alone, and checks that every bit agrees:"),
+            tag(
+                "p",
+                "This makes the same weights from the coefficients alone, and checks that every bit agrees:",
+            ),
             block(f"{again} NEW", "command"),
         ]
     record = {"command": subject.command, **subject.recipe}
@@ -143,7 +162,9 @@ def command_line(command: str, recipe: JsonView) -> list[str]:
         value = getattr(made, field.name)
         if field.metadata["positional"]:
             positional += [
-                _argument(item) for item in (value if isinstance(value, tuple) else (value,)) if item is not None
+                _argument(item)
+                for item in (value if isinstance(value, tuple) else (value,))
+                if item is not None
             ]
         elif value != field.default:
             options += _option(field.name, value)

@@ -29,11 +29,15 @@ MOST_ROWS = 500
 
 
 def score_section(subject: Subject) -> Html | None:
-    """The metrics: of one model a table of metrics by splits, of several a table of models, best first in a sweep."""
+    """The metrics: of one model a table of metrics by splits, of several a table of models, best first in a
+    sweep."""
     found = scores(subject.record.get("metrics"))
     one = {path: each for path, each in found.items() if 0 < len(path) <= 2}
     several = {path: each for path, each in found.items() if len(path) > 2}
-    pieces = [of_one(one, notes=subject.notes) if one else None, of_several(several, subject) if several else None]
+    pieces = [
+        of_one(one, notes=subject.notes) if one else None,
+        of_several(several, subject) if several else None,
+    ]
     return joined(pieces) if any(pieces) else None
 
 
@@ -47,7 +51,8 @@ def of_one(
     splits = _unique(path[0] if len(path) > 1 else "" for path in found)
     metrics = _unique(path[-1] for path in found)
     sizes = {
-        split: _common_size(each for path, each in found.items() if path[:-1] == _prefix(split)) for split in splits
+        split: _common_size(each for path, each in found.items() if path[:-1] == _prefix(split))
+        for split in splits
     }
     rows = [
         (words(metric), *(_shown(found.get((*_prefix(split), metric)), sizes[split]) for split in splits))
@@ -80,12 +85,16 @@ def _shown(found: Score | None, size: float | None = None) -> str | None:
 
 
 def of_several(found: Mapping[Keys, Score], subject: Subject, caption: str = "Scores") -> Html:
-    """One row per model: its main metric as a small plot and as numbers, settings that differ, the other metrics."""
+    """One row per model: its main metric as a small plot and as numbers, settings that differ, the other
+    metrics."""
     models, columns = _unique(path[:-2] for path in found), _unique(path[-2:] for path in found)
     main = main_metric([metric for _, metric in columns], subject.recipe)
     if {str(each) for each in sequence(subject.notes.get("members"))} >= {model[0] for model in models}:
         models = _ranked(models, found, main, subject.recipe)
-    sizes = {column: _common_size(each for path, each in found.items() if path[-2:] == column) for column in columns}
+    sizes = {
+        column: _common_size(each for path, each in found.items() if path[-2:] == column)
+        for column in columns
+    }
     plotted = [column for column in columns if column[1] == main]
     others = [column for column in columns if column[1] != main]
     scale, settings = _scale(found, plotted), varying(subject.notes.get("hyper_parameters"))
@@ -100,7 +109,9 @@ def of_several(found: Mapping[Keys, Score], subject: Subject, caption: str = "Sc
         rows.append((label(model), plot, *numbers(model, plotted), *own, *numbers(model, others)))
     heads = [_column(column, sizes) for column in (*plotted, *others)]
     heads[len(plotted) : len(plotted)] = map(words, settings)
-    return table(f"{caption}; {_dots(plotted, len(models))}", ("model", f"{words(main)} ± s.e.", *heads), rows)
+    return table(
+        f"{caption}; {_dots(plotted, len(models))}", ("model", f"{words(main)} ± s.e.", *heads), rows
+    )
 
 
 def _dots(plotted: Sequence[Keys], num_models: int) -> str:
@@ -142,14 +153,18 @@ def _scale(found: Mapping[Keys, Score], plotted: Sequence[Keys]) -> Axis:
 
 def _interval(model: Keys, plotted: Sequence[Keys], found: Mapping[Keys, Score], scale: Axis) -> Html:
     """The small plot of one model."""
-    known = {split: found[(*model, split, metric)] for split, metric in plotted if (*model, split, metric) in found}
+    known = {
+        split: found[(*model, split, metric)] for split, metric in plotted if (*model, split, metric) in found
+    }
     label = "; ".join(f"{words(split)} {with_error(each.value, each.error)}" for split, each in known.items())
     return intervals([(each.value, each.error) for each in known.values()], scale, label=label)
 
 
 def varying(settings: Any) -> dict[str, Json]:
     """{setting: {member: value}} of the settings in which members differ, from {member: {setting: value}}."""
-    members = {member: mapping(values) for member, values in mapping(settings).items() if isinstance(values, Mapping)}
+    members = {
+        member: mapping(values) for member, values in mapping(settings).items() if isinstance(values, Mapping)
+    }
     keys = _unique(key for values in members.values() for key in values)
     found = {key: {member: values.get(key) for member, values in members.items()} for key in keys}
     return {key: values for key, values in found.items() if len(set(map(repr, values.values()))) > 1}

@@ -8,7 +8,17 @@ from typing import Any
 from soupkit.jsons import JsonView
 from soupkit.report.html import Html, joined, name, table, tag, with_error
 from soupkit.report.html_charts import Axis, axis, bar, chart, cross, dot, strip
-from soupkit.report.sections_subject import Score, Subject, mapping, number, score, sequence, short, told_apart, words
+from soupkit.report.sections_subject import (
+    Score,
+    Subject,
+    mapping,
+    number,
+    score,
+    sequence,
+    short,
+    told_apart,
+    words,
+)
 
 MOST_COLUMNS = 8
 
@@ -18,7 +28,9 @@ def trace_section(subject: Subject) -> Html | None:
     steps = [step for step in sequence(subject.record.get("trace")) if _is_trial(step)]
     if not steps:
         return None
-    singles = {key: found for key, item in mapping(subject.notes.get("singles")).items() if (found := score(item))}
+    singles = {
+        key: found for key, item in mapping(subject.notes.get("singles")).items() if (found := score(item))
+    }
     unnamed = "score" if subject.recipe.get("score_command") else "top1"
     metric = str(subject.recipe.get("metric") or unnamed)
     picked = sum(bool(step["accepted"]) for step in steps)
@@ -41,7 +53,13 @@ def _trace_table(steps: Sequence[JsonView], singles: Mapping[str, Score], metric
         alone, value = singles.get(step["ingredient"]), number(step.get("value"))
         own = with_error(alone.value, alone.error) if alone else None
         rows.append((position, name(shown), _verdict(step, first=position == 1), value, own))
-    columns = ("trial", "checkpoint", "verdict", f"{words(metric)} of the soup with it", f"{words(metric)} alone")
+    columns = (
+        "trial",
+        "checkpoint",
+        "verdict",
+        f"{words(metric)} of the soup with it",
+        f"{words(metric)} alone",
+    )
     return table("Trials, in the order in which they were made", columns, rows)
 
 
@@ -53,7 +71,8 @@ def _verdict(step: JsonView, *, first: bool) -> str:
 
 
 def _trace_chart(steps: Sequence[JsonView], singles: Mapping[str, Score], metric: str) -> Html | None:
-    """The checkpoints alone, the soup stepping up, and crosses for what was rejected, at the foot if it ended early."""
+    """The checkpoints alone, the soup stepping up, and crosses for what was rejected, at the foot if it ended
+    early."""
     values = [number(step.get("value")) for step in steps]
     alone = [singles.get(step["ingredient"]) for step in steps]
     known = [value for value in values if value is not None] + [each.value for each in alone if each]
@@ -71,7 +90,9 @@ def _trace_chart(steps: Sequence[JsonView], singles: Mapping[str, Score], metric
     for x, (step, value) in enumerate(zip(steps, values, strict=True), start=1):
         if not step["accepted"]:
             title = f"{step['ingredient']}: {_verdict(step, first=False)}"
-            marks.append(cross(x, vertical.low if value is None else value, horizontal, vertical, title=title))
+            marks.append(
+                cross(x, vertical.low if value is None else value, horizontal, vertical, title=title)
+            )
     legend = tag(
         "ul",
         tag("li", "the soup", class_="s0"),
@@ -84,7 +105,9 @@ def _trace_chart(steps: Sequence[JsonView], singles: Mapping[str, Score], metric
     return chart(caption, horizontal, vertical, *marks, xlabel="trial", summary=summary, legend=legend)
 
 
-def _staircase(steps: Sequence[JsonView], values: Sequence[float | None], horizontal: Axis, vertical: Axis) -> Html:
+def _staircase(
+    steps: Sequence[JsonView], values: Sequence[float | None], horizontal: Axis, vertical: Axis
+) -> Html:
     """The score of the soup as it stood after each trial."""
     path, dots, last = [], [], None
     for x, (step, value) in enumerate(zip(steps, values, strict=True), start=1):
@@ -108,7 +131,8 @@ def _staircase(steps: Sequence[JsonView], values: Sequence[float | None], horizo
 
 
 def coefficient_section(subject: Subject) -> Html | None:
-    """The coefficients of a mixture: a bar per checkpoint, or, where they differ over blocks, a strip of a heat map."""
+    """The coefficients of a mixture: a bar per checkpoint, or, where they differ over blocks, a strip of a
+    heat map."""
     mixture = mapping(subject.record.get("mixture"))
     matrix = _matrix(mixture)
     if not matrix:
@@ -118,7 +142,11 @@ def coefficient_section(subject: Subject) -> Html | None:
     ]
     labels = [names[row] if row < len(names) else f"number {row}" for row in range(len(matrix))]
     labels = told_apart(labels)
-    return _blocks(labels, matrix, mixture) if len(matrix[0]) > 1 else _column(labels, [row[0] for row in matrix])
+    return (
+        _blocks(labels, matrix, mixture)
+        if len(matrix[0]) > 1
+        else _column(labels, [row[0] for row in matrix])
+    )
 
 
 def _matrix(mixture: JsonView) -> list[list[float]]:
@@ -147,7 +175,8 @@ def _blocks(labels: Sequence[str], matrix: Sequence[Sequence[float]], mixture: J
         alt = f"coefficients of {len(row)} blocks, from {low:.4g} to {high:.4g}"
         rows.append((name(label), strip(row, most=most, label=alt), mean, f"{low:.3g} … {high:.3g}"))
     caption = (
-        f"Coefficients of {len(matrix)} checkpoints in {len(matrix[0])} blocks: blue above zero, orange below, "
+        f"Coefficients of {len(matrix)} checkpoints in {len(matrix[0])} blocks: blue above zero, orange "
+        f"below, "
         f"full colour at {most:.3g}"
     )
     columns = ("checkpoint", "block by block", "mean", "range")
@@ -164,4 +193,7 @@ def _block_names(mixture: JsonView, num_blocks: int) -> list[Html | str]:
     first: dict[Any, str] = {}
     for tensor, block in mapping(mixture.get("blocks")).items():
         first.setdefault(block if isinstance(block, int) else None, tensor)
-    return [name(f"{short(first[block])} …") if block in first else f"block {block}" for block in range(num_blocks)]
+    return [
+        name(f"{short(first[block])} …") if block in first else f"block {block}"
+        for block in range(num_blocks)
+    ]

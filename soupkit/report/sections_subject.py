@@ -19,9 +19,9 @@ SPLITS = ("held_out", "test", "train")
 class Subject:
     """One output of soupkit, a folder of outputs, or a checkpoint.
 
-    record: the manifest, {} where there is none. facts: what `inspect` tells of the weights. sizes: the bytes of the
-    inputs that are still there, by reference. plots: images that lie in the directory. path_scores: what curve.json
-    holds. parts: outputs inside of this one.
+    record: the manifest, {} where there is none. facts: what `inspect` tells of the weights. sizes: the bytes
+    of the inputs that are still there, by reference. plots: images that lie in the directory. path_scores:
+    what curve.json holds. parts: outputs inside of this one.
     """
 
     name: str
@@ -99,7 +99,9 @@ def scores(value: Any) -> dict[Keys, Score]:
     return {path: found for path, item in leaves(value) if path and (found := score(item))}
 
 
-def leaves(value: Any, is_leaf: Callable[[Any], Any] = score, *, path: Keys = ()) -> Iterator[tuple[Keys, Any]]:
+def leaves(
+    value: Any, is_leaf: Callable[[Any], Any] = score, *, path: Keys = ()
+) -> Iterator[tuple[Keys, Any]]:
     """What nested mappings hold, with the keys that lead there; leaves and what lies too deep stay whole."""
     if not isinstance(value, Mapping) or not value or len(path) >= DEEPEST or is_leaf(value):
         yield path, value

@@ -38,7 +38,9 @@ def marks(notes: JsonView) -> dict[str, str]:
 
 def uniform_label(batch_norm: str, *, has_batch_norm: bool = True) -> str:
     """The uniform soup, and what became of its batch-norm statistics."""
-    done = {"refresh": "refreshed", "batch": "refreshed", "average": "averaged", "keep": "of the first"}[batch_norm]
+    done = {"refresh": "refreshed", "batch": "refreshed", "average": "averaged", "keep": "of the first"}[
+        batch_norm
+    ]
     return f"uniform soup, batch norm {done}" if has_batch_norm else "uniform soup"
 
 

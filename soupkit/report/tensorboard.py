@@ -1,7 +1,7 @@
 """TensorBoard event files, written without TensorBoard: scalars only, each on disk as soon as it is known.
 
-A file is a sequence of records: length, masked CRC-32C of it, data, masked CRC-32C of the data. The data is an `Event`
-message of tensorboard/compat/proto/event.proto in protocol-buffer encoding.
+A file is a sequence of records: length, masked CRC-32C of it, data, masked CRC-32C of the data. The data is
+an `Event` message of tensorboard/compat/proto/event.proto in protocol-buffer encoding.
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ class EventFile:
     def __enter__(self) -> EventFile:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
         self._file.close()
 
     def scalar(self, tag: str, value: float, step: int) -> None:
@@ -55,7 +57,8 @@ class EventFile:
 
 
 def watched(report: Report, file: EventFile) -> Report:
-    """The same report, with numbers also written as curves: what is measured, and the scores at the last step."""
+    """The same report, with numbers also written as curves: what is measured, and the scores at the last
+    step."""
     last = 0
 
     def hear(event: Event) -> None:

@@ -64,11 +64,17 @@ class Layout:
         return {span.name: span.block for span in self.spans}
 
     def mixture(
-        self, ingredients: Sequence[str], coefficients_KB: np.ndarray, names: Iterable[str], *, keep_first: bool = False
+        self,
+        ingredients: Sequence[str],
+        coefficients_KB: np.ndarray,
+        names: Iterable[str],
+        *,
+        keep_first: bool = False,
     ) -> Mixture:
         """These coefficients of the span as a mixture of all tensors `names`.
 
-        What lies outside the span, such as batch-norm statistics, is averaged evenly, or the first ingredient's.
+        What lies outside the span, such as batch-norm statistics, is averaged evenly, or the first
+        ingredient's.
         """
         outside = np.full((len(ingredients), 1), 1 / len(ingredients))
         if keep_first:
@@ -82,9 +88,10 @@ class Layout:
 def lay_out(shapes: Mapping[str, Sequence[int]], blocks: str) -> Layout:
     """Put tensors one after the other and cut them into blocks.
 
-    blocks: "global" (one for all), "tensor" (one for each), "layer" (tensors of one numbered layer share one, others
-    share one by the first part of their names), or a number: a new block begins when the current one holds more
-    parameters than that (`layer-size` of Li et al. 2024, arXiv:2407.03641). Raises RecipeError for anything else.
+    blocks: "global" (one for all), "tensor" (one for each), "layer" (tensors of one numbered layer share one,
+    others share one by the first part of their names), or a number: a new block begins when the current one
+    holds more parameters than that (`layer-size` of Li et al. 2024, arXiv:2407.03641). Raises RecipeError for
+    anything else.
     """
     labels = _labels({name: math.prod(shape) for name, shape in shapes.items()}, blocks)
     numbers = {label: number for number, label in enumerate(dict.fromkeys(labels.values()))}

@@ -1,7 +1,8 @@
-"""What is learned: a few numbers, and how they become a point of a subspace. Learned soups, MEHL and TWA differ here.
+"""What is learned: a few numbers, and how they become a point of a subspace. Learned soups, MEHL and TWA
+differ here.
 
-Coordinates are float64 leaf tensors; autograd takes ∂L/∂(β, γ), which `Subspace.pullback` gives, back to them.
-Shape suffixes: K directions, B blocks.
+Coordinates are float64 leaf tensors; autograd takes ∂L/∂(β, γ), which `Subspace.pullback` gives, back to
+them. Shape suffixes: K directions, B blocks.
 """
 
 from __future__ import annotations

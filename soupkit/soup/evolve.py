@@ -23,7 +23,8 @@ Constraint = Literal["softmax", "sum", "none"]
 
 @dataclass(frozen=True)
 class Evolved:
-    """The best coefficients float64[K, B], their score, the start's, and the best score after every generation."""
+    """The best coefficients float64[K, B], their score, the start's, and the best score after every
+    generation."""
 
     coefficients_KB: np.ndarray
     score: Score
@@ -33,7 +34,8 @@ class Evolved:
 
 
 def coefficients_of(point: np.ndarray, num_ingredients: int, constraint: Constraint) -> np.ndarray:
-    """Coefficients float64[K, B] of a point of the search; zeros are the uniform soup, whatever the constraint.
+    """Coefficients float64[K, B] of a point of the search; zeros are the uniform soup, whatever the
+    constraint.
 
     softmax: softmax_k(x_kb). sum: 1/K + (x_kb − mean_k x_kb)/K, which sums to one. none: (1 + x_kb)/K.
     """
@@ -62,9 +64,9 @@ def evolve(
 ) -> Evolved:
     """Search from the uniform soup; `score` takes coefficients float64[K, B].
 
-    The same scores give the same search, so a run that remembers its scores goes on where it ended. NaN counts as the
-    worst. Cost: at most `evaluations` scores, the start's included; the last generation is cut short where they end.
-    Raises RecipeError when the package `cma` is missing.
+    The same scores give the same search, so a run that remembers its scores goes on where it ended. NaN
+    counts as the worst. Cost: at most `evaluations` scores, the start's included; the last generation is cut
+    short where they end. Raises RecipeError when the package `cma` is missing.
     """
     size = num_ingredients * num_blocks
     search = _strategy(size, sigma=sigma, seed=seed, population=population) if size > 1 else None
@@ -85,7 +87,11 @@ def evolve(
             scores.append(without_margins(score(coefficients_KB)))
             if better(scores[-1].value, best.value, direction):
                 best, found = scores[-1], coefficients_KB
-                report(Scored(f"soup {num_done}", best.metric, best.value, best.standard_error, best.num_examples))
+                report(
+                    Scored(
+                        f"soup {num_done}", best.metric, best.value, best.standard_error, best.num_examples
+                    )
+                )
             num_done += 1
             report(Advanced("evolving", 1, f"best {best.value:.4f}"))
         if len(scores) == len(points):
@@ -97,7 +103,8 @@ def evolve(
 
 def _too_few(evaluations: int, population: int) -> str:
     return (
-        f"{evaluations} evaluations are less than the uniform soup and one generation of {population}: soups are only "
+        f"{evaluations} evaluations are less than the uniform soup and one generation of {population}: "
+        f"soups are only "
         f"drawn at random (--evaluations {1 + population} or more searches, or a smaller --population)"
     )
 

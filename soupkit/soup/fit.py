@@ -23,7 +23,8 @@ from soupkit.task.task import Batch
 GROWTH = 1000.0
 """A loss that is so many times that of the first step does not come back."""
 LEAST_DIVERGED = 10.0
-"""Nats: a loss below is no divergence, however small the first one was; a guess among a thousand costs 6.9."""
+"""Nats: a loss below is no divergence, however small the first one was; a guess among a thousand costs
+6.9."""
 
 ReadBatches = Callable[[list[np.ndarray], int], Iterable[Batch]]
 """(indices of each piece, epoch) → one batch of each."""
@@ -33,9 +34,9 @@ ReadBatches = Callable[[list[np.ndarray], int], Iterable[Batch]]
 class Settings:
     """How coordinates are learned.
 
-    batch_size: examples per step; piece: per forward and backward pass; clip_grad: largest norm of the gradient, 0 does
-    not clip; clips: whose, the coordinates' or, before it is projected, the whole model's (as published for MEHL-Soup);
-    warmup: share of the steps.
+    batch_size: examples per step; piece: per forward and backward pass; clip_grad: largest norm of the
+    gradient, 0 does not clip; clips: whose, the coordinates' or, before it is projected, the whole model's
+    (as published for MEHL-Soup); warmup: share of the steps.
     """
 
     epochs: int
@@ -69,7 +70,8 @@ class Learned:
         limit = max(GROWTH * self.first, LEAST_DIVERGED)
         if loss > limit:
             raise DivergedError(
-                f"the loss grew from {self.first:.4g} to {loss:.4g} while coefficients were learned", hint=LOWER_RATE
+                f"the loss grew from {self.first:.4g} to {loss:.4g} while coefficients were learned",
+                hint=LOWER_RATE,
             )
 
 
@@ -99,10 +101,10 @@ class Fit:
     ) -> Learned:
         """Learn for `stop_after` epochs of a schedule made for `settings.epochs`.
 
-        before_epoch is called with the model where an epoch starts; after_epoch scores where it ends, and first of all
-        the start. With patience, the run ends once that many epochs brought no better score. Goes on
-        from the journal's state of this stage. At the end the model is at the point of the coordinates. Raises
-        DivergedError when the loss is not finite, or grew a thousandfold.
+        before_epoch is called with the model where an epoch starts; after_epoch scores where it ends, and
+        first of all the start. With patience, the run ends once that many epochs brought no better score.
+        Goes on from the journal's state of this stage. At the end the model is at the point of the
+        coordinates. Raises DivergedError when the loss is not finite, or grew a thousandfold.
         """
         optimizer = self._optimizer()
         learned, epoch, step, total, start = self._resume(stage, optimizer)
@@ -173,7 +175,9 @@ class Fit:
             norm = torch.linalg.vector_norm(self.model.gradient)
             self.model.gradient.mul_((self.settings.clip_grad / (norm + 1e-6)).clamp(max=1))
         gradients = self.subspace.pullback(self.model.gradient)
-        outputs = [(out, grad) for out, grad in zip((beta, gamma), gradients, strict=True) if out.requires_grad]
+        outputs = [
+            (out, grad) for out, grad in zip((beta, gamma), gradients, strict=True) if out.requires_grad
+        ]
         torch.autograd.backward([out for out, _ in outputs], [grad for _, grad in outputs])
         if self.settings.clip_grad and self.settings.clips == "coordinates":
             torch.nn.utils.clip_grad_norm_(self.coordinates.parameters, self.settings.clip_grad)
@@ -195,7 +199,9 @@ class Fit:
         if s.optimizer == "adamw":
             temperature = self.coordinates.temperature
             groups: list[Json] = [{"params": [each for each in parameters if each is not temperature]}]
-            groups += [] if temperature is None else [{"params": [temperature], "weight_decay": 0.0}]  # 0 is no rest
+            groups += (
+                [] if temperature is None else [{"params": [temperature], "weight_decay": 0.0}]
+            )  # 0 is no rest
             return torch.optim.AdamW(groups, lr=s.lr, weight_decay=s.weight_decay)
         return torch.optim.SGD(parameters, lr=s.lr, momentum=s.momentum, weight_decay=s.weight_decay)
 
@@ -224,7 +230,9 @@ class Fit:
             },
         )
 
-    def _resume(self, stage: str, optimizer: torch.optim.Optimizer) -> tuple[Learned, int, int, float, list[Tensor]]:
+    def _resume(
+        self, stage: str, optimizer: torch.optim.Optimizer
+    ) -> tuple[Learned, int, int, float, list[Tensor]]:
         """What the run starts with: losses and scores, epoch, step, its loss so far, where it began."""
         state: Json | None = self.journal.state(stage)
         if state is None:
@@ -243,7 +251,9 @@ def _is_stale(scores: list[float], patience: int, lower_is_better: bool) -> bool
     return len(scores) - 1 - int(best) >= patience
 
 
-def best_epoch(scores_per_fold: list[list[float]], *, lower_is_better: bool = False) -> tuple[int, list[float]]:
+def best_epoch(
+    scores_per_fold: list[list[float]], *, lower_is_better: bool = False
+) -> tuple[int, list[float]]:
     """How many epochs to learn for, from none: where the mean score over folds is best; and those means.
 
     Of equals the earliest. A fold that ended early counts with its last score from then on.

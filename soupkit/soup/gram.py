@@ -1,4 +1,5 @@
-"""The Gram matrix of checkpoints, streamed: all inner products, with never more than a few MB of weights in memory.
+"""The Gram matrix of checkpoints, streamed: all inner products, with never more than a few MB of weights in
+memory.
 
 Shape suffixes: K checkpoints, N = K + 1 (their differences to the mean, then the mean), B blocks.
 """
@@ -17,7 +18,8 @@ from soupkit.soup.blocks import Layout
 from soupkit.world import ALONE, World
 
 BUFFER = 1 << 22
-"""Elements of all checkpoints together that are in memory at a time: 32 MB, however many checkpoints there are."""
+"""Elements of all checkpoints together that are in memory at a time: 32 MB, however many checkpoints there
+are."""
 
 
 def gram_matrix(
@@ -27,11 +29,13 @@ def gram_matrix(
     world: World = ALONE,
     report: Report = silent,
 ) -> np.ndarray:
-    """A Aᵀ of each block, float64[B, N, N], with A = (w_1 − c, …, w_K − c, c) and c the mean of the checkpoints.
+    """A Aᵀ of each block, float64[B, N, N], with A = (w_1 − c, …, w_K − c, c) and c the mean of the
+    checkpoints.
 
-    Differences are what a basis of late checkpoints is about: the products of nearly equal vectors would drown them.
-    All in float64, or the dependence of the differences on each other would be lost in rounding. Ranks take shares of
-    the chunks. Memory: 32 MB, and B · N² numbers. Cost: every checkpoint is read once; K² D multiplications.
+    Differences are what a basis of late checkpoints is about: the products of nearly equal vectors would
+    drown them. All in float64, or the dependence of the differences on each other would be lost in rounding.
+    Ranks take shares of the chunks. Memory: 32 MB, and B · N² numbers. Cost: every checkpoint is read once;
+    K² D multiplications.
     """
     num = len(checkpoints)
     gram_BNN = np.zeros((layout.num_blocks, num + 1, num + 1))

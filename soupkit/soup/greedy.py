@@ -22,7 +22,8 @@ class Bar:
     direction: Direction
 
     def reached_by(self, score: Score) -> bool:
-        """Whether a complete or stopped trial is accepted. Counts are compared as counts, so equal is equal."""
+        """Whether a complete or stopped trial is accepted. Counts are compared as counts, so equal is
+        equal."""
         if score.stopped:
             return False
         if score.num_right is not None and self.score.num_right is not None:
@@ -41,7 +42,8 @@ class ScoreSoup(Protocol):
 
 @dataclass(frozen=True)
 class Trial:
-    """One addition that was tried: ingredient number, its score, whether it stayed, and the block if not all."""
+    """One addition that was tried: ingredient number, its score, whether it stayed, and the block if not
+    all."""
 
     ingredient: int
     score: Score
@@ -78,9 +80,9 @@ def greedy(
 ) -> Greedy:
     """Rank the ingredients by their own score, then add each in turn if the mean of the picks is accepted.
 
-    S ← {best}; for the others by rank: if score(mean(S ∪ {θ})) ≥ score(mean(S)) then S ← S ∪ {θ}. The paper accepts on
-    ≥ (ge), its public code on > (gt). Equal single scores are ranked by name, so the order of the references does not
-    matter. Cost: K single scores and K − 1 trials.
+    S ← {best}; for the others by rank: if score(mean(S ∪ {θ})) ≥ score(mean(S)) then S ← S ∪ {θ}. The paper
+    accepts on ≥ (ge), its public code on > (gt). Equal single scores are ranked by name, so the order of the
+    references does not matter. Cost: K single scores and K − 1 trials.
     """
     singles, best = score_singles(ingredients, score, mix, direction, report)
     ranking = rank(ingredients, singles, direction)
@@ -102,7 +104,9 @@ def greedy(
 
 def rank(ingredients: Sequence[str], singles: Sequence[Score], direction: Direction) -> list[int]:
     """Best first, equals by name, NaN last."""
-    return sorted(range(len(ingredients)), key=lambda k: (rank_key(singles[k].value, direction), ingredients[k]))
+    return sorted(
+        range(len(ingredients)), key=lambda k: (rank_key(singles[k].value, direction), ingredients[k])
+    )
 
 
 def score_singles(
@@ -146,7 +150,8 @@ def scored(name: str, score: Score, accepted: bool) -> Scored:
 
 
 def trace(result: Greedy, ingredients: Sequence[str]) -> list[Json]:
-    """The trials as the manifest records them; a stopped trial's value is a share of what it saw, so it is left out."""
+    """The trials as the manifest records them; a stopped trial's value is a share of what it saw, so it is
+    left out."""
     first: Json = {"ingredient": ingredients[result.picks[0]], "accepted": True, "single": True}
     steps = [first | {"value": result.singles[result.picks[0]].value}]
     for trial in result.trials:

@@ -32,8 +32,8 @@ def greedy_by_block(
     """Wortsman et al. 2022 (arXiv:2203.05482, Recipe 1) with a set of picks per block instead of one for all.
 
     S_b ← {best} for every block b; for the others by rank, and for each block in order: if the soup with
-    S_b ∪ {θ} in block b alone scores ≥ (or >) the soup so far, S_b ← S_b ∪ {θ}. labels: the names of the B blocks.
-    With one block it is the greedy soup. Cost: K single scores and (K − 1) B trials.
+    S_b ∪ {θ} in block b alone scores ≥ (or >) the soup so far, S_b ← S_b ∪ {θ}. labels: the names of the B
+    blocks. With one block it is the greedy soup. Cost: K single scores and (K − 1) B trials.
     """
     num_blocks = len(labels)
     singles, best = score_singles(

@@ -1,4 +1,5 @@
-"""A journal beside an output: what a killed search has found so far, so that the same command goes on from there."""
+"""A journal beside an output: what a killed search has found so far, so that the same command goes on from
+there."""
 
 from __future__ import annotations
 
@@ -20,11 +21,14 @@ INTERVAL = 20.0
 class Journal:
     """Finished stages and the state of the one under way, in one small file, whole or not at all.
 
-    identity: what the search depends on; a journal of anything else is not read. path None: nothing is kept. Only rank
-    0 reads and writes; the others are told what it read. Values are what `torch.save` takes: tensors and plain Python.
+    identity: what the search depends on; a journal of anything else is not read. path None: nothing is kept.
+    Only rank 0 reads and writes; the others are told what it read. Values are what `torch.save` takes:
+    tensors and plain Python.
     """
 
-    def __init__(self, path: Path | None, identity: str, *, world: World = ALONE, resume: bool = True) -> None:
+    def __init__(
+        self, path: Path | None, identity: str, *, world: World = ALONE, resume: bool = True
+    ) -> None:
         self._path = path
         self._writes = world.is_main and path is not None
         self._values: Json = {"identity": identity, "finished": {}, "stage": None, "state": None}
@@ -83,4 +87,8 @@ def _read(path: Path) -> Json | None:
         values = torch.load(path, weights_only=True)
     except Exception:  # whatever a damaged file makes the reader raise
         return None
-    return values if isinstance(values, dict) and {"identity", "finished", "stage", "state"} <= values.keys() else None
+    return (
+        values
+        if isinstance(values, dict) and {"identity", "finished", "stage", "state"} <= values.keys()
+        else None
+    )

@@ -12,8 +12,9 @@ from torch import Tensor
 class Softmax:
     """Coefficients softmax_k(a_kb) over the ingredients, for each block: soups within the convex hull.
 
-    argmin_{a, β} Σ_j ℓ(β · f(x_j, Σ_k softmax(a)_k w_k), y_j), with the temperature β on the logits; both start where
-    the paper starts: uniform, and one. Blocks of one tensor each are the paper's learned soup "by layer".
+    argmin_{a, β} Σ_j ℓ(β · f(x_j, Σ_k softmax(a)_k w_k), y_j), with the temperature β on the logits; both
+    start where the paper starts: uniform, and one. Blocks of one tensor each are the paper's learned soup "by
+    layer".
     """
 
     def __init__(self, num_ingredients: int, num_blocks: int, *, temperature: bool = True) -> None:

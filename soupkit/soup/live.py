@@ -1,4 +1,5 @@
-"""`LiveModel`: a model whose weights and gradients are two flat vectors, so that soups are written into it in place."""
+"""`LiveModel`: a model whose weights and gradients are two flat vectors, so that soups are written into it in
+place."""
 
 from __future__ import annotations
 
@@ -16,7 +17,9 @@ from soupkit.soup.blocks import Layout, lay_out
 from soupkit.task.task import MOST_TOGETHER, Batch, Task
 from soupkit.world import World
 
-LOWER_RATE = "lower the learning rate (--lr), leave it to its default (with --step block), or clip (--clip-grad 1)"
+LOWER_RATE = (
+    "lower the learning rate (--lr), leave it to its default (with --step block), or clip (--clip-grad 1)"
+)
 
 
 def parameters_of(task: Task, slots: Mapping[str, Slot]) -> dict[str, nn.Parameter]:
@@ -99,7 +102,9 @@ class LiveModel:
         if self.task.head is not None:
             self.task.head.forget()
 
-    def backward(self, batches: Iterable[Batch], *, num_examples: int, temperature: Tensor | None = None) -> float:
+    def backward(
+        self, batches: Iterable[Batch], *, num_examples: int, temperature: Tensor | None = None
+    ) -> float:
         """Fill `gradient` with that of the mean loss over all ranks' batches; returns the mean.
 
         temperature: β on the outputs, a scalar that gets its gradient too. num_examples: of all ranks
@@ -119,7 +124,9 @@ class LiveModel:
             temperature.grad = torch.zeros_like(temperature) if temperature.grad is None else temperature.grad
             self.world.all_reduce(temperature.grad)
         if not torch.isfinite(total):
-            raise DivergedError(f"the loss became {float(total)} while coefficients were learned", hint=LOWER_RATE)
+            raise DivergedError(
+                f"the loss became {float(total)} while coefficients were learned", hint=LOWER_RATE
+            )
         return float(total)
 
 

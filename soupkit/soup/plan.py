@@ -29,12 +29,14 @@ BACKWARD = 1.3
 
 
 WORKSPACES = 64 << 20
-"""What linear algebra, optimizers and scoring allocate beside: measured at 12 MB with a ViT-B/32 on one thread."""
+"""What linear algebra, optimizers and scoring allocate beside: measured at 12 MB with a ViT-B/32 on one
+thread."""
 
 
 @dataclass(frozen=True)
 class Demand:
-    """What a search needs: the tensors, its ingredients, how much one example's activations take, and what is there.
+    """What a search needs: the tensors, its ingredients, how much one example's activations take, and what is
+    there.
 
     process: bytes of this process now, the model included. examples: what these keep in memory. num_ranks:
     how many processes share the directions. together: all directions are needed at once. head: what passes
@@ -61,7 +63,8 @@ class Demand:
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """The choice: form of the directions, models of a model batch, examples of a piece; bytes of each part."""
+    """The choice: form of the directions, models of a model batch, examples of a piece; bytes of each
+    part."""
 
     form: Form
     model_batch: int
@@ -77,9 +80,17 @@ class MemoryPlan:
 
     def table(self) -> Table:
         """What will live where."""
-        rows = (*((name, _megabytes(size)) for name, size in self.parts), ("together", _megabytes(self.num_bytes)))
-        caption = f"limit {_megabytes(self.limit)}; directions of {self.model_batch} models at a time as {self.form}"
-        return Table("memory of each process", ("part", "MB"), rows, f"{caption}; {self.piece} examples per pass")
+        rows = (
+            *((name, _megabytes(size)) for name, size in self.parts),
+            ("together", _megabytes(self.num_bytes)),
+        )
+        caption = (
+            f"limit {_megabytes(self.limit)}; directions of {self.model_batch} models at a time "
+            f"as {self.form}"
+        )
+        return Table(
+            "memory of each process", ("part", "MB"), rows, f"{caption}; {self.piece} examples per pass"
+        )
 
     def to_json(self) -> dict[str, object]:
         """For the manifest and --json."""
@@ -94,7 +105,12 @@ class MemoryPlan:
 
 
 def choose(
-    demand: Demand, *, limit: int, form: Form | None = None, model_batch: int | None = None, piece: int | None = None
+    demand: Demand,
+    *,
+    limit: int,
+    form: Form | None = None,
+    model_batch: int | None = None,
+    piece: int | None = None,
 ) -> MemoryPlan:
     """The most exact form in which all models fit together; else model batches in int8, or the disk.
 
@@ -118,7 +134,8 @@ def choose(
 def _candidates(
     demand: Demand, limit: int, pieces: list[int], form: Form | None, model_batch: int | None
 ) -> Iterable[MemoryPlan]:
-    """Best first: all that is asked for in memory at once, in passes of ever fewer examples; then what needs less."""
+    """Best first: all that is asked for in memory at once, in passes of ever fewer examples; then what needs
+    less."""
     num = min(model_batch or demand.num_ingredients, demand.num_ingredients)
     forms = [form] if form else list(FORMS)
     in_memory = [each for each in forms if each != "disk"]
@@ -154,7 +171,8 @@ def plan_for(demand: Demand, form: Form, model_batch: int, piece: int, limit: in
 
 
 def _pieces(demand: Demand, limit: int) -> list[int]:
-    """Examples per pass whose activations stay within their share; and, where nothing else fits, ever fewer."""
+    """Examples per pass whose activations stay within their share; and, where nothing else fits, ever
+    fewer."""
     fits = int(SHARE_OF_ACTIVATIONS * limit / max(1, BACKWARD * demand.activations))
     pieces = [max(1, min(demand.batch_size, fits))]
     while pieces[-1] > 1:

@@ -84,8 +84,9 @@ class Bfloat16Rows:
 class Int8Rows:
     """q = round(127 d / max|d|) with one scale per row and direction: 1 byte per parameter.
 
-    A direction is off by at most 1/254 of the largest difference in its row, that is by about 0.5 % in norm for normal
-    differences; the centre stays exact, so the soup itself is off by that share of its distance to the centre.
+    A direction is off by at most 1/254 of the largest difference in its row, that is by about 0.5 % in norm
+    for normal differences; the centre stays exact, so the soup itself is off by that share of its distance to
+    the centre.
     """
 
     def __init__(self, shape: tuple[int, int, int], allocate: Allocate, scratch: Tensor) -> None:
@@ -95,7 +96,9 @@ class Int8Rows:
 
     def keep(self, k: int, rows: slice, differences_RC: Tensor) -> None:
         scales_R = torch.linalg.vector_norm(differences_RC, torch.inf, dim=1) / 127
-        factors_R = torch.where(scales_R > 0, 1 / scales_R, 0.0)  # a row without differences is zeros, not 0/0
+        factors_R = torch.where(
+            scales_R > 0, 1 / scales_R, 0.0
+        )  # a row without differences is zeros, not 0/0
         self.codes_KRC[k, rows] = torch.round(differences_RC * factors_R[:, None])
         self.scales_KR[k, rows] = scales_R
 
@@ -112,7 +115,8 @@ class Int8Rows:
 
 
 class DiskRows:
-    """Nothing is kept: every use reads every checkpoint. `read(k, rows)` gives the differences of some rows."""
+    """Nothing is kept: every use reads every checkpoint. `read(k, rows)` gives the differences of some
+    rows."""
 
     def __init__(self, num_directions: int, read: Callable[[int, slice], Tensor]) -> None:
         self._num_directions = num_directions

@@ -8,12 +8,14 @@ from typing import Literal
 Schedule = Literal["cosine", "constant", "linear", "step"]
 
 
-def rate(schedule: Schedule, step: int, num_steps: int, *, warmup: float = 0.0, num_epochs: int | None = None) -> float:
+def rate(
+    schedule: Schedule, step: int, num_steps: int, *, warmup: float = 0.0, num_epochs: int | None = None
+) -> float:
     """The factor on the learning rate of step 0 … num_steps − 1.
 
-    The first W = ⌊warmup · T⌋ of T steps rise linearly, (s + 1)/W; of the rest, at u = (s − W)/(T − W): cosine
-    (1 + cos πu)/2 (MEHL-Soup), linear 1 − u, constant 1. step: of E epochs (default: as many as steps) 1, then 0.1 from
-    epoch ⌊E/2⌋, at least 1, and 0.01 from epoch ⌊3E/4 + 0.9⌋ on, as the code of TWA has it.
+    The first W = ⌊warmup · T⌋ of T steps rise linearly, (s + 1)/W; of the rest, at u = (s − W)/(T − W):
+    cosine (1 + cos πu)/2 (MEHL-Soup), linear 1 − u, constant 1. step: of E epochs (default: as many as steps)
+    1, then 0.1 from epoch ⌊E/2⌋, at least 1, and 0.01 from epoch ⌊3E/4 + 0.9⌋ on, as the code of TWA has it.
     """
     num_warmup = int(warmup * num_steps)
     if step < num_warmup:

@@ -1,9 +1,11 @@
-"""`Subspace`: all soups of some checkpoints, as a centre and directions that stay in memory in a compact form.
+"""`Subspace`: all soups of some checkpoints, as a centre and directions that stay in memory in a compact
+form.
 
     w_b = γ_b c_b + Σ_k β_kb d_kb,   d_k = w_k − c,   so w = Σ_k C_kb w_kb with C = β + (γ − Σ_k β) C_c,
 
-where C_c are the centre's own coefficients. Differences are small, so a compact form of them rounds little; the centre
-stays float32. Shape suffixes: K ingredients, B blocks, D parameters, R and C rows and columns of a tensor.
+where C_c are the centre's own coefficients. Differences are small, so a compact form of them rounds little;
+the centre stays float32. Shape suffixes: K ingredients, B blocks, D parameters, R and C rows and columns of a
+tensor.
 """
 
 from __future__ import annotations
@@ -54,9 +56,10 @@ class Ingredients:
 class Subspace:
     """The span of the rows of some ingredients; each rank holds its share of the directions.
 
-    center_KB: the centre's coefficients over all ingredients. rows: which ingredients have directions (default: all).
-    Memory of a rank: 4 D + its rows · D · bytes of the form + a scratch of a few MB. Cost: every own checkpoint is read
-    twice. `norms` float64[rows, B] are the lengths ‖d_kb‖ before rounding; zero where a block is the centre's.
+    center_KB: the centre's coefficients over all ingredients. rows: which ingredients have directions
+    (default: all). Memory of a rank: 4 D + its rows · D · bytes of the form + a scratch of a few MB. Cost:
+    every own checkpoint is read twice. `norms` float64[rows, B] are the lengths ‖d_kb‖ before rounding; zero
+    where a block is the centre's.
     """
 
     def __init__(
@@ -109,8 +112,8 @@ class Subspace:
     def pullback(self, gradient: Tensor) -> tuple[Tensor, Tensor]:
         """From ∂L/∂w, float32[D], to (∂L/∂β float64[K, B], ∂L/∂γ float64[B]): ⟨d_kb, g_b⟩ and ⟨c_b, g_b⟩.
 
-        One pass over the own directions, and one all-reduce of the small result. The gradient must be the same on every
-        rank.
+        One pass over the own directions, and one all-reduce of the small result. The gradient must be the
+        same on every rank.
         """
         found = torch.zeros(len(self.rows) + 1, self.layout.num_blocks, dtype=torch.float64)
         share = self.world.share(len(self.rows))

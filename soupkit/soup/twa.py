@@ -1,9 +1,10 @@
 """Trainable weight averaging (Li et al. 2023, arXiv:2205.13104) with M numbers as its whole state.
 
-The paper trains all weights w with every gradient projected onto the span of M historical checkpoints: g ← PᵀP g, the
-rows of P an orthonormal basis. Start, projected gradients, momentum and weight decay all stay in that span, so SGD on w
-is SGD on y = P w: with P = Tᵀ A (A: the centre and the directions), w = Aᵀ T y and ∂L/∂y = Tᵀ (A g). T follows from
-the Gram matrix A Aᵀ alone, so no basis is ever made. Shape suffixes: K directions, B blocks, N = K + 1, r rank.
+The paper trains all weights w with every gradient projected onto the span of M historical checkpoints: g ←
+PᵀP g, the rows of P an orthonormal basis. Start, projected gradients, momentum and weight decay all stay in
+that span, so SGD on w is SGD on y = P w: with P = Tᵀ A (A: the centre and the directions), w = Aᵀ T y and
+∂L/∂y = Tᵀ (A g). T follows from the Gram matrix A Aᵀ alone, so no basis is ever made. Shape suffixes: K
+directions, B blocks, N = K + 1, r rank.
 """
 
 from __future__ import annotations
@@ -24,12 +25,13 @@ of shorter rests would amplify the rounding of weights more than a thousandfold.
 class Orthonormal:
     """Coordinates y in an orthonormal basis of the span of the centre and the directions, for each block.
 
-    gram_BNN: A Aᵀ of each block, the centre last. start_N: the point to start from, as (β, γ). Vectors that add no
-    dimension get coefficient 0: repeated checkpoints, frozen blocks. `ranks` are the dimensions of the blocks.
+    gram_BNN: A Aᵀ of each block, the centre last. start_N: the point to start from, as (β, γ). Vectors that
+    add no dimension get coefficient 0: repeated checkpoints, frozen blocks. `ranks` are the dimensions of the
+    blocks.
 
-    step: the length u_b that one unit of a coordinate means. "distance": 1, as published. "block": the root mean square
-    of the checkpoints' distances from the centre: then steps in units of u_b are as long for a wide model as for a
-    narrow one. SGD on y/u is SGD on y at u² times the learning rate.
+    step: the length u_b that one unit of a coordinate means. "distance": 1, as published. "block": the root
+    mean square of the checkpoints' distances from the centre: then steps in units of u_b are as long for a
+    wide model as for a narrow one. SGD on y/u is SGD on y at u² times the learning rate.
     """
 
     temperature: Tensor | None = None
@@ -64,9 +66,9 @@ class Orthonormal:
 def orthonormal_basis(gram_NN: NDArray[np.float64], *, tolerance: float = TOLERANCE) -> NDArray[np.float64]:
     """T float64[N, r] with Tᵀ (A Aᵀ) T = 1, thus P = Tᵀ A orthonormal, r the numerical rank.
 
-    Cholesky with pivots of the Gram matrix scaled to a unit diagonal, since a centre is long and differences are short.
-    With S the scales and L the factor of the chosen vectors, T = S L⁻ᵀ; rows of T of vectors not chosen are zero.
-    Cost: O(N r²).
+    Cholesky with pivots of the Gram matrix scaled to a unit diagonal, since a centre is long and differences
+    are short. With S the scales and L the factor of the chosen vectors, T = S L⁻ᵀ; rows of T of vectors not
+    chosen are zero. Cost: O(N r²).
     """
     lengths_N = np.sqrt(np.diag(gram_NN))
     used = np.flatnonzero(lengths_N > 0)

@@ -1,4 +1,5 @@
-"""`soupkit run`: the steps of a recipe file in order, without those whose output is complete and unchanged."""
+"""`soupkit run`: the steps of a recipe file in order, without those whose output is complete and
+unchanged."""
 
 from __future__ import annotations
 
@@ -76,8 +77,8 @@ def show_plan(steps: Sequence[Step], report: Report, *, force: bool = False) -> 
 def decide(step: Step, rebuilt: Iterable[Path], *, force: bool = False) -> Decision:
     """Whether a step must run, given the outputs that this run has built already.
 
-    Cost: reads the weights of the inputs once, for their hashes, when all else is unchanged; looks at every file of
-    the data.
+    Cost: reads the weights of the inputs once, for their hashes, when all else is unchanged; looks at every
+    file of the data.
     """
     if force:
         return Decision(True, "forced")
@@ -98,7 +99,8 @@ def decide(step: Step, rebuilt: Iterable[Path], *, force: bool = False) -> Decis
 
 
 def _run_step(step: Step, report: Report, *, force: bool, world: World) -> Json:
-    """Run one step. An earlier output of soupkit is replaced; anything else in its place is refused by the job."""
+    """Run one step. An earlier output of soupkit is replaced; anything else in its place is refused by the
+    job."""
     recipe = step.recipe
     replaces = bool(_out(step)) and Manifest.read_if_any(recipe.out) is not None
     fields = {field.name for field in dataclasses.fields(recipe)}
@@ -132,7 +134,8 @@ def _changed(step: Step, manifest: Manifest) -> str | None:
 
 
 def _unfinished(step: Step, manifest: Manifest) -> str | None:
-    """How much of a killed sweep there is: its manifest is written anew after each run, so it proves nothing."""
+    """How much of a killed sweep there is: its manifest is written anew after each run, so it proves
+    nothing."""
     if step.command != "finetune-sweep":
         return None
     from soupkit.train.sweep import plan_runs
@@ -153,7 +156,8 @@ def _upstream(step: Step, manifest: Manifest, rebuilt: Iterable[Path]) -> str | 
 
 
 def _damaged(step: Step, manifest: Manifest) -> str | None:
-    """Whether a file or member that the manifest lists is gone or has another size (`verify` reads every byte)."""
+    """Whether a file or member that the manifest lists is gone or has another size (`verify` reads every
+    byte)."""
     for name in manifest.notes.get("members", []):
         if not (step.recipe.out / name).is_dir():
             return f"{name} is missing"
@@ -204,11 +208,14 @@ def _new_input(step: Step, manifest: Manifest) -> str | None:
 
 
 def _texts(recipe: Recipe) -> Iterator[str]:
-    """Every string, path and list of strings in a recipe, but its output: what may be a path that it reads."""
+    """Every string, path and list of strings in a recipe, but its output: what may be a path that it
+    reads."""
     for field in dataclasses.fields(recipe):
         value = getattr(recipe, field.name)
         if field.name != "out":
-            yield from (str(item) for item in (value if isinstance(value, tuple) else [value]) if _is_text(item))
+            yield from (
+                str(item) for item in (value if isinstance(value, tuple) else [value]) if _is_text(item)
+            )
 
 
 def _is_text(value: Any) -> bool:

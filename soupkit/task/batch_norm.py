@@ -14,21 +14,26 @@ from soupkit.task.task import Batch
 
 def has_batch_norm(model: torch.nn.Module) -> bool:
     """Whether a model keeps statistics that `refresh` would re-estimate."""
-    return any(isinstance(module, _BatchNorm) and module.running_mean is not None for module in model.modules())
+    return any(
+        isinstance(module, _BatchNorm) and module.running_mean is not None for module in model.modules()
+    )
 
 
 @torch.no_grad()
-def refresh(model: torch.nn.Module, batches: Iterable[Batch], forward: Callable[[Batch], object]) -> list[str]:
+def refresh(
+    model: torch.nn.Module, batches: Iterable[Batch], forward: Callable[[Batch], object]
+) -> list[str]:
     """Replace the running statistics by their mean over `batches`, weighted by the sizes of the batches.
 
     forward passes a batch through the model, as `Task.outputs` does.
 
-    Needed after averaging weights (Izmailov et al. 2018, arXiv:1803.05407). As torch.optim.swa_utils.update_bn, and
-    equal to it for equal batches, but a short last batch counts for what it holds, and only batch-norm modules are in
-    training mode: dropout and stochastic depth stay off. Batches of one example are left out, since their variance is
-    not defined. A layer that no batch reaches (of a text tower, of an auxiliary head) keeps its statistics. Modes and
-    momenta are restored. Without batch norm nothing is read. Returns the model's names of the buffers that changed.
-    Raises TaskError when no batch had two examples. Cost: one forward pass per batch.
+    Needed after averaging weights (Izmailov et al. 2018, arXiv:1803.05407). As
+    torch.optim.swa_utils.update_bn, and equal to it for equal batches, but a short last batch counts for what
+    it holds, and only batch-norm modules are in training mode: dropout and stochastic depth stay off. Batches
+    of one example are left out, since their variance is not defined. A layer that no batch reaches (of a text
+    tower, of an auxiliary head) keeps its statistics. Modes and momenta are restored. Without batch norm
+    nothing is read. Returns the model's names of the buffers that changed. Raises TaskError when no batch had
+    two examples. Cost: one forward pass per batch.
     """
     layers = {
         name: module
@@ -58,7 +63,8 @@ def refresh(model: torch.nn.Module, batches: Iterable[Batch], forward: Callable[
 
 @contextmanager
 def _only_training(model: torch.nn.Module, layers: list[_BatchNorm]) -> Iterator[set[torch.nn.Module]]:
-    """Statistics start anew, from the layer's first batch on; inside, the set of layers that had one so far."""
+    """Statistics start anew, from the layer's first batch on; inside, the set of layers that had one so
+    far."""
     modes = {module: module.training for module in model.modules()}
     momenta = [layer.momentum for layer in layers]
     reached: set[torch.nn.Module] = set()

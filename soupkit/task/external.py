@@ -27,10 +27,10 @@ _TAIL_LINES = 20
 class CommandScorer:
     """Runs `command` without a shell; `{checkpoint}` in it stands for the directory, once or more.
 
-    The last line of its output that is not empty is the score: a number, or a JSON object that holds `metric`. Without
-    a metric, the object holds "score" or a single number, and with direction auto only one that is better when higher.
-    It may also hold "standard_error" and "num_examples". timeout: seconds, after which the program and what it started
-    are killed. Raises TaskError at once for a command that cannot run.
+    The last line of its output that is not empty is the score: a number, or a JSON object that holds
+    `metric`. Without a metric, the object holds "score" or a single number, and with direction auto only one
+    that is better when higher. It may also hold "standard_error" and "num_examples". timeout: seconds, after
+    which the program and what it started are killed. Raises TaskError at once for a command that cannot run.
     """
 
     command: str
@@ -57,10 +57,13 @@ class CommandScorer:
         try:
             return shlex.split(self.command)
         except ValueError as error:
-            raise TaskError(f"the score command cannot be split into words: {error}: {self.command}") from error
+            raise TaskError(
+                f"the score command cannot be split into words: {error}: {self.command}"
+            ) from error
 
     def score(self, checkpoint_directory: Path) -> Score:
-        """Run it on one checkpoint. Raises TaskError, with the end of its output, when there is no finite score."""
+        """Run it on one checkpoint. Raises TaskError, with the end of its output, when there is no finite
+        score."""
         words = [word.replace(PLACEHOLDER, str(checkpoint_directory)) for word in self.words()]
         status, output, errors = _run(words, self.timeout)
         if status != 0:
@@ -85,7 +88,9 @@ class CommandScorer:
         if not math.isfinite(value):
             raise ValueError(f"gave {value}, which ranks nothing")
         num = _number(fields.get("num_examples"))
-        return Score(self.name, value, _number(fields.get("standard_error")), None if num is None else int(num))
+        return Score(
+            self.name, value, _number(fields.get("standard_error")), None if num is None else int(num)
+        )
 
     def _value(self, fields: Json) -> float:
         numbers = {key: number for key, value in fields.items() if (number := _number(value)) is not None}
@@ -95,7 +100,9 @@ class CommandScorer:
         if self.metric is not None or self.name in fields or len(others) != 1:
             raise ValueError(f"gave no number {self.name!r} but {json.dumps(fields)[:200]}")
         if self.direction == "auto" and known_direction(others[0]) != "max":
-            raise ValueError(f"gave {others[0]!r}, and higher may not be better: name it, --metric {others[0]}")
+            raise ValueError(
+                f"gave {others[0]!r}, and higher may not be better: name it, --metric {others[0]}"
+            )
         return numbers[others[0]]
 
 
@@ -104,7 +111,8 @@ def _number(value: object) -> float | None:
 
 
 def _run(words: Sequence[str], timeout: float) -> tuple[int, str, str]:
-    """Exit status, output and errors; the whole process group dies at the time limit, and with an interrupt."""
+    """Exit status, output and errors; the whole process group dies at the time limit, and with an
+    interrupt."""
     try:
         process = subprocess.Popen(
             words,
@@ -125,7 +133,9 @@ def _run(words: Sequence[str], timeout: float) -> tuple[int, str, str]:
         except subprocess.TimeoutExpired as expired:
             _kill(process)
             output, errors = process.communicate()
-            raise _failure(words, f"took longer than {timeout:g} s and was ended", output, errors) from expired
+            raise _failure(
+                words, f"took longer than {timeout:g} s and was ended", output, errors
+            ) from expired
         except BaseException:
             _kill(process)
             raise

@@ -86,7 +86,8 @@ class Metric:
         return self.terms(predictions.outputs, predictions.targets)
 
     def of(self, outputs: np.ndarray, targets: np.ndarray) -> Score:
-        """The score. Standard errors: Wilson's of what counts (`share_error`), sd/√N of means, else bootstrap.
+        """The score. Standard errors: Wilson's of what counts (`share_error`), sd/√N of means, else
+        bootstrap.
 
         Raises TaskError for no examples and for outputs that the terms refuse.
         """
@@ -112,7 +113,8 @@ def scores_of(predictions: Predictions, metrics: Mapping[str, Metric]) -> dict[s
 
 @dataclass(frozen=True)
 class Comparison:
-    """How much a differs from b on the same examples: value(a) − value(b), with a 95 % interval and a p-value."""
+    """How much a differs from b on the same examples: value(a) − value(b), with a 95 % interval and a
+    p-value."""
 
     metric: str
     difference: float
@@ -146,7 +148,8 @@ def share_error(variance: float, n: int) -> float:
 
 
 def compare(a: Predictions, b: Predictions, metric: Metric, *, seed: int = 0) -> Comparison:
-    """Paired comparison on the same examples: the 95 % percentile interval of 10,000 resamples of the examples.
+    """Paired comparison on the same examples: the 95 % percentile interval of 10,000 resamples of the
+    examples.
 
     p-value: exact McNemar (the binomial test on the examples that only one of them has right) for metrics
     that count, else twice the smaller bootstrap tail. Where two models that are not the same are right on the

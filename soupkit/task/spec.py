@@ -32,7 +32,12 @@ class ModelSpec:
 
     def to_json(self) -> Json:
         """What identifies the architecture, JSON-able."""
-        return {"library": self.library, "name": self.name, "kwargs": dict(self.kwargs), "config": dict(self.config)}
+        return {
+            "library": self.library,
+            "name": self.name,
+            "kwargs": dict(self.kwargs),
+            "config": dict(self.config),
+        }
 
 
 def parse_model(text: str) -> ModelSpec:
@@ -40,7 +45,9 @@ def parse_model(text: str) -> ModelSpec:
     library, _, rest = text.partition(":")
     name, *options = _at_commas(rest)
     if library not in ("timm", "open_clip") or not name:
-        raise TaskError(f"model {text!r} is not {_FORM}", hint="for example --model timm:resnet18,num_classes=10")
+        raise TaskError(
+            f"model {text!r} is not {_FORM}", hint="for example --model timm:resnet18,num_classes=10"
+        )
     kwargs = {}
     for option in options:
         key, equals, value = option.partition("=")
@@ -51,7 +58,8 @@ def parse_model(text: str) -> ModelSpec:
 
 
 def describe(checkpoint: Source | None, model: str | None) -> ModelSpec:
-    """What `checkpoint` is: `model` where it is given, else the configuration beside the weights. Raises TaskError."""
+    """What `checkpoint` is: `model` where it is given, else the configuration beside the weights. Raises
+    TaskError."""
     if model is not None:
         return parse_model(model)
     if checkpoint is None:
@@ -63,11 +71,13 @@ def describe(checkpoint: Source | None, model: str | None) -> ModelSpec:
         return ModelSpec("timm", config["architecture"], {}, config, directory)
     if "model_type" in config:
         raise TaskError(
-            f"{checkpoint.reference}: a transformers model ({config['model_type']}) is merged but not run by soupkit",
+            f"{checkpoint.reference}: a transformers model ({config['model_type']}) is merged but not "
+            f"run by soupkit",
             hint="score it with a program of your own: --score-command 'python eval.py {checkpoint}'",
         )
     raise TaskError(
-        f"{checkpoint.reference} does not say what model it is: no {TIMM_CONFIG} of timm, no {OPEN_CLIP_CONFIG}",
+        f"{checkpoint.reference} does not say what model it is: no {TIMM_CONFIG} of timm, no "
+        f"{OPEN_CLIP_CONFIG}",
         hint=f"give --model {_FORM}",
     )
 

@@ -52,7 +52,8 @@ class Examples(Protocol):
 
 @dataclass(frozen=True)
 class Pass:
-    """What a head asks of memory: `num` inputs, bytes that each keeps for backward, bytes of what is `made`."""
+    """What a head asks of memory: `num` inputs, bytes that each keeps for backward, bytes of what is
+    `made`."""
 
     num: int
     each: int
@@ -69,7 +70,8 @@ class Head(Protocol):
         """The weights changed: it is made anew when it is needed."""
 
     def opened(self, at_once: int, world: World) -> AbstractContextManager[object]:
-        """Inside, a loss is differentiated to the head; on leaving, from there through the makers, for all ranks.
+        """Inside, a loss is differentiated to the head; on leaving, from there through the makers, for all
+        ranks.
 
         at_once: how many inputs pass through them together. Every rank takes its share of them.
         """
@@ -182,7 +184,12 @@ class Task(Protocol):
 
     @torch.inference_mode()
     def trial(
-        self, examples: Examples, *, metric: str, order: np.ndarray | None = None, needed_right: int | None = None
+        self,
+        examples: Examples,
+        *,
+        metric: str,
+        order: np.ndarray | None = None,
+        needed_right: int | None = None,
     ) -> Score:
         """Score the loaded weights, or find out that they cannot have `needed_right` right: what is sooner.
 

@@ -1,9 +1,10 @@
 """Import this before timm or open_clip: it lets torchvision load beside a torch that it was not built for.
 
-torchvision registers meta kernels for `torchvision::nms` and `::qnms` while it is imported. These need the operators'
-schemas, which its compiled extension defines. When that extension cannot load (a CUDA build beside a CPU torch, say),
-`import torchvision` raises `operator torchvision::nms does not exist`, although nothing here ever calls them. So the
-two schemas, without kernels, are defined here, and only then: an extension that loads defines its own.
+torchvision registers meta kernels for `torchvision::nms` and `::qnms` while it is imported. These need the
+operators' schemas, which its compiled extension defines. When that extension cannot load (a CUDA build beside
+a CPU torch, say), `import torchvision` raises `operator torchvision::nms does not exist`, although nothing
+here ever calls them. So the two schemas, without kernels, are defined here, and only then: an extension that
+loads defines its own.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ def extension_path() -> Path | None:
 
 
 def extension_loads() -> bool:
-    """Whether torchvision's extension can be loaded into this process; it then is, as torchvision itself does."""
+    """Whether torchvision's extension can be loaded into this process; it then is, as torchvision itself
+    does."""
     path = extension_path()
     if path is None:
         return False
@@ -44,7 +46,8 @@ def extension_loads() -> bool:
 
 
 def define_missing_operators() -> bool:
-    """Define what a torchvision without its extension needs to be imported; returns whether that was necessary."""
+    """Define what a torchvision without its extension needs to be imported; returns whether that was
+    necessary."""
     if "torchvision" in sys.modules or util.find_spec("torchvision") is None or extension_loads():
         return False
     library = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]

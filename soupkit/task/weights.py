@@ -12,10 +12,12 @@ from soupkit.errors import TaskError
 
 
 def load_weights(model: torch.nn.Module, tensors: Mapping[str, np.ndarray]) -> None:
-    """Copy `tensors` into the parameters and persistent buffers of `model`, in place, on whatever device it is.
+    """Copy `tensors` into the parameters and persistent buffers of `model`, in place, on whatever device it
+    is.
 
-    Strict: a missing or unexpected name, another shape, or a float where the model counts raises TaskError before
-    anything is changed. One name of a tied group is enough. Floating dtypes are converted to the model's.
+    Strict: a missing or unexpected name, another shape, or a float where the model counts raises TaskError
+    before anything is changed. One name of a tied group is enough. Floating dtypes are converted to the
+    model's.
     """
     targets = model.state_dict()
     _check(targets, tensors)
@@ -23,12 +25,15 @@ def load_weights(model: torch.nn.Module, tensors: Mapping[str, np.ndarray]) -> N
         for name in tensors:
             source = to_torch(tensors[name])
             if source.is_floating_point() != targets[name].is_floating_point():
-                raise TaskError(f"{name} is {source.dtype} in the checkpoint, {targets[name].dtype} in the model")
+                raise TaskError(
+                    f"{name} is {source.dtype} in the checkpoint, {targets[name].dtype} in the model"
+                )
             targets[name].copy_(source)
 
 
 def arrays(model: torch.nn.Module) -> dict[str, np.ndarray]:
-    """The state of `model`: views of its memory on the CPU, copies from elsewhere; of tied tensors the first name."""
+    """The state of `model`: views of its memory on the CPU, copies from elsewhere; of tied tensors the first
+    name."""
     taken: set[tuple[object, ...]] = set()
     found = {}
     for name, tensor in model.state_dict().items():
@@ -41,7 +46,9 @@ def arrays(model: torch.nn.Module) -> dict[str, np.ndarray]:
 
 def to_torch(array: np.ndarray) -> torch.Tensor:
     """A tensor that shares the array's memory where it may; ml_dtypes' bfloat16 and float8 become torch's."""
-    array = np.ascontiguousarray(array) if array.ndim else np.asarray(array)  # the former makes 0-d arrays 1-d
+    array = (
+        np.ascontiguousarray(array) if array.ndim else np.asarray(array)
+    )  # the former makes 0-d arrays 1-d
     if not array.flags.writeable:
         array = array.copy()
     if array.dtype.type.__module__ != "ml_dtypes":
@@ -67,7 +74,9 @@ def _check(targets: Mapping[str, torch.Tensor], tensors: Mapping[str, np.ndarray
     missing = [name for name, target in targets.items() if _identity(name, target) not in present]
     unexpected = [name for name in tensors if name not in targets]
     if missing or unexpected:
-        parts = [_few("lacks", missing)] * bool(missing) + [_few("has the unexpected", unexpected)] * bool(unexpected)
+        parts = [_few("lacks", missing)] * bool(missing) + [_few("has the unexpected", unexpected)] * bool(
+            unexpected
+        )
         raise TaskError(
             f"the checkpoint is not this model's: it {' and '.join(parts)}",
             hint="name the architecture that it was trained with: --model timm:NAME or open_clip:NAME",
@@ -77,7 +86,8 @@ def _check(targets: Mapping[str, torch.Tensor], tensors: Mapping[str, np.ndarray
         if shape != expected:
             raise TaskError(
                 f"{name} has shape {list(shape)} in the checkpoint, {list(expected)} in the model",
-                hint="options of the model go behind its name: --model timm:resnet18,num_classes=10,img_size=64",
+                hint="options of the model go behind its name: --model "
+                "timm:resnet18,num_classes=10,img_size=64",
             )
 
 

@@ -25,7 +25,9 @@ def averagings(
     return {name: _averaging(recipe, source, name, rule) for name, rule in rules.items()}
 
 
-def average_rules(recipe: AveragingOptions, *, epochs: int, updates_per_epoch: int) -> Iterator[tuple[str, Rule]]:
+def average_rules(
+    recipe: AveragingOptions, *, epochs: int, updates_per_epoch: int
+) -> Iterator[tuple[str, Rule]]:
     """The rules of those averages."""
     if recipe.ema_decay is not None:
         yield (
@@ -58,7 +60,9 @@ def posthoc_name(sigma_rel: float) -> str:
     return f"posthoc-{sigma_rel:g}"
 
 
-def _averaging(recipe: AveragingOptions, source: nn.Module | Mapping[str, Tensor], name: str, rule: Rule) -> Averaging:
+def _averaging(
+    recipe: AveragingOptions, source: nn.Module | Mapping[str, Tensor], name: str, rule: Rule
+) -> Averaging:
     options: Json = {"asynchronous": recipe.average_async}
     if name == "ema":
         options |= {"ignore": recipe.ema_ignore, "switch_every": recipe.ema_switch_every}

@@ -1,4 +1,5 @@
-"""Averages of the weights along training: SWA, EMA and power-function EMA, beside the model that is trained."""
+"""Averages of the weights along training: SWA, EMA and power-function EMA, beside the model that is
+trained."""
 
 from __future__ import annotations
 
@@ -17,22 +18,24 @@ from soupkit.train.overlap import Lane, lane_for
 
 
 class Averaging:
-    """One running average of a model's state, by a rule of soupkit.merge.running; the model itself is not touched.
+    """One running average of a model's state, by a rule of soupkit.merge.running; the model itself is not
+    touched.
 
-    Call `update()` after each optimizer step. The step is counted here and is part of `state()`, so warmups survive a
-    resume. Floating parameters are averaged in at least float32: in bfloat16 a decay of 0.999 moves nothing.
+    Call `update()` after each optimizer step. The step is counted here and is part of `state()`, so warmups
+    survive a resume. Floating parameters are averaged in at least float32: in bfloat16 a decay of 0.999 moves
+    nothing.
 
-    buffers: what becomes of batch-norm statistics and other floating buffers. "average": as the weights; "copy": those
-    of the live model at the time of use; "refresh": as "copy", until `swapped(refresh=…)` estimates them again.
-    Integers (counters) are always the live model's. ignore: patterns (regular expressions, searched) of names that
-    are not averaged but the live model's too. device: where the average is kept ("cpu" takes it off a GPU); None:
-    beside each tensor. asynchronous: on a side CUDA stream or in a thread; then `release()` must come before the next
-    optimizer step, which `attach(optimizer)` sees to.
+    buffers: what becomes of batch-norm statistics and other floating buffers. "average": as the weights;
+    "copy": those of the live model at the time of use; "refresh": as "copy", until `swapped(refresh=…)`
+    estimates them again. Integers (counters) are always the live model's. ignore: patterns (regular
+    expressions, searched) of names that are not averaged but the live model's too. device: where the average
+    is kept ("cpu" takes it off a GPU); None: beside each tensor. asynchronous: on a side CUDA stream or in a
+    thread; then `release()` must come before the next optimizer step, which `attach(optimizer)` sees to.
     switch_every: write the average back into the model after every so many steps (Switch EMA: Li et al. 2024,
     arXiv:2402.09240, do so after each epoch); 0: never.
 
-    source: a module, or the tensors of its state by name (they must stay the same objects). A deep or pickled copy
-    averages its own copy of the source; an optimizer that was attached is not.
+    source: a module, or the tensors of its state by name (they must stay the same objects). A deep or pickled
+    copy averages its own copy of the source; an optimizer that was attached is not.
     Memory: one copy of what is averaged, from the first averaging on; while swapped, another.
     Cost per averaging: one read of the weights, one read and write of the average.
     """
@@ -83,7 +86,9 @@ class Averaging:
         self._begin()
 
     def __copy__(self) -> Averaging:
-        raise TaskError("two averages cannot share one model's average", hint="use copy.deepcopy, which copies both")
+        raise TaskError(
+            "two averages cannot share one model's average", hint="use copy.deepcopy, which copies both"
+        )
 
     @property
     def names(self) -> list[str]:
@@ -128,7 +133,8 @@ class Averaging:
         optimizer.register_step_pre_hook(lambda *_: self.release())
 
     def tensors(self) -> dict[str, Tensor]:
-        """The averaged model's whole state, names as in its state_dict: the average where there is one, else live.
+        """The averaged model's whole state, names as in its state_dict: the average where there is one, else
+        live.
 
         References, not copies, in the dtypes of the average. Raises TaskError while swapped.
         """
@@ -154,7 +160,9 @@ class Averaging:
         self.finish()
         saved, shapes = state["average"], {name: self._getters[name]().shape for name in self.names}
         if saved and {name: tensor.shape for name, tensor in saved.items()} != shapes:
-            raise TaskError("the saved average is of another model", hint="resume with the options it was made with")
+            raise TaskError(
+                "the saved average is of another model", hint="resume with the options it was made with"
+            )
         self.num_steps = int(state["num_steps"])
         pairs = zip(self.names, self._live(), strict=True)
         self._average = [self._kept(saved[name], live) for name, live in pairs] if saved else []
@@ -164,9 +172,10 @@ class Averaging:
     def swapped(self, *, refresh: Callable[[nn.Module], Any] | None = None) -> Iterator[None]:
         """Inside, the model holds the averaged weights and buffers; afterwards its own again, bit for bit.
 
-        refresh: estimates batch-norm statistics again, for `buffers="refresh"`, as soupkit.task.batch_norm.refresh.
-        While swapped, `state()`, `update()` and the model's own state_dict() raise TaskError: a checkpoint saved now
-        would hold the average in the place of the weights. `averaged_state` is how to get it.
+        refresh: estimates batch-norm statistics again, for `buffers="refresh"`, as
+        soupkit.task.batch_norm.refresh. While swapped, `state()`, `update()` and the model's own state_dict()
+        raise TaskError: a checkpoint saved now would hold the average in the place of the weights.
+        `averaged_state` is how to get it.
         """
         self._refuse_swapped("swapped in again")
         self.finish()
@@ -189,10 +198,12 @@ class Averaging:
                     tensor.copy_(was)
 
     def averaged_state(self, *, refresh: Callable[[nn.Module], Any] | None = None) -> Json:
-        """A copy of what the averaged model's state_dict() is, in the model's dtypes, which the model loads strictly.
+        """A copy of what the averaged model's state_dict() is, in the model's dtypes, which the model loads
+        strictly.
 
-        Every name that the model gives itself, tied ones and shared modules' among them (their copies are tied too),
-        and its extra state; with re-estimated statistics if asked. A wrapped model's names are the wrapper's.
+        Every name that the model gives itself, tied ones and shared modules' among them (their copies are
+        tied too), and its extra state; with re-estimated statistics if asked. A wrapped model's names are the
+        wrapper's.
         """
         with self.swapped(refresh=refresh):
             if isinstance(self.source, nn.Module):
@@ -220,18 +231,26 @@ class Averaging:
 
     def _live_buffers(self) -> list[Tensor]:
         averaged = set(self.names)
-        return [get() for name, get in self._getters.items() if name not in averaged and is_buffer(self.source, name)]
+        return [
+            get()
+            for name, get in self._getters.items()
+            if name not in averaged and is_buffer(self.source, name)
+        ]
 
     @torch.no_grad()
     def _kept(self, tensor: Tensor, live: Tensor) -> Tensor:
-        """A copy to average in: at least float32, where the average is kept, laid out in memory as the live tensor."""
+        """A copy to average in: at least float32, where the average is kept, laid out in memory as the live
+        tensor."""
         dtype = torch.promote_types(live.dtype, torch.float32)
-        return torch.empty_like(live, dtype=dtype, device=self.device or live.device, requires_grad=False).copy_(tensor)
+        return torch.empty_like(
+            live, dtype=dtype, device=self.device or live.device, requires_grad=False
+        ).copy_(tensor)
 
     def _refuse_swapped(self, what: str) -> None:
         if self._swapped:
             raise TaskError(
-                f"the average cannot be {what} while it is swapped into the model", hint="leave `swapped()` first"
+                f"the average cannot be {what} while it is swapped into the model",
+                hint="leave `swapped()` first",
             )
 
     @contextmanager

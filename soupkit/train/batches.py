@@ -42,8 +42,8 @@ def num_batches(num_examples: int, batch_size: int) -> int:
 def epoch_places(num_examples: int, batch_size: int, *, seed: int, epoch: int, even: bool) -> list[Place]:
     """Every example once, in a new order each epoch, in batches whose sizes differ by at most one.
 
-    A short last batch would weigh its examples more and estimate batch-norm statistics from few. even: mixing takes
-    pairs, so a batch of an odd size repeats its first example.
+    A short last batch would weigh its examples more and estimate batch-norm statistics from few. even: mixing
+    takes pairs, so a batch of an odd size repeats its first example.
     """
     order = np.random.default_rng([seed, Stream.ORDER, epoch]).permutation(num_examples)
     split = [part.tolist() for part in np.array_split(order, num_batches(num_examples, batch_size))]
@@ -53,7 +53,8 @@ def epoch_places(num_examples: int, batch_size: int, *, seed: int, epoch: int, e
 
 
 def train_transform(settings: ImageSettings, recipe: Finetune, *, characters: bool) -> Transform:
-    """PIL image → uint8[C, H, W]: random resized crop, flip and RandAugment (Cubuk et al. 2020, arXiv:1909.13719).
+    """PIL image → uint8[C, H, W]: random resized crop, flip and RandAugment (Cubuk et al. 2020,
+    arXiv:1909.13719).
 
     An image smaller than the input is enlarged first, for a crop of an 8 × 8 image comes in whole pixels.
     Characters are not mirrored unless the recipe says so.
@@ -85,7 +86,8 @@ def train_transform(settings: ImageSettings, recipe: Finetune, *, characters: bo
 def loader(
     examples: Labelled, transform: Transform, recipe: Finetune, *, pin_memory: bool, first: int = 0
 ) -> Iterator[tuple[Place, Tensor, Tensor]]:
-    """All batches of all epochs, in order: their place, uint8[b, C, H, W] and int64[b]; decoded by recipe.workers.
+    """All batches of all epochs, in order: their place, uint8[b, C, H, W] and int64[b]; decoded by
+    recipe.workers.
 
     first: the batch to begin with, counted over all epochs; those before it are not decoded.
     """
@@ -109,10 +111,13 @@ Finish = Callable[[Place, Tensor, Tensor], tuple[Tensor, Tensor]]
 def finisher(settings: ImageSettings, recipe: Finetune, *, num_classes: int, device: torch.device) -> Finish:
     """What is done to a whole batch on `device`: normalise, erase, mix; targets become float32[b, classes].
 
-    Random erasing: Zhong et al. 2020, arXiv:1708.04896. mixup: Zhang et al. 2018, arXiv:1710.09412. CutMix: Yun et al.
-    2019, arXiv:1905.04899; with both, each batch takes one of them by a fair coin. Targets of every example sum to one.
+    Random erasing: Zhong et al. 2020, arXiv:1708.04896. mixup: Zhang et al. 2018, arXiv:1710.09412. CutMix:
+    Yun et al. 2019, arXiv:1905.04899; with both, each batch takes one of them by a fair coin. Targets of
+    every example sum to one.
     """
-    mix = timm.data.Mixup(recipe.mixup, recipe.cutmix, label_smoothing=recipe.label_smoothing, num_classes=num_classes)
+    mix = timm.data.Mixup(
+        recipe.mixup, recipe.cutmix, label_smoothing=recipe.label_smoothing, num_classes=num_classes
+    )
     mix.mixup_enabled = mixes(recipe)
     erase = timm.data.random_erasing.RandomErasing(recipe.random_erasing, device=device.type)
 

@@ -1,6 +1,7 @@
 """Hyper-parameters of a sweep, drawn at random, quasi-randomly or from a grid.
 
-Run i is drawn from (seed, i) alone, so a sweep can grow: the first runs of a longer sweep are those of the shorter one.
+Run i is drawn from (seed, i) alone, so a sweep can grow: the first runs of a longer sweep are those of the
+shorter one.
 """
 
 from __future__ import annotations
@@ -13,7 +14,17 @@ import numpy as np
 
 from soupkit.errors import RecipeError
 from soupkit.recipe.train import FinetuneSweep
-from soupkit.train.ranges import DRAWN, Draw, Range, Settings, Value, dashed, in_order, parse_draw, parse_range
+from soupkit.train.ranges import (
+    DRAWN,
+    Draw,
+    Range,
+    Settings,
+    Value,
+    dashed,
+    in_order,
+    parse_draw,
+    parse_range,
+)
 
 __all__ = [
     "DRAWN",
@@ -41,10 +52,11 @@ def draw_settings(recipe: FinetuneSweep) -> list[Settings]:
     """The hyper-parameters of every run of a sweep, under the names that `soupkit finetune` gives them.
 
     random: numpy's PCG64 seeded by (seed, run). sobol: scrambled Sobol points (Owen 1998; scipy.stats.qmc), a
-    coordinate per option that varies; an option under conditions has one coordinate, whichever branch is taken.
-    grid: the points of all options (the Cartesian product where none depends on another), the last option fastest, cut
-    off at num_runs.
-    Raises RecipeError for a malformed option, for conditions in a circle, and for a range where a grid needs points.
+    coordinate per option that varies; an option under conditions has one coordinate, whichever branch is
+    taken. grid: the points of all options (the Cartesian product where none depends on another), the last
+    option fastest, cut off at num_runs.
+    Raises RecipeError for a malformed option, for conditions in a circle, and for a range where a grid needs
+    points.
     """
     ranges = ranges_of(recipe)
     if recipe.seed < 0:
@@ -93,7 +105,8 @@ def _random(seed: int, num_runs: int, num_options: int) -> np.ndarray:
 
 
 def _sobol(seed: int, num_runs: int, num_options: int) -> np.ndarray:
-    """The first rows of a scrambled Sobol sequence; it is drawn to the next power of two, where it is balanced."""
+    """The first rows of a scrambled Sobol sequence; it is drawn to the next power of two, where it is
+    balanced."""
     from scipy.stats import qmc
 
     if num_options == 0:

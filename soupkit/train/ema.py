@@ -1,11 +1,13 @@
-"""`EMAOptimizer`: an optimizer whose every step keeps an average of the weights too, for training loops of your own.
+"""`EMAOptimizer`: an optimizer whose every step keeps an average of the weights too, for training loops of
+your own.
 
 optimizer = EMAOptimizer(torch.optim.AdamW(model.parameters(), lr=1e-3), model, decay=0.999)
 ...                                     # train as before: zero_grad, backward, step
 with optimizer.swap_ema_weights():      # the model holds the average, batch-norm statistics included
     evaluate(model)
 torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, "last.pt")   # resumes exactly
-torch.save(optimizer.ema_state_dict(), "ema.pt")                                             # the averaged model
+torch.save(optimizer.ema_state_dict(), "ema.pt")                                             # the averaged
+model
 """
 
 from __future__ import annotations
@@ -27,15 +29,17 @@ KEY = "soupkit.ema"
 
 
 class EMAOptimizer:
-    """Any torch optimizer and an EMA of the model's weights; everything that is not said here is the optimizer's own.
+    """Any torch optimizer and an EMA of the model's weights; everything that is not said here is the
+    optimizer's own.
 
-    It hooks into the optimizer, so a learning-rate scheduler or GradScaler that holds the inner one (`.optimizer`, of
-    which it is the wrapper) works as ever: a step that the scaler skips is not averaged. The options are those of
-    soupkit.merge.running.Ema and soupkit.train.averaging.Averaging. Unlike the wrapper proposed for torch (PR 94820) it
-    swaps batch-norm statistics too, and its state_dict() holds the average and the number of steps.
-    While swapped, step(), state_dict() and model.state_dict() raise TaskError.
-    copy.deepcopy and pickle copy optimizer, model and average together: the copy trains and averages a model of its
-    own, `.averaging.source`. To copy it beside a model of yours, copy both at once: copy.deepcopy((model, optimizer)).
+    It hooks into the optimizer, so a learning-rate scheduler or GradScaler that holds the inner one
+    (`.optimizer`, of which it is the wrapper) works as ever: a step that the scaler skips is not averaged.
+    The options are those of soupkit.merge.running.Ema and soupkit.train.averaging.Averaging. Unlike the
+    wrapper proposed for torch (PR 94820) it swaps batch-norm statistics too, and its state_dict() holds the
+    average and the number of steps. While swapped, step(), state_dict() and model.state_dict() raise
+    TaskError. copy.deepcopy and pickle copy optimizer, model and average together: the copy trains and
+    averages a model of its own, `.averaging.source`. To copy it beside a model of yours, copy both at once:
+    copy.deepcopy((model, optimizer)).
     """
 
     def __init__(
@@ -73,7 +77,9 @@ class EMAOptimizer:
         self.optimizer.register_state_dict_post_hook(lambda _, state: state | {KEY: self.averaging.state()})
         self.optimizer.register_load_state_dict_pre_hook(lambda _, state: self._load(state))
 
-    def swap_ema_weights(self, *, refresh: Callable[[nn.Module], Any] | None = None) -> AbstractContextManager[None]:
+    def swap_ema_weights(
+        self, *, refresh: Callable[[nn.Module], Any] | None = None
+    ) -> AbstractContextManager[None]:
         """Inside, the model holds the averaged weights and buffers; afterwards its own, bit for bit.
 
         refresh: re-estimates batch-norm statistics of the averaged model, with buffers="refresh".
@@ -81,11 +87,12 @@ class EMAOptimizer:
         return self.averaging.swapped(refresh=refresh)
 
     def ema_state_dict(self) -> dict[str, Any]:
-        """A copy of the averaged model's whole state, as model.state_dict() names it, which the model loads strictly.
+        """A copy of the averaged model's whole state, as model.state_dict() names it, which the model loads
+        strictly.
 
-        Tied names, shared modules and extra state are in it, buffers that are not persistent are not. A model in a
-        wrapper (DistributedDataParallel, torch.compile) has the wrapper's names: give the model inside for plain ones.
-        Raises TaskError while swapped.
+        Tied names, shared modules and extra state are in it, buffers that are not persistent are not. A model
+        in a wrapper (DistributedDataParallel, torch.compile) has the wrapper's names: give the model inside
+        for plain ones. Raises TaskError while swapped.
         """
         return self.averaging.averaged_state()
 
@@ -93,7 +100,8 @@ class EMAOptimizer:
         if KEY not in state:
             raise TaskError(
                 "the optimizer's state has no average: it was saved without EMA",
-                hint="load it into the inner optimizer before EMAOptimizer wraps it, to begin the average there",
+                hint="load it into the inner optimizer before EMAOptimizer wraps it, to begin the "
+                "average there",
             )
         saved: Mapping[str, Any] = state[KEY]
         self.averaging.load(saved)

@@ -1,4 +1,5 @@
-"""The tensors of a model that is being trained: looked up by name, sorted by what changes them, copied as a state."""
+"""The tensors of a model that is being trained: looked up by name, sorted by what changes them, copied as a
+state."""
 
 from __future__ import annotations
 
@@ -36,7 +37,8 @@ def copied_state(model: nn.Module) -> dict[str, Any]:
 
 
 def getters_of(source: nn.Module | Mapping[str, Tensor]) -> Iterator[tuple[str, Getter]]:
-    """Every tensor of the state, once even if tied. `Module.to` replaces buffers, so they are looked up when read."""
+    """Every tensor of the state, once even if tied. `Module.to` replaces buffers, so they are looked up when
+    read."""
     if not isinstance(source, nn.Module):
         yield from ((name, partial(source.__getitem__, name)) for name in source)
         return
@@ -45,20 +47,29 @@ def getters_of(source: nn.Module | Mapping[str, Tensor]) -> Iterator[tuple[str, 
         for own in (module._parameters, module._buffers):
             for key, tensor in own.items():
                 name = f"{prefix}.{key}".lstrip(".")
-                if tensor is not None and key not in module._non_persistent_buffers_set and id(tensor) not in seen:
+                if (
+                    tensor is not None
+                    and key not in module._non_persistent_buffers_set
+                    and id(tensor) not in seen
+                ):
                     seen.add(id(tensor))
                     yield name, partial(own.__getitem__, key)
 
 
 def split_names(
-    source: nn.Module | Mapping[str, Tensor], getters: Mapping[str, Getter], buffers: Buffers, ignore: Sequence[str]
+    source: nn.Module | Mapping[str, Tensor],
+    getters: Mapping[str, Getter],
+    buffers: Buffers,
+    ignore: Sequence[str],
 ) -> tuple[list[str], list[str]]:
-    """The averaged names (floating, complex): those that only the optimizer changes, and buffers of forward passes."""
+    """The averaged names (floating, complex): those that only the optimizer changes, and buffers of forward
+    passes."""
     patterns = [re.compile(pattern) for pattern in ignore]
     floating = [
         name
         for name, get in getters.items()
-        if (get().is_floating_point() or get().is_complex()) and not any(pattern.search(name) for pattern in patterns)
+        if (get().is_floating_point() or get().is_complex())
+        and not any(pattern.search(name) for pattern in patterns)
     ]
     weights = [name for name in floating if not is_buffer(source, name)]
     changing = [name for name in floating if is_buffer(source, name)]

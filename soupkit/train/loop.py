@@ -24,13 +24,15 @@ from soupkit.train.randomness import Stream, seeded
 NUM_REPORTS = 200
 SKIPPED = "their gradients were not finite in float16"
 HOPELESS = 64
-"""Skipped updates in a row, from the first on, after which the scaler (65,536, halved each time) has no range left."""
+"""Skipped updates in a row, from the first on, after which the scaler (65,536, halved each time) has no range
+left."""
 LOWER_RATE = "lower the learning rate, clip the gradient (--clip-grad 1), or warm up for longer"
 
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What is learned: the examples, how the model wants to see them, the classes, and whether they are characters."""
+    """What is learned: the examples, how the model wants to see them, the classes, and whether they are
+    characters."""
 
     examples: Labelled
     settings: ImageSettings
@@ -40,7 +42,8 @@ class TrainingData:
 
 @dataclass(frozen=True)
 class Fitted:
-    """What became of a training: the mean loss of every epoch, and the updates that the scaler of float16 skipped."""
+    """What became of a training: the mean loss of every epoch, and the updates that the scaler of float16
+    skipped."""
 
     losses: list[float]
     num_skipped: int = 0
@@ -61,17 +64,20 @@ def fit(
     averages: Iterable[Averaging] = (),
     after_epoch: Callable[[int], None] = lambda _: None,
 ) -> Fitted:
-    """Train `model` in place on `device`; returns the mean training loss of every epoch, and how much was skipped.
+    """Train `model` in place on `device`; returns the mean training loss of every epoch, and how much was
+    skipped.
 
-    Soft-target cross-entropy; the learning rate moves with every update. On the CPU the same recipe and number of
-    threads give the same bits. Leaves the model in eval mode, and global generators as they were.
-    averages: averages of this model's weights, updated along. after_epoch: called with 1, 2, … when an epoch is over;
-    it may read the model.
-    Raises DivergedError as soon as an epoch's loss, or a trained weight, is not finite; RecipeError for the optimizer.
+    Soft-target cross-entropy; the learning rate moves with every update. On the CPU the same recipe and
+    number of threads give the same bits. Leaves the model in eval mode, and global generators as they were.
+    averages: averages of this model's weights, updated along. after_epoch: called with 1, 2, … when an epoch
+    is over; it may read the model.
+    Raises DivergedError as soon as an epoch's loss, or a trained weight, is not finite; RecipeError for the
+    optimizer.
     """
     per_epoch = num_batches(len(data.examples), recipe.batch_size)
     num_updates = recipe.epochs * per_epoch
-    _lay_out(model.to(device), torch.channels_last).train()  # convolutions run up to 1.6 times as fast, on CPUs too
+    # convolutions run up to 1.6 times as fast, on CPUs too
+    _lay_out(model.to(device), torch.channels_last).train()
     probe = Probe(model) if recipe.trainable == "head" else None
     if probe:
         probe.switch(probing=True)
@@ -93,7 +99,8 @@ def fit(
                 if update.stepped:
                     for average in averages:
                         average.update()
-                progress.advance(f"epoch {epoch}/{recipe.epochs}" + (f", loss {losses[-1]:.3f}" if losses else ""))
+                last = f", loss {losses[-1]:.3f}" if losses else ""
+                progress.advance(f"epoch {epoch}/{recipe.epochs}{last}")
             losses.append(_checked_loss(float(total) / count, epoch=epoch, epochs=recipe.epochs))
             report(Measured("train/loss", losses[-1], update.num_done))
             report(Measured("train/lr", update.optimizer.param_groups[-1]["lr"], update.num_done))
@@ -110,7 +117,8 @@ def fit(
 
 
 def amp_dtype(recipe: Finetune, device: torch.device) -> torch.dtype | None:
-    """The dtype of mixed precision; None: float32 throughout. auto: bfloat16 on CUDA, whose range needs no scaling."""
+    """The dtype of mixed precision; None: float32 throughout. auto: bfloat16 on CUDA, whose range needs no
+    scaling."""
     if recipe.amp == "auto":
         return torch.bfloat16 if device.type == "cuda" else None
     return {"off": None, "bfloat16": torch.bfloat16, "float16": torch.float16}[recipe.amp]
@@ -126,15 +134,22 @@ def _lay_out(model: nn.Module, memory_format: torch.memory_format) -> nn.Module:
 
 
 class Updater:
-    """What turns a batch into one update of a model: optimizer, learning-rate schedule, scaler of mixed precision.
+    """What turns a batch into one update of a model: optimizer, learning-rate schedule, scaler of mixed
+    precision.
 
-    num_done: updates so far. num_skipped: batches whose gradient overflowed in float16, so that the scaler left the
-    weights as they were: they move neither the schedule nor an average. stepped: whether the last batch made an update.
-    parameters: those that are trained.
+    num_done: updates so far. num_skipped: batches whose gradient overflowed in float16, so that the scaler
+    left the weights as they were: they move neither the schedule nor an average. stepped: whether the last
+    batch made an update. parameters: those that are trained.
     """
 
     def __init__(
-        self, model: nn.Module, recipe: Finetune, *, device: torch.device, num_updates: int, updates_per_epoch: int
+        self,
+        model: nn.Module,
+        recipe: Finetune,
+        *,
+        device: torch.device,
+        num_updates: int,
+        updates_per_epoch: int,
     ) -> None:
         self.model, self.recipe, self.device = model, recipe, device
         self.optimizer = build_optimizer(model, recipe)
@@ -165,7 +180,9 @@ class Updater:
 
     def loss(self, images: Tensor, targets: Tensor) -> Tensor:
         """The loss of a batch, in the precision that the recipe asks for."""
-        with torch.autocast(self.device.type, dtype=self.dtype or torch.bfloat16, enabled=self.dtype is not None):
+        with torch.autocast(
+            self.device.type, dtype=self.dtype or torch.bfloat16, enabled=self.dtype is not None
+        ):
             logits = self.model(images.contiguous(memory_format=torch.channels_last))
         return soft_cross_entropy(logits, targets)
 
@@ -177,7 +194,9 @@ class Updater:
         scale = self.scaler.get_scale()
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.stepped = 0 < scale <= self.scaler.get_scale()  # it is lowered when, and only when, a step is skipped
+        self.stepped = (
+            0 < scale <= self.scaler.get_scale()
+        )  # it is lowered when, and only when, a step is skipped
         if self.stepped:
             self.num_done += 1
             self.schedule.step_update(self.num_done)
@@ -195,7 +214,8 @@ class Updater:
 
 
 class Progress:
-    """Reports updates, a few at a time: at most NUM_REPORTS events. done: those of an earlier, interrupted run."""
+    """Reports updates, a few at a time: at most NUM_REPORTS events. done: those of an earlier, interrupted
+    run."""
 
     def __init__(self, report: Report, num_updates: int, *, done: int = 0) -> None:
         self.report, self.num_updates = report, num_updates

@@ -15,15 +15,19 @@ from soupkit.errors import RecipeError
 from soupkit.recipe.train import Finetune
 from soupkit.train.averages import swa_start
 
-SCHEDULES = {"cosine": "cosine", "multistep": "multistep", "constant": "multistep"}  # without milestones it stays
+SCHEDULES = {
+    "cosine": "cosine",
+    "multistep": "multistep",
+    "constant": "multistep",
+}  # without milestones it stays
 
 
 def build_optimizer(model: nn.Module, recipe: Finetune) -> torch.optim.Optimizer:
     """timm's optimizer of that name; biases and normalisation weights are not decayed.
 
-    layer_decay: the learning rate of each layer is this factor times that of the layer above (Clark et al. 2020,
-    arXiv:2003.10555; Bao et al. 2022, arXiv:2106.08254). Raises RecipeError for an unknown optimizer, and when
-    layer_decay would do nothing.
+    layer_decay: the learning rate of each layer is this factor times that of the layer above (Clark et al.
+    2020, arXiv:2003.10555; Bao et al. 2022, arXiv:2106.08254). Raises RecipeError for an unknown optimizer,
+    and when layer_decay would do nothing.
     """
     known = timm.optim.list_optimizers()
     if recipe.optimizer not in known:
@@ -41,8 +45,13 @@ def build_optimizer(model: nn.Module, recipe: Finetune) -> torch.optim.Optimizer
         )
     except (AssertionError, ImportError, RuntimeError, TypeError, ValueError) as error:
         raise RecipeError(f"optimizer {recipe.optimizer!r} cannot be made: {error}") from error
-    if recipe.layer_decay not in (None, 1) and len({group.get("lr_scale") for group in optimizer.param_groups}) < 2:
-        raise RecipeError("layer_decay has no effect: timm knows no layers in this model", hint="--layer-decay none")
+    if (
+        recipe.layer_decay not in (None, 1)
+        and len({group.get("lr_scale") for group in optimizer.param_groups}) < 2
+    ):
+        raise RecipeError(
+            "layer_decay has no effect: timm knows no layers in this model", hint="--layer-decay none"
+        )
     return optimizer
 
 
@@ -51,10 +60,10 @@ def build_schedule(
 ) -> Schedule:
     """The learning rate of update u in 0 … num_updates − 1; call `step_update(u + 1)` after update u.
 
-    With W warmup updates and T = num_updates: lr·(u + 1)/(W + 1) for u < W, so that no update is wasted on a rate of
-    zero; then, cosine, min_lr + (lr − min_lr)·(1 + cos(π(u − W)/(T − W)))/2, or multistep, lr·decay_rate^m from
-    update milestones[m − 1]·T on, or constant, lr. Warmup takes at most half of the training. With swa_lr, the rate
-    leaves all this where SWA begins.
+    With W warmup updates and T = num_updates: lr·(u + 1)/(W + 1) for u < W, so that no update is wasted on a
+    rate of zero; then, cosine, min_lr + (lr − min_lr)·(1 + cos(π(u − W)/(T − W)))/2, or multistep,
+    lr·decay_rate^m from update milestones[m − 1]·T on, or constant, lr. Warmup takes at most half of the
+    training. With swa_lr, the rate leaves all this where SWA begins.
     """
     num_warmup = warmup_updates(recipe, num_updates=num_updates, updates_per_epoch=updates_per_epoch)
     schedule: Schedule = timm.scheduler.create_scheduler_v2(
@@ -86,10 +95,12 @@ class Schedule(Protocol):
 
 
 class SwaSchedule:
-    """Another schedule until SWA begins, then a cosine from where it stands to a constant rate, as torch's SWALR.
+    """Another schedule until SWA begins, then a cosine from where it stands to a constant rate, as torch's
+    SWALR.
 
-    (Izmailov et al. 2018, arXiv:1803.05407, §3.2.) With s updates before, the update s + i, i = 1, 2, …, has the rate
-    lr_s + (lr − lr_s)·(1 − cos(π·min(i/anneal, 1)))/2. It depends on the number of updates alone, so it resumes.
+    (Izmailov et al. 2018, arXiv:1803.05407, §3.2.) With s updates before, the update s + i, i = 1, 2, …, has
+    the rate lr_s + (lr − lr_s)·(1 − cos(π·min(i/anneal, 1)))/2. It depends on the number of updates alone, so
+    it resumes.
     """
 
     def __init__(

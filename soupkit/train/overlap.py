@@ -1,7 +1,8 @@
-"""Where the arithmetic of an average runs: at once, in a thread, or on a CUDA stream beside the training's own.
+"""Where the arithmetic of an average runs: at once, in a thread, or on a CUDA stream beside the training's
+own.
 
-A job reads the live weights. It may run while the next batch goes forward and backward, for these change gradients
-only; before the optimizer changes the weights, `release` waits until they have been read.
+A job reads the live weights. It may run while the next batch goes forward and backward, for these change
+gradients only; before the optimizer changes the weights, `release` waits until they have been read.
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ class AtOnce:
 
 
 class InThread:
-    """A thread of the CPU; torch's operations let go of the interpreter, so the next batch is loaded meanwhile."""
+    """A thread of the CPU; torch's operations let go of the interpreter, so the next batch is loaded
+    meanwhile."""
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(1, "soupkit-average")
@@ -136,7 +138,9 @@ def lerp(average: Sequence[Tensor], live: Sequence[Tensor], rate: float) -> None
     """w̄ ← w̄ + rate·(w − w̄) for all tensors, in place, in the average's dtype and on its device."""
     if any(a.dtype != w.dtype or a.device != w.device for a, w in zip(average, live, strict=True)):
         live = [w.to(a.device, a.dtype) for a, w in zip(average, live, strict=True)]
-    torch._foreach_lerp_([_as_real(tensor) for tensor in average], [_as_real(tensor) for tensor in live], rate)
+    torch._foreach_lerp_(
+        [_as_real(tensor) for tensor in average], [_as_real(tensor) for tensor in live], rate
+    )
 
 
 def _as_real(tensor: Tensor) -> Tensor:

@@ -1,9 +1,9 @@
 """Worker processes that live as long as the work does, and no longer.
 
-Forking a process that has run torch is unsafe, so a fork server, which only imports what the work needs, makes the
-workers: torch and timm are imported once and not by each of them (spawned where there is no fork). A worker takes one
-piece of work after another and computes with one thread. When the parent dies, by whatever means, a watchdog ends it;
-Ctrl-C reaches the parent alone, which ends its workers.
+Forking a process that has run torch is unsafe, so a fork server, which only imports what the work needs,
+makes the workers: torch and timm are imported once and not by each of them (spawned where there is no fork).
+A worker takes one piece of work after another and computes with one thread. When the parent dies, by whatever
+means, a watchdog ends it; Ctrl-C reaches the parent alone, which ends its workers.
 """
 
 from __future__ import annotations
@@ -59,7 +59,8 @@ class Worker:
 
 
 OnFailure = Callable[[str, SoupkitError], tuple[Any, ...] | None]
-"""What to do about a piece that failed: its arguments for another attempt, None to give it up, or raise to end all."""
+"""What to do about a piece that failed: its arguments for another attempt, None to give it up, or raise to
+end all."""
 
 
 def raise_named(name: str, error: SoupkitError) -> None:
@@ -68,7 +69,8 @@ def raise_named(name: str, error: SoupkitError) -> None:
 
 
 class Execute(Protocol):
-    """Calls `work(*arguments, report)` for every named piece, somewhere, and tells what became of each, in this thread.
+    """Calls `work(*arguments, report)` for every named piece, somewhere, and tells what became of each, in
+    this thread.
 
     on_failure decides about a piece that raised a SoupkitError or whose worker died; anything else ends all.
     """
@@ -116,11 +118,11 @@ def run_in_processes(
 ) -> None:
     """Call `work(*arguments, report)` for every named piece, each in one of `num_processes` worker processes.
 
-    `work` is a function of a module, arguments and results can be pickled. Events and results arrive here, in the
-    parent, in the order of time. on_failure decides about a SoupkitError and about a worker that died, which is
-    replaced by a new one; by default the first ends everything. Any other exception is a bug and ends everything as a
-    TaskError. On any exception, KeyboardInterrupt included, no worker is left behind. A script that calls this needs
-    `if __name__ == "__main__":`.
+    `work` is a function of a module, arguments and results can be pickled. Events and results arrive here, in
+    the parent, in the order of time. on_failure decides about a SoupkitError and about a worker that died,
+    which is replaced by a new one; by default the first ends everything. Any other exception is a bug and
+    ends everything as a TaskError. On any exception, KeyboardInterrupt included, no worker is left behind. A
+    script that calls this needs `if __name__ == "__main__":`.
     """
     waiting = deque(pieces.items())
     with _workers(min(num_processes, len(pieces)), work) as workers:
@@ -204,7 +206,11 @@ def _receive(worker: Worker) -> Event | Result | Failure:
 def _died(worker: Worker) -> WorkerDiedError:
     worker.process.join(GRACE_SECONDS)
     code = worker.process.exitcode
-    how = f"was killed by {signal.Signals(-code).name}" if code is not None and code < 0 else f"ended with code {code}"
+    how = (
+        f"was killed by {signal.Signals(-code).name}"
+        if code is not None and code < 0
+        else f"ended with code {code}"
+    )
     return WorkerDiedError(
         f"its worker process {how}",
         hint="if memory ran out, lower --jobs or --batch-size; the same command continues where this ended",
@@ -212,10 +218,11 @@ def _died(worker: Worker) -> WorkerDiedError:
 
 
 def _serve(connection: Connection, work: Work, environment: Mapping[str, str]) -> None:
-    """The worker's life: take arguments, report events, return a result or a failure, until the parent is gone.
+    """The worker's life: take arguments, report events, return a result or a failure, until the parent is
+    gone.
 
-    The fork server keeps the environment of its own start; a worker has its parent's of now. And whoever else started
-    that server need not have blocked interrupts.
+    The fork server keeps the environment of its own start; a worker has its parent's of now. And whoever else
+    started that server need not have blocked interrupts.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     os.environ.clear()
@@ -244,7 +251,8 @@ def _die_with_parent() -> None:
 
 @contextmanager
 def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    """Children start with these variables; OpenMP reads them before any code of ours could set a number of threads."""
+    """Children start with these variables; OpenMP reads them before any code of ours could set a number of
+    threads."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:
@@ -259,7 +267,8 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
 
 @contextmanager
 def _without_interrupts() -> Iterator[None]:
-    """Children inherit that SIGINT is blocked, from their first instruction on; here a Ctrl-C waits until the end."""
+    """Children inherit that SIGINT is blocked, from their first instruction on; here a Ctrl-C waits until the
+    end."""
     resource_tracker.ensure_running()  # before: starting it unblocks the signal
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:

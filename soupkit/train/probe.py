@@ -16,14 +16,16 @@ def head_prefixes(model: nn.Module) -> tuple[str, ...]:
 class Probe:
     """Switches a model between training its head alone and training all of it (LP-FT: Kumar et al. 2022).
 
-    arXiv:2202.10054. While it probes, what is not the head gets no gradient and is in eval mode, so that batch-norm
-    statistics stay and no feature is dropped. Raises RecipeError for a model that names no head.
+    arXiv:2202.10054. While it probes, what is not the head gets no gradient and is in eval mode, so that
+    batch-norm statistics stay and no feature is dropped. Raises RecipeError for a model that names no head.
     """
 
     def __init__(self, model: nn.Module) -> None:
         prefixes = head_prefixes(model)
         if not prefixes:
-            raise RecipeError("linear probing needs a model that names its head", hint="leave the linear probe out")
+            raise RecipeError(
+                "linear probing needs a model that names its head", hint="leave the linear probe out"
+            )
         self.model = model
         self.body = [
             parameter

@@ -1,4 +1,5 @@
-"""Seeds: what is random in training depends on the recipe's seed, whoever else draws from a global generator."""
+"""Seeds: what is random in training depends on the recipe's seed, whoever else draws from a global
+generator."""
 
 from __future__ import annotations
 
@@ -28,8 +29,9 @@ class Stream(IntEnum):
 def seeded(seed: int, stream: Stream, *position: int, device: torch.device | None = None) -> Iterator[None]:
     """Inside, the global generators of Python, NumPy and torch start from (seed, stream, position).
 
-    Afterwards they go on as if nothing had happened. timm's transforms and mixup draw from all three; a batch that
-    sets them by its own number is the same batch in any process. `device`: a CUDA device whose generator is set too.
+    Afterwards they go on as if nothing had happened. timm's transforms and mixup draw from all three; a batch
+    that sets them by its own number is the same batch in any process. `device`: a CUDA device whose generator
+    is set too.
     """
     words = np.random.SeedSequence([seed, stream, *position]).generate_state(6)
     cuda = device if device is not None and device.type == "cuda" else None
@@ -53,7 +55,8 @@ def seeded(seed: int, stream: Stream, *position: int, device: torch.device | Non
 
 @contextmanager
 def torch_threads(num_threads: int) -> Iterator[None]:
-    """Inside, torch computes with `num_threads` threads on the CPU; sums depend on that number in their last bits."""
+    """Inside, torch computes with `num_threads` threads on the CPU; sums depend on that number in their last
+    bits."""
     before = torch.get_num_threads()
     torch.set_num_threads(num_threads)
     try:

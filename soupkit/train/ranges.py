@@ -53,7 +53,8 @@ OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
 
 @dataclass(frozen=True)
 class Draw:
-    """What one hyper-parameter may be: two bounds of a range (log, uniform, int: both included) or a list of points."""
+    """What one hyper-parameter may be: two bounds of a range (log, uniform, int: both included) or a list of
+    points."""
 
     kind: Literal["constant", "log", "uniform", "int", "choice"]
     values: tuple[Value, ...]
@@ -102,7 +103,9 @@ class Range:
 
     def draw(self, settings: Mapping[str, Value]) -> Draw:
         """What it may be in a run with these other hyper-parameters."""
-        return next(branch.draw for branch in self.branches if all(each.holds(settings) for each in branch.conditions))
+        return next(
+            branch.draw for branch in self.branches if all(each.holds(settings) for each in branch.conditions)
+        )
 
     @property
     def varies(self) -> bool:
@@ -130,7 +133,8 @@ def parse_range(text: str, name: str) -> Range:
 
 
 def parse_draw(text: str, name: str) -> Draw:
-    """Read one range of the option `name`. Raises RecipeError for what is none, and for an empty or infinite one."""
+    """Read one range of the option `name`. Raises RecipeError for what is none, and for an empty or infinite
+    one."""
     call = re.fullmatch(r"\s*(\w+)\s*\((.*)\)\s*", text, re.DOTALL)
     if call is None:
         return Draw("constant", (_value(text, name, text),))
@@ -171,7 +175,9 @@ def _condition(text: str, name: str, where: str) -> Condition:
     other, sign, value = match.groups()
     if other not in DRAWN or other in (name, "run_seed"):
         close = difflib.get_close_matches(other, DRAWN, n=1)
-        raise _wrong(name, where, f"{other!r} is nothing to ask for" + (f"; did you mean {close[0]}?" if close else ""))
+        raise _wrong(
+            name, where, f"{other!r} is nothing to ask for" + (f"; did you mean {close[0]}?" if close else "")
+        )
     if other in WORDS and sign not in ("=", "==", "!="):
         raise _wrong(name, where, f"{other} is a word: ask with = or !=")
     return Condition(other, sign, _value(value, other, where))
@@ -200,7 +206,9 @@ def _value(text: str, name: str, where: str) -> Value:
     return int(number)
 
 
-def _checked_range(kind: str, values: Sequence[Value], name: str, text: str) -> Literal["log", "uniform", "int"]:
+def _checked_range(
+    kind: str, values: Sequence[Value], name: str, text: str
+) -> Literal["log", "uniform", "int"]:
     if name in WORDS:
         raise _wrong(name, text, f"{kind} is for numbers, a word needs choice")
     low, high = values if len(values) == 2 else (None, None)
@@ -213,7 +221,9 @@ def _checked_range(kind: str, values: Sequence[Value], name: str, text: str) -> 
     if kind == "int" and (low != int(low) or high != int(high)):
         raise _wrong(name, text, "int needs whole bounds")
     if kind != "int" and name in WHOLE:
-        raise RecipeError(f"{name} is {text!r}, but it is a whole number", hint=f"--{dashed(name)} 'int({low},{high})'")
+        raise RecipeError(
+            f"{name} is {text!r}, but it is a whole number", hint=f"--{dashed(name)} 'int({low},{high})'"
+        )
     return "log" if kind == "log" else "uniform" if kind == "uniform" else "int"
 
 

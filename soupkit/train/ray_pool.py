@@ -1,4 +1,5 @@
-"""Work on a Ray cluster: `pool.run_in_processes` for many machines. Ray is optional: pip install 'soupkit[ray]'.
+"""Work on a Ray cluster: `pool.run_in_processes` for many machines. Ray is optional: pip install
+'soupkit[ray]'.
 
 Outputs are written where the command's are, so the machines must share that file system.
 """
@@ -41,13 +42,14 @@ def run_on_ray(
     num_at_a_time: int = 0,
     device: str = "auto",
 ) -> None:
-    """Call `work(*arguments, report)` for every named piece, each as a Ray task with one CPU (and a GPU, if it is to).
+    """Call `work(*arguments, report)` for every named piece, each as a Ray task with one CPU (and a GPU, if
+    it is to).
 
-    address: of a running cluster (auto, host:port, ray://host:port), or "local": a cluster of this machine for as long
-    as this takes. num_at_a_time: 0 takes as many as the cluster has CPUs. A worker or a node that dies is a
-    WorkerDiedError, about which on_failure decides, as about any SoupkitError; retries are ours, not Ray's, since the
-    caller may change the arguments. Events arrive here. On any exception what is under way is cancelled.
-    Raises RecipeError without Ray, TaskError when the cluster cannot be reached.
+    address: of a running cluster (auto, host:port, ray://host:port), or "local": a cluster of this machine
+    for as long as this takes. num_at_a_time: 0 takes as many as the cluster has CPUs. A worker or a node that
+    dies is a WorkerDiedError, about which on_failure decides, as about any SoupkitError; retries are ours,
+    not Ray's, since the caller may change the arguments. Events arrive here. On any exception what is under
+    way is cancelled. Raises RecipeError without Ray, TaskError when the cluster cannot be reached.
     """
     require_ray()
     import ray
@@ -144,7 +146,9 @@ def _outcome(reference: Any) -> Result | Failure:
     try:
         outcome: Result | Failure = ray.get(reference)
     except ray.exceptions.RayTaskError as error:  # before our own code ran: an import, an argument
-        raise TaskError(f"a Ray worker cannot do the work: {_first_line(error)}", hint=f"use only {MACHINE}") from error
+        raise TaskError(
+            f"a Ray worker cannot do the work: {_first_line(error)}", hint=f"use only {MACHINE}"
+        ) from error
     except ray.exceptions.RayError as error:
         return Failure(WorkerDiedError(f"its Ray worker died: {_first_line(error)}"), "")
     return outcome

@@ -58,7 +58,12 @@ def plan_probe(recipe: FinetuneSweep) -> Run | None:
     if not recipe.lp_epochs:
         return None
     shared = _shared(recipe) | {"snapshot_every": 0, "trainable": "head", "min_lr": 0.0}
-    settings: Settings = {"lr": recipe.lp_lr, "weight_decay": 0.0, "epochs": recipe.lp_epochs, "seed": recipe.seed}
+    settings: Settings = {
+        "lr": recipe.lp_lr,
+        "weight_decay": 0.0,
+        "epochs": recipe.lp_epochs,
+        "seed": recipe.seed,
+    }
     return _run(PROBE_NAME, settings, _without_averages(shared))
 
 
@@ -73,7 +78,9 @@ def plan_runs(recipe: FinetuneSweep) -> list[Run]:
 def _shared(recipe: FinetuneSweep) -> Json:
     """What every run takes from the sweep as it is."""
     own = {field.name for field in dataclasses.fields(Finetune)} - {*HYPER_PARAMETERS, "threads"}
-    return {field.name: getattr(recipe, field.name) for field in dataclasses.fields(recipe) if field.name in own}
+    return {
+        field.name: getattr(recipe, field.name) for field in dataclasses.fields(recipe) if field.name in own
+    }
 
 
 def _without_averages(shared: Json) -> Json:
@@ -90,7 +97,8 @@ def _run(name: str, settings: Settings, shared: Json) -> Run:
 
 
 def opened(out: Path) -> AbstractContextManager[None]:
-    """Hold the sweep directory: made if need be, locked against another sweep, freed of what a killed one left.
+    """Hold the sweep directory: made if need be, locked against another sweep, freed of what a killed one
+    left.
 
     Raises OutputError when it is in use, or holds something that is no sweep.
     """
@@ -109,15 +117,17 @@ def finished(
     """The manifest of `run` if it was trained as its recipe says from this base, None if it is to be trained.
 
     lowered: how often its learning rate was lowered because it diverged. data: what the data are now. Raises
-    OutputError for a directory that holds another run, CheckpointError for one whose weights are damaged, unless
-    `overwrite` says to train them again.
+    OutputError for a directory that holds another run, CheckpointError for one whose weights are damaged,
+    unless `overwrite` says to train them again.
     """
     out = run.recipe.out
     if not out.exists():
         return None
     manifest = Manifest.read_if_any(out)
     if manifest is None:
-        raise OutputError(f"{out}: exists and has no {MANIFEST_NAME}", hint="remove it, or choose another --out")
+        raise OutputError(
+            f"{out}: exists and has no {MANIFEST_NAME}", hint="remove it, or choose another --out"
+        )
     recipes = [recipe for recipe in (run.recipe, run.lowered(lowered)) if recipe]
     changes = min((differences(recipe, manifest, base_content) for recipe in recipes), key=len)
     if data is not None and manifest.given.get("data", data) != data:
@@ -141,7 +151,8 @@ def _has_weights(directory: Path) -> bool:
 
 
 def differences(recipe: Finetune, manifest: Manifest, base_content: str) -> list[str]:
-    """What `recipe` wants and the finished run was not trained with, in words; what is not recorded was a default."""
+    """What `recipe` wants and the finished run was not trained with, in words; what is not recorded was a
+    default."""
     wanted = json.loads(json.dumps(recipe_to_json(recipe)))
     was = _defaults() | manifest.recipe
     keys = [key for key in wanted if key not in WITHOUT_EFFECT and was.get(key) != wanted[key]]
@@ -193,7 +204,8 @@ def _seen_from_sweep(entry: Json) -> Json:
 
 
 def trained_with(run: Run, manifest: Manifest) -> Settings:
-    """The hyper-parameters that a finished run was trained with: those drawn, its learning rate perhaps lowered."""
+    """The hyper-parameters that a finished run was trained with: those drawn, its learning rate perhaps
+    lowered."""
     found: Settings = manifest.notes.get("hyper_parameters", run.settings)
     return {name: found.get(name, value) for name, value in run.settings.items()}
 
@@ -205,7 +217,8 @@ def settings_table(runs: Sequence[Run]) -> Table:
 
 
 def ranking(runs: Sequence[Run], done: dict[str, Manifest]) -> list[Json]:
-    """The members, best on held-out first: their top-1 on both splits, hyper-parameters, and their averages' top-1."""
+    """The members, best on held-out first: their top-1 on both splits, hyper-parameters, and their averages'
+    top-1."""
     rows = []
     for run in (run for run in runs if run.name in done):
         manifest = done[run.name]
@@ -230,7 +243,8 @@ def leaderboard(rows: Sequence[Json]) -> Table:
     averages = [key for key in (rows[0] if rows else ()) if key.endswith("_held_out_top1")]
     keys = ("held_out_top1", "held_out_standard_error", "test_top1", *averages)
     cells: list[tuple[Cell, ...]] = [
-        (row["run"], *(_rounded(row.get(key)) for key in keys), *(_short(row[name]) for name in names)) for row in rows
+        (row["run"], *(_rounded(row.get(key)) for key in keys), *(_short(row[name]) for name in names))
+        for row in rows
     ]
     titles = [f"{key.removesuffix('_held_out_top1')} held-out" for key in averages]
     columns = ("run", "held-out top-1", "±", "test top-1", *titles, *names)

@@ -1,4 +1,5 @@
-"""Checkpoint directories of a small trained network, and of the same network with its units in another order."""
+"""Checkpoint directories of a small trained network, and of the same network with its units in another
+order."""
 
 from __future__ import annotations
 
@@ -59,7 +60,8 @@ def spec_of(directory: Path) -> PermutationSpec:
 
 
 def permuted_copy(source: Path, directory: Path, *, noise: float = 0.0, seed: int = 1) -> Path:
-    """The checkpoint with all its units in another order, with noise in proportion to each tensor's deviation."""
+    """The checkpoint with all its units in another order, with noise in proportion to each tensor's
+    deviation."""
     spec = spec_of(source)
     random = np.random.default_rng(seed)
     view = Permuted(Checkpoint(source), spec, random_permutation(spec, seed))

@@ -1,4 +1,5 @@
-"""Networks with permutation groups written by hand, so that matching is tested without what derives groups."""
+"""Networks with permutation groups written by hand, so that matching is tested without what derives
+groups."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ def mlp(*widths: int) -> PermutationSpec:
 
 
 def attention(width: int = 24, heads: int = 3, units: int = 4) -> PermutationSpec:
-    """A residual stream, and heads on it with Q and K in one order of units and V in another, in each head its own."""
+    """A residual stream, and heads on it with Q and K in one order of units and V in another, in each head
+    its own."""
     groups = {"stream": Group("stream", width), "heads": Group("heads", heads, "blocks", "heads")}
     for family in ("qk", "v"):
         for j in range(heads):
@@ -85,10 +87,15 @@ def gathered(spec: PermutationSpec, tensors: Mapping[str, np.ndarray], permutati
     return found
 
 
-def hidden_copy(spec: PermutationSpec, tensors: Tensors, *, noise: float, seed: int) -> tuple[Tensors, Permutation]:
+def hidden_copy(
+    spec: PermutationSpec, tensors: Tensors, *, noise: float, seed: int
+) -> tuple[Tensors, Permutation]:
     """A noisy copy with its units in another order, and that order."""
     random = np.random.default_rng(seed)
-    noisy = {n: t + np.float32(noise) * random.standard_normal(t.shape).astype(np.float32) for n, t in tensors.items()}
+    noisy = {
+        n: t + np.float32(noise) * random.standard_normal(t.shape).astype(np.float32)
+        for n, t in tensors.items()
+    }
     true = random_permutation(spec, seed)
     return gathered(spec, noisy, true), true
 

@@ -40,7 +40,13 @@ class Attention(nn.Module):
     """Self-attention in one of the ways in which people lay out heads."""
 
     def __init__(
-        self, layout: str, *, norm: bool = False, rope: bool = False, fused: bool = True, kv_heads: int = HEADS
+        self,
+        layout: str,
+        *,
+        norm: bool = False,
+        rope: bool = False,
+        fused: bool = True,
+        kv_heads: int = HEADS,
     ):
         super().__init__()
         self.layout, self.fused, self.kv_heads, self.size = layout, fused, kv_heads, C // HEADS
@@ -48,7 +54,9 @@ class Attention(nn.Module):
         self.proj = nn.Linear(C, C)
         self.q_norm = nn.LayerNorm(self.size) if norm else nn.Identity()
         self.k_norm = nn.LayerNorm(self.size) if norm else nn.Identity()
-        self.register_buffer("angles", torch.linspace(0, 3, 16 * self.size).reshape(16, self.size), persistent=False)
+        self.register_buffer(
+            "angles", torch.linspace(0, 3, 16 * self.size).reshape(16, self.size), persistent=False
+        )
         self.rope = rope
 
     def split(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -142,16 +150,22 @@ def images() -> dict[str, Callable[[], nn.Module]]:
         "depthwise": lambda: nn.Sequential(
             conv(groups=C), nn.Conv2d(C, 2 * C, 1), nn.PReLU(2 * C), nn.Conv2d(2 * C, C, 1)
         ),
-        "depthwise, twice as wide": lambda: nn.Sequential(nn.Conv2d(C, 2 * C, 1, groups=C), nn.Conv2d(2 * C, C, 1)),
+        "depthwise, twice as wide": lambda: nn.Sequential(
+            nn.Conv2d(C, 2 * C, 1, groups=C), nn.Conv2d(2 * C, C, 1)
+        ),
         "batch norm": lambda: nn.BatchNorm2d(C),
         "group norm": lambda: nn.Sequential(nn.Conv2d(C, C, 1), nn.GroupNorm(3, C), nn.Conv2d(C, C, 1)),
         "group norm of the stream": lambda: nn.GroupNorm(4, C),
         "gate": lambda: Lambda(
             lambda x, gate: x * gate(x),
-            nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(C, 4, 1), nn.ReLU(), nn.Conv2d(4, C, 1), nn.Sigmoid()),
+            nn.Sequential(
+                nn.AdaptiveAvgPool2d(1), nn.Conv2d(C, 4, 1), nn.ReLU(), nn.Conv2d(4, C, 1), nn.Sigmoid()
+            ),
         ),
         "glu": lambda: nn.Sequential(nn.Conv2d(C, 2 * C, 1), nn.GLU(1), nn.Conv2d(C, C, 1)),
-        "cat": lambda: Lambda(lambda x, a, b: b(torch.cat([a(x), x], 1)), nn.Conv2d(C, 5, 1), nn.Conv2d(C + 5, C, 1)),
+        "cat": lambda: Lambda(
+            lambda x, a, b: b(torch.cat([a(x), x], 1)), nn.Conv2d(C, 5, 1), nn.Conv2d(C + 5, C, 1)
+        ),
         "cat, then grouped": lambda: Lambda(
             lambda x, a, b: b(torch.cat([a(x), x], 1)), nn.Conv2d(C, 6, 1), nn.Conv2d(C + 6, C, 1, groups=3)
         ),
@@ -163,27 +177,37 @@ def images() -> dict[str, Callable[[], nn.Module]]:
         ),
         "shuffle": lambda: Lambda(lambda x, a, b: b(_shuffle(a(x))), conv(), conv()),
         "channel shuffle": lambda: nn.Sequential(conv(), nn.ChannelShuffle(3), conv(groups=3), conv()),
-        "pixel shuffle": lambda: nn.Sequential(nn.Conv2d(C, 4 * C, 1), nn.PixelShuffle(2), nn.AvgPool2d(2), conv()),
-        "space to depth": lambda: nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(4 * C, 4 * C, 1), nn.PixelShuffle(2)),
+        "pixel shuffle": lambda: nn.Sequential(
+            nn.Conv2d(C, 4 * C, 1), nn.PixelShuffle(2), nn.AvgPool2d(2), conv()
+        ),
+        "space to depth": lambda: nn.Sequential(
+            nn.PixelUnshuffle(2), nn.Conv2d(4 * C, 4 * C, 1), nn.PixelShuffle(2)
+        ),
         "transposed": lambda: nn.Sequential(nn.ConvTranspose2d(C, 8, 2, 2), nn.ReLU(), nn.Conv2d(8, C, 2, 2)),
         "transposed, grouped": lambda: nn.ConvTranspose2d(C, C, 3, padding=1, groups=3),
         "weight standardised": lambda: Lambda(
             lambda x, c: F.conv2d(
-                x, F.batch_norm(c.weight.reshape(1, C, -1), None, None, training=True).reshape_as(c.weight), padding=1
+                x,
+                F.batch_norm(c.weight.reshape(1, C, -1), None, None, training=True).reshape_as(c.weight),
+                padding=1,
             ),
             conv(),
         ),
         "padded channels": lambda: Lambda(
-            lambda x, a: F.pad(a(x), (0, 0, 0, 0, 2, 2)), nn.Sequential(nn.Conv2d(C, C - 4, 1), nn.BatchNorm2d(C - 4))
+            lambda x, a: F.pad(a(x), (0, 0, 0, 0, 2, 2)),
+            nn.Sequential(nn.Conv2d(C, C - 4, 1), nn.BatchNorm2d(C - 4)),
         ),
         "layer norm of channels": lambda: Lambda(
             lambda x, norm: norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), nn.LayerNorm(C)
         ),
         "rolled windows": lambda: Lambda(
-            lambda x, a: torch.roll(a(x.unflatten(-1, (2, -1)).transpose(-1, -2).flatten(-2)), (1,), (-1,)), conv()
+            lambda x, a: torch.roll(a(x.unflatten(-1, (2, -1)).transpose(-1, -2).flatten(-2)), (1,), (-1,)),
+            conv(),
         ),
         "rolled channels": lambda: Lambda(lambda x, a, b: b(torch.roll(a(x), 1, 1)), conv(), conv()),
-        "scaled": lambda: Lambda(lambda x, c: x * c.weight[None, :, None, None].relu() + c.bias[0], nn.BatchNorm2d(C)),
+        "scaled": lambda: Lambda(
+            lambda x, c: x * c.weight[None, :, None, None].relu() + c.bias[0], nn.BatchNorm2d(C)
+        ),
         "flattened": lambda: Lambda(
             lambda x, a, b: x + b(a(x).flatten(1))[:, :, None, None], nn.Conv2d(C, 5, 1), nn.Linear(5 * 64, C)
         ),
@@ -209,7 +233,9 @@ def tokens() -> dict[str, Callable[[], nn.Module]]:
         ),
         "mlp": lambda: nn.Sequential(nn.LayerNorm(C), nn.Linear(C, 20), nn.GELU(), nn.Linear(20, C)),
         "swiglu": lambda: Lambda(
-            lambda x, a, b: b(F.silu(a(x).chunk(2, -1)[0]) * a(x).chunk(2, -1)[1]), nn.Linear(C, 20), nn.Linear(10, C)
+            lambda x, a, b: b(F.silu(a(x).chunk(2, -1)[0]) * a(x).chunk(2, -1)[1]),
+            nn.Linear(C, 20),
+            nn.Linear(10, C),
         ),
         "token mixer": lambda: Lambda(
             lambda x, mlp: mlp(x.transpose(1, 2)).transpose(1, 2),
@@ -217,14 +243,18 @@ def tokens() -> dict[str, Callable[[], nn.Module]]:
         ),
         "einsum": lambda: Lambda(_head_einsum, nn.Linear(C, C)),
         "channel attention": lambda: Lambda(_channel_attention, nn.Linear(C, 3 * C)),
-        "talking heads": lambda: Lambda(_talking, nn.Linear(C, 2 * C), nn.Linear(C, C), nn.Linear(HEADS, HEADS)),
+        "talking heads": lambda: Lambda(
+            _talking, nn.Linear(C, 2 * C), nn.Linear(C, C), nn.Linear(HEADS, HEADS)
+        ),
         "softmax over heads": lambda: Lambda(_softmax_over_heads, nn.Linear(C, C)),
         "sum over heads": lambda: Lambda(
             lambda x, to, back: back(to(x).unflatten(-1, (HEADS, -1)).sum(-2)),
             nn.Linear(C, C),
             nn.Linear(C // HEADS, C),
         ),
-        "turned heads": lambda: Lambda(lambda x, to: to(x).unflatten(-1, (HEADS, -1)).mT.flatten(-2), nn.Linear(C, C)),
+        "turned heads": lambda: Lambda(
+            lambda x, to: to(x).unflatten(-1, (HEADS, -1)).mT.flatten(-2), nn.Linear(C, C)
+        ),
         "first head apart": lambda: Lambda(_first_head_apart, nn.Linear(C, C)),
         "written in place": lambda: Lambda(_write_in_place, nn.Linear(C, C)),
         "cumulated": lambda: Lambda(lambda x, a: a(x).cumsum(-1), nn.Linear(C, C)),
@@ -243,7 +273,9 @@ def tokens() -> dict[str, Callable[[], nn.Module]]:
 class Network(nn.Module):
     """A stem, image pieces, token pieces, a head; some pieces beside a skip connection, one of them twice."""
 
-    def __init__(self, image_pieces: list[nn.Module], token_pieces: list[nn.Module], *, twice: bool = False) -> None:
+    def __init__(
+        self, image_pieces: list[nn.Module], token_pieces: list[nn.Module], *, twice: bool = False
+    ) -> None:
         super().__init__()
         self.stem = nn.Conv2d(3, C, 3, padding=1)
         self.images = nn.Sequential(*image_pieces)
@@ -284,7 +316,8 @@ def prepared(model: nn.Module, seed: int = 0) -> nn.Module:
 def change(
     model: nn.Module, spec: PermutationSpec, permutation: Permutation, inputs: tuple[torch.Tensor, ...]
 ) -> float:
-    """Relative change of the output when every tensor is gathered in numpy, axis by axis, and loaded strictly."""
+    """Relative change of the output when every tensor is gathered in numpy, axis by axis, and loaded
+    strictly."""
     before = model(*inputs).detach()
     original = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     moved = {}

@@ -39,7 +39,13 @@ from soupkit.task.images.models import ModelSpec, build
 from soupkit.world import World
 
 WORLD = World("cpu", 1)
-DATA: dict[str, Any] = {"data": "digits", "num_train": 128, "num_held_out": 60, "num_test": 60, "device": "cpu"}
+DATA: dict[str, Any] = {
+    "data": "digits",
+    "num_train": 128,
+    "num_held_out": 60,
+    "num_test": 60,
+    "device": "cpu",
+}
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +142,9 @@ def test_a_pinned_group_stays(pair: tuple[Path, Path], tmp_path: Path) -> None:
 def forgetful(right: PermutationSpec) -> tuple[PermutationSpec, str | None]:
     """The groups as a tool would have them that forgets an axis, and the group that is then wrong."""
     axis, name = next(
-        (axes[0], name) for name, axes in right.axes.items() if name.endswith("bias") and isinstance(axes[0], Atom)
+        (axes[0], name)
+        for name, axes in right.axes.items()
+        if name.endswith("bias") and isinstance(axes[0], Atom)
     )
     return PermutationSpec(right.groups, {**right.axes, name: (Atom(None, axis.size),)}), axis.group
 
@@ -144,7 +152,8 @@ def forgetful(right: PermutationSpec) -> tuple[PermutationSpec, str | None]:
 def test_a_wrong_permutation_is_never_written(
     pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Groups that forget an axis get past a checker that does not look; the checkpoint's own check stops them."""
+    """Groups that forget an axis get past a checker that does not look; the checkpoint's own check stops
+    them."""
     a, b = pair
     wrong, _ = forgetful(spec_of(a))
     network = aligned_module.open_network
@@ -212,7 +221,13 @@ def test_a_greedy_soup_aligns(pair: tuple[Path, Path], tmp_path: Path) -> None:
     a, b = pair
     manifest = merge_greedy(
         MergeGreedy(
-            refs=refs(a, b), align=True, align_by="activations", bn_batches=1, out=tmp_path / "g", threads=1, **DATA
+            refs=refs(a, b),
+            align=True,
+            align_by="activations",
+            bn_batches=1,
+            out=tmp_path / "g",
+            threads=1,
+            **DATA,
         ),
         WORLD,
         silent,
@@ -247,7 +262,13 @@ def test_a_repair_that_does_not_help_is_not_kept(pair: tuple[Path, Path], tmp_pa
     """The mean of a network and itself has nothing to gain."""
     a, b = pair
     merge_uniform(MergeUniform(refs=refs(a, b), align=True, out=tmp_path / "soup", threads=1), WORLD, silent)
-    options: dict[str, Any] = {"soup": str(tmp_path / "soup"), "num_batches": 1, "batch_size": 8, "threads": 1, **DATA}
+    options: dict[str, Any] = {
+        "soup": str(tmp_path / "soup"),
+        "num_batches": 1,
+        "batch_size": 8,
+        "threads": 1,
+        **DATA,
+    }
     notes = repair(Repair(out=tmp_path / "kept", **options), WORLD, silent)["notes"]["repair"]
     assert not notes["kept"]
     assert same(a, tmp_path / "kept")
@@ -264,13 +285,18 @@ def test_repair_needs_a_soup(pair: tuple[Path, Path], tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="--repair needs --data"):
         merge_uniform(MergeUniform(refs=refs(*pair), repair="bn", out=tmp_path / "out"), WORLD, silent)
     with pytest.raises(RecipeError, match="--align-by both needs --data"):
-        merge_uniform(MergeUniform(refs=refs(*pair), align=True, align_by="both", out=tmp_path / "out"), WORLD, silent)
+        merge_uniform(
+            MergeUniform(refs=refs(*pair), align=True, align_by="both", out=tmp_path / "out"), WORLD, silent
+        )
     with pytest.raises(RecipeError, match="stream"):
-        merge_uniform(MergeUniform(refs=refs(*pair), align=True, stream=True, out=tmp_path / "out"), WORLD, silent)
+        merge_uniform(
+            MergeUniform(refs=refs(*pair), align=True, stream=True, out=tmp_path / "out"), WORLD, silent
+        )
 
 
 def test_a_clip_model_is_aligned_in_both_towers(tmp_path: Path) -> None:
-    """An open_clip directory and its copy in another order; and the soup of two runs as a zero-shot classifier."""
+    """An open_clip directory and its copy in another order; and the soup of two runs as a zero-shot
+    classifier."""
     directories = [clip(tmp_path / name, seed) for seed, name in enumerate("ab")]
     source = Checkpoint(directories[0])
     network = aligned_module.open_network(source, Align(refs=("a", "b"), out=tmp_path / "x"), silent)
@@ -283,7 +309,12 @@ def test_a_clip_model_is_aligned_in_both_towers(tmp_path: Path) -> None:
     write_tensors(copy, {name: view[name] for name in view}, file_name="open_clip_model.safetensors")
     align(Align(refs=refs(directories[0], copy), out=tmp_path / "out", threads=1), WORLD, silent)
     assert same(directories[0], tmp_path / "out" / "copy")
-    options: dict[str, Any] = {"refs": refs(*directories), "align": True, "repair": "forward", "bn_batches": 1}
+    options: dict[str, Any] = {
+        "refs": refs(*directories),
+        "align": True,
+        "repair": "forward",
+        "bn_batches": 1,
+    }
     manifest = merge_uniform(MergeUniform(out=tmp_path / "soup", threads=1, **options, **DATA), WORLD, silent)
     assert "repair" in manifest["notes"]
 

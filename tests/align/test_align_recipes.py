@@ -34,7 +34,9 @@ def test_recipe_is_valid_and_says_how_to_run_it(path: Path) -> None:
 def test_the_small_recipe_reaches_what_it_says(tmp_path: Path) -> None:
     """Its `expect` conditions are the test."""
     out = tmp_path / "out"
-    result = run(Run(file=FOLDER / "digits-aligned-soup.yaml", set=(f"out={out}", "epochs=4")), World("cpu", 1), silent)
+    result = run(
+        Run(file=FOLDER / "digits-aligned-soup.yaml", set=(f"out={out}", "epochs=4")), World("cpu", 1), silent
+    )
     assert (out / "soup" / "model.safetensors").is_file()
     assert (out / "barrier" / "barrier.csv").is_file()
     assert result

@@ -33,9 +33,15 @@ SIZES = (4, 6, 8, 12, 24)
 
 
 def random_node(length: int, draw: np.random.Generator, depth: int = 2) -> Node:
-    """A closed expression of a given size: symbols, pinned ones, products, concatenations, blocks with units inside."""
+    """A closed expression of a given size: symbols, pinned ones, products, concatenations, blocks with units
+    inside."""
     divisors = [d for d in range(2, length) if length % d == 0]
-    kinds = ["symbol"] * 2 + ["pinned"] + (["times", "blocks"] if divisors else []) + (["plus"] if length > 2 else [])
+    kinds = (
+        ["symbol"] * 2
+        + ["pinned"]
+        + (["times", "blocks"] if divisors else [])
+        + (["plus"] if length > 2 else [])
+    )
     kind = kinds[draw.integers(len(kinds))] if depth else "symbol"
     if kind == "symbol":
         return Symbol(length)
@@ -87,7 +93,9 @@ def test_unify_is_symmetric(case: tuple[int, int]) -> None:
         draw = np.random.default_rng(seed)
         x, y = random_node(length, draw), random_node(length, draw)
         unify(*((y, x) if turn else (x, y)))
-        found.append(sorted((group.size, group.inside is not None) for group in freedom(x, y).groups.values()))
+        found.append(
+            sorted((group.size, group.inside is not None) for group in freedom(x, y).groups.values())
+        )
     assert found[0] == found[1]
 
 

@@ -18,7 +18,14 @@ from soupkit.world import World
 
 
 def recipe(*refs: Path, **values: Any) -> Barrier:
-    few = {"data": "digits", "num_train": 64, "num_held_out": 40, "num_test": 120, "num_points": 5, "num_batches": 1}
+    few = {
+        "data": "digits",
+        "num_train": 64,
+        "num_held_out": 40,
+        "num_test": 120,
+        "num_points": 5,
+        "num_batches": 1,
+    }
     return Barrier(refs=tuple(map(str, refs)), **(few | {"device": "cpu", "threads": 1} | values))
 
 

@@ -58,7 +58,11 @@ def all_permutations(spec: PermutationSpec) -> list[Permutation]:
     ("spec", "num", "least_optimal"),
     [
         (mlp(3, 5, 2), 6, 1.0),  # one group: a linear assignment is exact
-        (attention(2, 2, 3).pin(["stream"]), 2, 1.0),  # one group of blocks with what is inside: exact as well
+        (
+            attention(2, 2, 3).pin(["stream"]),
+            2,
+            1.0,
+        ),  # one group of blocks with what is inside: exact as well
         (mlp(3, 4, 3, 2), 12, 0.8),
         (recurrent(5), 12, 0.6),
     ],
@@ -118,7 +122,9 @@ def test_models_that_are_aligned_stay_as_they_are(name: str) -> None:
     spec = SPECS[name]
     a = weights(spec, 2)
     random = np.random.default_rng(0)
-    b = {key: value + 0.2 * random.standard_normal(value.shape).astype(np.float32) for key, value in a.items()}
+    b = {
+        key: value + 0.2 * random.standard_normal(value.shape).astype(np.float32) for key, value in a.items()
+    }
     match = match_weights(spec, a, b)
     assert match.num_changed == 0
     assert match.start == "identity"
@@ -156,7 +162,9 @@ def test_statistics_and_counters_do_not_vote_but_are_permuted() -> None:
 def test_half_precision_is_matched_in_single() -> None:
     spec = SPECS["mlp"]
     a = {name: value.astype(ml_dtypes.bfloat16) for name, value in weights(spec, 1).items()}
-    b, true = hidden_copy(spec, {name: value.astype(np.float32) for name, value in a.items()}, noise=0.0, seed=2)
+    b, true = hidden_copy(
+        spec, {name: value.astype(np.float32) for name, value in a.items()}, noise=0.0, seed=2
+    )
     match = match_weights(spec, a, {name: value.astype(ml_dtypes.bfloat16) for name, value in b.items()})
     assert count_changed(compose(true, match.permutation, spec=spec)) == 0
 
@@ -177,7 +185,8 @@ def test_nothing_to_permute() -> None:
 
 
 def test_refine_returns_the_whole_permutation() -> None:
-    """From a start that was applied already: one gather of the original gives what refine made of the pair."""
+    """From a start that was applied already: one gather of the original gives what refine made of the
+    pair."""
     spec = SPECS["attention"]
     pair = pair_of(spec, 21)
     original = {name: tensor.numpy() for name, tensor in pair.moving.items()}

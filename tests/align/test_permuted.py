@@ -100,7 +100,11 @@ def test_the_record_tells_the_source_and_only_what_moves(save: Save) -> None:
     source = Checkpoint(save("model", weights(spec, 0)))
     order = np.array([1, 0, 2, 3, 4, 5, 6])
     record = Permuted(source, spec, {**identity(spec), "hidden1": order}).record()
-    assert record == {**source.record(), "content": content_hash(source), "permutation": {"hidden1": "1 0 2 3 4 5 6"}}
+    assert record == {
+        **source.record(),
+        "content": content_hash(source),
+        "permutation": {"hidden1": "1 0 2 3 4 5 6"},
+    }
 
 
 def test_a_large_tensor_is_never_held_whole(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,5 @@
-"""REPAIR against statistics measured another way, against torch's own, and in cases that can be worked by hand."""
+"""REPAIR against statistics measured another way, against torch's own, and in cases that can be worked by
+hand."""
 
 from __future__ import annotations
 
@@ -20,7 +21,9 @@ Net = Callable[[], nn.Module]
 
 def data(num: int = 3, size: int = 16) -> list[Rows]:
     generator = torch.Generator().manual_seed(0)
-    return [Rows(2 * torch.randn(size, 3, 8, 8, generator=generator) + 1, torch.zeros(size)) for _ in range(num)]
+    return [
+        Rows(2 * torch.randn(size, 3, 8, 8, generator=generator) + 1, torch.zeros(size)) for _ in range(num)
+    ]
 
 
 def plain() -> nn.Module:
@@ -108,7 +111,9 @@ def test_channels_get_the_statistics_of_the_endpoints(coefficients: list[float])
         mean = sum(a * each[0] for a, each in zip(coefficients, endpoints, strict=True))
         std = sum(a * each[1] for a, each in zip(coefficients, endpoints, strict=True))
         found_mean, found_std = outputs(soup, number)
-        assert torch.allclose(found_std, std, rtol=0.06)  # it was corrected by batches of 16, this is of all images
+        assert torch.allclose(
+            found_std, std, rtol=0.06
+        )  # it was corrected by batches of 16, this is of all images
         assert not torch.allclose(old, std, rtol=0.03)
         if number != 6:
             assert torch.allclose(found_mean, mean, atol=0.03 * float(std.max()))
@@ -266,6 +271,8 @@ def test_batches_of_other_sizes_weigh_their_examples_equally() -> None:
     images = torch.cat([batch.inputs for batch in data()])
     forward = Fake(model).outputs
     whole = measure(forward, sites, [Rows(images, images)])["0"]
-    parts = measure(forward, sites, [Rows(part, part) for part in (images[:1], images[1:40], images[40:])])["0"]
+    parts = measure(forward, sites, [Rows(part, part) for part in (images[:1], images[1:40], images[40:])])[
+        "0"
+    ]
     assert torch.allclose(whole.mean, parts.mean)
     assert torch.allclose(whole.variance, parts.variance)

@@ -69,7 +69,8 @@ class Case:
         generator = torch.Generator().manual_seed(seed)
         ones = {name for name, tensor in self.even.items() if bool((tensor == 1).all())}
         return {
-            name: tensor + noise * tensor.std() * torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
+            name: tensor
+            + noise * tensor.std() * torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
             if tensor.numel() > 1 and name not in ones
             else tensor
             for name, tensor in self.even.items()
@@ -165,7 +166,10 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     randomise(first, 0)
     towers = proved(first, (torch.randn(2, 3, 32, 32),)).towers
     folded = fold(first.state_dict(), towers)
-    for directory, state in ((a, first.state_dict()), (b, turned(folded, towers, random_turn(towers, folded, 5)))):
+    for directory, state in (
+        (a, first.state_dict()),
+        (b, turned(folded, towers, random_turn(towers, folded, 5))),
+    ):
         single = {name: tensor.float().contiguous() for name, tensor in state.items()}
         save_file(single, directory / "model.safetensors")
     return a, b
@@ -196,7 +200,9 @@ def test_the_job_writes_plain_checkpoints_that_can_be_made_again(
         assert torch.allclose(outputs(checkpoint), outputs(Checkpoint(source)), atol=1e-4)
     verify(Verify(directory=out), WORLD, silent)
     reproduce(Reproduce(directory=out / "b", out=tmp_path / "again"), WORLD, silent)
-    assert (tmp_path / "again" / "model.safetensors").read_bytes() == (out / "b" / "model.safetensors").read_bytes()
+    assert (tmp_path / "again" / "model.safetensors").read_bytes() == (
+        out / "b" / "model.safetensors"
+    ).read_bytes()
     reproduce(Reproduce(directory=tmp_path / "again", out=tmp_path / "twice"), WORLD, silent)
 
 
@@ -216,9 +222,13 @@ def test_narrow_weights_are_turned_and_rounded(tmp_path: Path, pair: tuple[Path,
         directory.mkdir()
         (directory / "config.json").write_bytes((source / "config.json").read_bytes())
         tensors = {name: torch.from_numpy(np.array(values)) for name, values in Checkpoint(source).items()}
-        save_file({name: tensor.bfloat16() for name, tensor in tensors.items()}, directory / "model.safetensors")
+        save_file(
+            {name: tensor.bfloat16() for name, tensor in tensors.items()}, directory / "model.safetensors"
+        )
     out = tmp_path / "out"
-    align(Align(refs=(str(tmp_path / "a"), str(tmp_path / "b")), rotate=True, out=out, threads=1), WORLD, silent)
+    align(
+        Align(refs=(str(tmp_path / "a"), str(tmp_path / "b")), rotate=True, out=out, threads=1), WORLD, silent
+    )
     assert {slot.dtype for slot in Checkpoint(out / "b").slots.values()} == {"BF16"}
     assert torch.allclose(outputs(Checkpoint(out / "b")), outputs(Checkpoint(pair[1])), atol=0.2)
 
@@ -240,7 +250,9 @@ def test_what_cannot_be_turned_is_refused(tmp_path: Path, pair: tuple[Path, Path
     assert not (tmp_path / "out").exists()
     for recipe in (Align, Barrier):
         with pytest.raises(RecipeError, match="--rotate goes by weights"):
-            recipe(refs=tuple(map(str, pair)), rotate=True, by="activations", data="digits", out=tmp_path / "out")
+            recipe(
+                refs=tuple(map(str, pair)), rotate=True, by="activations", data="digits", out=tmp_path / "out"
+            )
 
 
 def test_heads_are_where_they_were_said_to_be() -> None:

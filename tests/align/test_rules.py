@@ -1,4 +1,5 @@
-"""Single operations: what is unknown is pinned, what is constant ties nothing, and every rule keeps the function."""
+"""Single operations: what is unknown is pinned, what is constant ties nothing, and every rule keeps the
+function."""
 
 from __future__ import annotations
 
@@ -31,7 +32,9 @@ def derive(model: nn.Module, inputs: tuple[torch.Tensor, ...] = VECTORS) -> Perm
     return spec
 
 
-def between(function: Callable[[torch.Tensor], torch.Tensor], *, width: int = WIDE, back: int = WIDE) -> nn.Module:
+def between(
+    function: Callable[[torch.Tensor], torch.Tensor], *, width: int = WIDE, back: int = WIDE
+) -> nn.Module:
     """A linear map, a function of its output, a linear map."""
     torch.manual_seed(0)
     return Lambda(lambda x, a, b: b(function(a(x))), nn.Linear(6, width), nn.Linear(back, 4))
@@ -100,12 +103,18 @@ FREE = {
     "mask of a triangle": (lambda x: (x @ x.mT).tril() @ x, [12]),
     "batched with something added": (lambda x: torch.baddbmm(x, x @ x.mT, x), [12]),
     "causal": (lambda x: F.scaled_dot_product_attention(x, x, x, is_causal=True), [12]),
-    "masked": (lambda x: F.scaled_dot_product_attention(x, x, x, attn_mask=torch.ones(5, 5).tril().bool()), [12]),
+    "masked": (
+        lambda x: F.scaled_dot_product_attention(x, x, x, attn_mask=torch.ones(5, 5).tril().bool()),
+        [12],
+    ),
     "looked up": (lambda x: x[:, torch.tensor([4, 0, 0, 1])], [12]),
     "units looked up": (lambda x: x[..., torch.arange(11, -1, -1)], []),
     "selected tokens": (lambda x: x.index_select(1, torch.tensor([1, 1, 2])), [12]),
     "one token": (lambda x: x[:, 0], [12]),
-    "folded": (lambda x: F.fold(F.unfold(x.mT.unflatten(-1, (5, 1)), (3, 1)), (5, 1), (3, 1)).flatten(2).mT, [12]),
+    "folded": (
+        lambda x: F.fold(F.unfold(x.mT.unflatten(-1, (5, 1)), (3, 1)), (5, 1), (3, 1)).flatten(2).mT,
+        [12],
+    ),
     "windows": (lambda x: x.unfold(1, 2, 1).mean(-1), [12]),
     "reflected": (lambda x: F.pad(x.mT, (1, 2), "reflect").mT, [12]),
     "padded and cut again": (lambda x: F.pad(x, (3, 1))[..., 3:-1], [12]),
@@ -117,7 +126,10 @@ FREE = {
     "resized": (lambda x: F.interpolate(x.mT, size=7, mode="linear").mT, [12]),
     "pooled units": (lambda x: F.max_pool1d(x, 3, 1, 1), []),
     "rearranged": (lambda x: x.unflatten(-1, (2, 6)).transpose(-1, -2).flatten(-2), [2, 6]),
-    "rearranged further": (lambda x: x.unflatten(-1, (2, 3, 2)).permute(0, 1, 4, 2, 3).flatten(2), [2, 2, 3, 3]),
+    "rearranged further": (
+        lambda x: x.unflatten(-1, (2, 3, 2)).permute(0, 1, 4, 2, 3).flatten(2),
+        [2, 2, 3, 3],
+    ),
 }
 
 
@@ -131,9 +143,15 @@ def test_what_an_operation_leaves_free(name: str) -> None:
 
 def test_dtypes_that_follow_another_tensor_tie_nothing() -> None:
     torch.manual_seed(0)
-    model = Lambda(lambda x, a, b, c: c(a(x).type_as(b(x)) * 2) + b(x).mean(), *(nn.Linear(6, 6) for _ in range(3)))
+    model = Lambda(
+        lambda x, a, b, c: c(a(x).type_as(b(x)) * 2) + b(x).mean(), *(nn.Linear(6, 6) for _ in range(3))
+    )
     spec = derive(model)
-    assert spec.attached("inner.0.weight:0") == [("inner.0.weight", 0), ("inner.0.bias", 0), ("inner.2.weight", 1)]
+    assert spec.attached("inner.0.weight:0") == [
+        ("inner.0.weight", 0),
+        ("inner.0.bias", 0),
+        ("inner.2.weight", 1),
+    ]
 
 
 def test_a_constant_buffer_ties_nothing_and_another_does() -> None:
@@ -172,7 +190,9 @@ def test_tensors_without_a_part_in_the_output_stay() -> None:
     model = between(torch.relu)
     model.register_parameter("unused", nn.Parameter(torch.randn(9)))
     spec = derive(model)
-    assert ("unused", 0, "no part of what the network computes") in [(p.tensor, p.axis, p.reason) for p in spec.pinned]
+    assert ("unused", 0, "no part of what the network computes") in [
+        (p.tensor, p.axis, p.reason) for p in spec.pinned
+    ]
 
 
 def test_a_model_in_training_mode_is_refused() -> None:

@@ -32,7 +32,9 @@ def wreath() -> PermutationSpec:
         parts.append(Blocks(heads, tuple(Atom(f"units[{i}][{j}]", 4) for j in range(3))))
     row = Blocks("outer", tuple(parts))
     column = Concat((Product((Atom("plain", 3), Atom(None, 2))), Atom("plain", 3)))
-    return PermutationSpec(groups, {"weight": (row, column), "bias": (row,)}, (Pinned("weight", 1, "a test"),))
+    return PermutationSpec(
+        groups, {"weight": (row, column), "bias": (row,)}, (Pinned("weight", 1, "a test"),)
+    )
 
 
 def index(spec: PermutationSpec, tensor: str, axis: int, permutation: dict[str, np.ndarray]) -> np.ndarray:
@@ -110,7 +112,9 @@ def test_json_round_trip() -> None:
         lambda v: v["axes"].update(more=[{"blocks": "outer", "parts": [{"group": None, "size": 3}]}]),
         lambda v: v["axes"].update(more=[{"size": 3}]),
         lambda v: v["axes"].update(more=[3]),
-        lambda v: v["groups"].append({"name": "x", "size": 2, "kind": "units", "family": "x", "inside": ["no", 0]}),
+        lambda v: v["groups"].append(
+            {"name": "x", "size": 2, "kind": "units", "family": "x", "inside": ["no", 0]}
+        ),
     ],
 )
 def test_json_that_is_no_spec_is_refused(change: object) -> None:
@@ -142,7 +146,8 @@ def test_pinned_blocks_leave_their_units_free() -> None:
 
 
 @pytest.mark.parametrize(
-    ("pattern", "number"), [("plain", 1), ("units", 6), ("heads*", 2), ("bias", 9), ("*", 10), ("units[[]0]*", 3)]
+    ("pattern", "number"),
+    [("plain", 1), ("units", 6), ("heads*", 2), ("bias", 9), ("*", 10), ("units[[]0]*", 3)],
 )
 def test_groups_are_named_by_name_family_tensor_or_pattern(pattern: str, number: int) -> None:
     assert len(wreath().select([pattern])) == number
@@ -153,7 +158,9 @@ def test_a_pattern_that_names_nothing_is_refused() -> None:
         wreath().pin(["plain", "nothing"])
 
 
-@pytest.mark.parametrize("wrong", [{"plain": [0, 1]}, {"plain": [0, 1, 1]}, {"plain": [1, 2, 3]}, {"other": [0]}])
+@pytest.mark.parametrize(
+    "wrong", [{"plain": [0, 1]}, {"plain": [0, 1, 1]}, {"plain": [1, 2, 3]}, {"other": [0]}]
+)
 def test_what_is_no_permutation_is_refused(wrong: dict[str, list[int]]) -> None:
     with pytest.raises(AlignError):
         check_permutation({name: np.array(index) for name, index in wrong.items()}, wreath())

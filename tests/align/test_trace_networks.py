@@ -1,4 +1,5 @@
-"""Networks of many operations: their groups keep the function, by brute force, and are as free as they should be."""
+"""Networks of many operations: their groups keep the function, by brute force, and are as free as they should
+be."""
 
 from __future__ import annotations
 
@@ -36,8 +37,13 @@ def test_every_piece_in_random_company(number: int) -> None:
     for pieces in (images(), tokens()):
         order = np.random.default_rng(0).permutation(len(pieces))
         dealt = [list(pieces.items())[place] for place in order[number::NUM_STACKS]]
-        chosen.append({name: Residual(piece()) if k % 2 else piece() for k, (name, piece) in enumerate(dealt)})
-    check(Network(*(list(pieces.values()) for pieces in chosen), twice=number % 3 == 0), [list(p) for p in chosen])
+        chosen.append(
+            {name: Residual(piece()) if k % 2 else piece() for k, (name, piece) in enumerate(dealt)}
+        )
+    check(
+        Network(*(list(pieces.values()) for pieces in chosen), twice=number % 3 == 0),
+        [list(p) for p in chosen],
+    )
 
 
 @pytest.mark.parametrize("seed", [1, 3])

@@ -99,7 +99,10 @@ def test_balanced_heads_are_the_shortest_equivalent_ones(case: Case) -> None:
         assert torch.allclose(v @ v.mT, out @ out.mT, atol=1e-10)
         if attention.maps_qk:
             assert torch.allclose(q @ q.mT, k @ k.mT, atol=1e-10)
-            other = torch.eye(q.shape[1], dtype=torch.float64) + 0.01 * torch.randn(q.shape[1], q.shape[1]).double()
+            other = (
+                torch.eye(q.shape[1], dtype=torch.float64)
+                + 0.01 * torch.randn(q.shape[1], q.shape[1]).double()
+            )
             moved = (other @ q).square().sum() + (torch.linalg.inv(other).T @ k).square().sum()
             assert moved > q.square().sum() + k.square().sum()
 

@@ -1,4 +1,5 @@
-"""More than two models in a common frame, by MergeMany and by Frank–Wolfe: against brute force and their promises."""
+"""More than two models in a common frame, by MergeMany and by Frank–Wolfe: against brute force and their
+promises."""
 
 from __future__ import annotations
 
@@ -14,7 +15,14 @@ from soupkit.align.matching.frank_wolfe import Axes, Relaxed, _best_step, _betwe
 from soupkit.align.matching.match import loaded
 from soupkit.align.matching.similarity import all_permuted, permuted, sum_of_pairs
 from soupkit.align.matching.universe import Universe, align_all, medoid
-from soupkit.align.permutation import check_permutation, compose, count_changed, identity, inverse, random_permutation
+from soupkit.align.permutation import (
+    check_permutation,
+    compose,
+    count_changed,
+    identity,
+    inverse,
+    random_permutation,
+)
 from soupkit.align.spec import Permutation, PermutationSpec
 
 CPU = torch.device("cpu")
@@ -70,7 +78,9 @@ def test_frank_wolfe_is_kept_only_where_it_is_better() -> None:
 
 def rows(models: Sequence[Tensors]) -> torch.Tensor:
     """One row for each model: all its numbers."""
-    return torch.stack([torch.cat([tensor.double().flatten() for tensor in model.values()]) for model in models])
+    return torch.stack(
+        [torch.cat([tensor.double().flatten() for tensor in model.values()]) for model in models]
+    )
 
 
 def test_against_brute_force() -> None:
@@ -119,7 +129,8 @@ def test_vertices_are_uphill_and_the_line_is_a_polynomial(name: str) -> None:
     assert slope > 0
     for other in range(3):  # no other direction is steeper
         elsewhere = [
-            Relaxed.at(axes, model, random_permutation(spec, 100 * other + place)) for place, model in enumerate(models)
+            Relaxed.at(axes, model, random_permutation(spec, 100 * other + place))
+            for place, model in enumerate(models)
         ]
         assert (sum_of_pairs(_between(current, elsewhere, 1e-3)) - value) / 1e-3 < slope
     step, predicted = _best_step(axes, current, ends, value)

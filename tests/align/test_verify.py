@@ -1,4 +1,5 @@
-"""The proof finds what is wrong: groups as other tools derive them, hidden errors, checks that check nothing."""
+"""The proof finds what is wrong: groups as other tools derive them, hidden errors, checks that check
+nothing."""
 
 from __future__ import annotations
 
@@ -50,7 +51,9 @@ def test_groups_that_are_right_pass_in_float64() -> None:
     assert not checked.culprits
 
 
-@pytest.mark.parametrize("tensor", ["images.1.running_mean", "images.1.running_var", "images.1.bias", "images.0.bias"])
+@pytest.mark.parametrize(
+    "tensor", ["images.1.running_mean", "images.1.running_var", "images.1.bias", "images.0.bias"]
+)
 def test_a_forgotten_tensor_is_found_and_its_group_pinned(tensor: str) -> None:
     """Fresh batch-norm statistics are constant, so that only the randomised weights show it."""
     model = conv_network()
@@ -75,9 +78,13 @@ def test_queries_and_keys_that_are_permuted_apart_are_found() -> None:
     for name in ("tokens.0.inner.qkv.weight", "tokens.0.inner.qkv.bias"):
         query, key, value = axes[name][0].parts
         parts = tuple(Atom(f"apart[{place}]", atom.size) for place, atom in enumerate(key.parts))
-        axes[name] = (replace(axes[name][0], parts=(query, replace(key, parts=parts), value)), *axes[name][1:])
+        axes[name] = (
+            replace(axes[name][0], parts=(query, replace(key, parts=parts), value)),
+            *axes[name][1:],
+        )
         groups |= {
-            part.group: Group(part.group, part.size, "units", "apart", (key.group, k)) for k, part in enumerate(parts)
+            part.group: Group(part.group, part.size, "units", "apart", (key.group, k))
+            for k, part in enumerate(parts)
         }
     checked = verify(model, replace(spec, axes=axes, groups=groups), IMAGES)
     assert "apart" in checked.culprits
@@ -192,7 +199,9 @@ def deep_network(num_layers: int = 20) -> nn.Module:
     """Convolutions without a shortcut: random statistics would let the last of them drown the first."""
     torch.manual_seed(0)
     layers = [(nn.Conv2d(C, C, 3, padding=1), nn.BatchNorm2d(C), nn.ReLU()) for _ in range(num_layers)]
-    return nn.Sequential(*(module for layer in layers for module in layer), nn.Flatten(), nn.Linear(C * 64, 3)).eval()
+    return nn.Sequential(
+        *(module for layer in layers for module in layer), nn.Flatten(), nn.Linear(C * 64, 3)
+    ).eval()
 
 
 def test_statistics_are_set_so_that_every_layer_shows() -> None:

@@ -1,4 +1,5 @@
-"""Groups that are derived once: tracing the same architecture again would be most of the time of a test of a job."""
+"""Groups that are derived once: tracing the same architecture again would be most of the time of a test of a
+job."""
 
 from __future__ import annotations
 

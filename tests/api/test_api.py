@@ -1,4 +1,5 @@
-"""The Python interface: the same soups as from the command line, with types, and without torch where none is needed."""
+"""The Python interface: the same soups as from the command line, with types, and without torch where none is
+needed."""
 
 import re
 import subprocess
@@ -75,7 +76,9 @@ def test_merge_refuses_what_the_command_refuses(runs: list[Path], tmp_path: Path
     soupkit.merge(runs, tmp_path / "out", overwrite=True)
 
 
-def test_merge_can_be_called_before_and_after_the_package_is_imported(runs: list[Path], tmp_path: Path) -> None:
+def test_merge_can_be_called_before_and_after_the_package_is_imported(
+    runs: list[Path], tmp_path: Path
+) -> None:
     code = (
         "import sys, soupkit\n"
         "assert 'numpy' not in sys.modules\n"
@@ -85,7 +88,9 @@ def test_merge_can_be_called_before_and_after_the_package_is_imported(runs: list
         "assert 'torch' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
-    assert (tmp_path / "second/model.safetensors").read_bytes() == (tmp_path / "first/model.safetensors").read_bytes()
+    assert (tmp_path / "second/model.safetensors").read_bytes() == (
+        tmp_path / "first/model.safetensors"
+    ).read_bytes()
 
 
 def test_run_takes_any_recipe(runs: list[Path]) -> None:
@@ -160,7 +165,10 @@ def test_a_soup_can_be_saved_verified_and_made_again(runs: list[Path], tmp_path:
     np.testing.assert_array_equal(saved["w"], found.tensors()["w"])
     assert (tmp_path / "soup/config.json").exists()
     assert run_command_line(["verify", str(tmp_path / "soup"), "--inputs", "--quiet"]) == 0
-    assert run_command_line(["reproduce", str(tmp_path / "soup"), "--out", str(tmp_path / "again"), "--quiet"]) == 0
+    assert (
+        run_command_line(["reproduce", str(tmp_path / "soup"), "--out", str(tmp_path / "again"), "--quiet"])
+        == 0
+    )
     with pytest.raises(OutputError, match="exists already"):
         found.save(tmp_path / "soup")
     found.save(tmp_path / "soup", overwrite=True)
@@ -174,7 +182,9 @@ def test_a_soup_of_dicts_can_be_saved(tmp_path: Path) -> None:
 
 
 def test_names_are_there_and_nothing_heavy_is() -> None:
-    code = "import soupkit, sys; print(sorted({'numpy', 'torch', 'huggingface_hub', 'yaml'} & set(sys.modules)))"
+    code = (
+        "import soupkit, sys; print(sorted({'numpy', 'torch', 'huggingface_hub', 'yaml'} & set(sys.modules)))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
     for name in soupkit.__all__:
@@ -184,7 +194,9 @@ def test_names_are_there_and_nothing_heavy_is() -> None:
         soupkit.mrge  # noqa: B018
 
 
-PYTHON_BLOCKS = re.findall(r"^```python\n(.*?)^```", README.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+PYTHON_BLOCKS = re.findall(
+    r"^```python\n(.*?)^```", README.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL
+)
 
 
 @pytest.mark.parametrize("code", PYTHON_BLOCKS, ids=range(len(PYTHON_BLOCKS)))

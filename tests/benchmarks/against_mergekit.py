@@ -1,10 +1,12 @@
-"""soupkit and mergekit, the same merges of the same checkpoints, one process each: seconds, peak memory, what differs.
+"""soupkit and mergekit, the same merges of the same checkpoints, one process each: seconds, peak memory, what
+differs.
 
-    python tests/benchmarks/against_mergekit.py --mergekit /path/to/venv/bin/python [--count 8] [--dtypes bf16,fp32]
+    python tests/benchmarks/against_mergekit.py --mergekit /path/to/venv/bin/python [--count 8] [--dtypes
+    bf16,fp32]
         [--methods ties,slerp] [--cases models,experts,tiny,3b,7b] [--repeat 3] [--threads 0] [--folder DIR]
 
-mergekit lives in an environment of its own (`pip install mergekit`); soupkit is the one of this interpreter. Times are
-medians of whole processes on a warm cache. "floor" reads every input once and writes one output.
+mergekit lives in an environment of its own (`pip install mergekit`); soupkit is the one of this interpreter.
+Times are medians of whole processes on a warm cache. "floor" reads every input once and writes one output.
 """
 
 from __future__ import annotations
@@ -93,7 +95,8 @@ class Shape:
         kind = ("MixtralForCausalLM", "mixtral") if self.experts else ("LlamaForCausalLM", "llama")
         heads = max(1, self.hidden // 64)
         return {
-            "architectures": [kind[0]], "model_type": kind[1], "torch_dtype": dtype, "hidden_size": self.hidden,
+            "architectures": [kind[0]], "model_type": kind[1], "torch_dtype": dtype,
+            "hidden_size": self.hidden,
             "num_hidden_layers": self.layers, "intermediate_size": self.inner, "vocab_size": self.vocabulary,
             "num_attention_heads": heads, "num_key_value_heads": heads, "tie_word_embeddings": False,
             "rms_norm_eps": 1e-5, "hidden_act": "silu", "max_position_embeddings": 2048,
@@ -111,7 +114,8 @@ SHAPES = {
 
 
 def write_model(folder: Path, shape: Shape, *, seed: int, dtype: str, shard: int = 50_000_000_000) -> None:
-    """One checkpoint: a base (seed 0), or the base plus small changes, as fine-tuned models are; tensor by tensor."""
+    """One checkpoint: a base (seed 0), or the base plus small changes, as fine-tuned models are; tensor by
+    tensor."""
     if (folder / "config.json").exists():
         return
     kind, torch_name = DTYPES[dtype]
@@ -121,7 +125,9 @@ def write_model(folder: Path, shape: Shape, *, seed: int, dtype: str, shard: int
         for number, (name, slot) in enumerate(slots.items()):
             values = 0.02 * np.random.default_rng(number).standard_normal(slot.shape, np.float32)
             if seed:
-                values += 0.001 * np.random.default_rng((seed, number)).standard_normal(slot.shape, np.float32)
+                values += 0.001 * np.random.default_rng((seed, number)).standard_normal(
+                    slot.shape, np.float32
+                )
             files.write(name, 0, values.astype(NUMPY_DTYPES[kind]).reshape(-1))
     (folder / "config.json").write_text(json.dumps(shape.config(torch_name)))
 
@@ -156,7 +162,9 @@ def apart(function: Callable[..., Any], *values: Any, **options: Any) -> Any:
 
 
 def median(runs: list[Measured]) -> Measured:
-    return Measured(statistics.median(run.seconds for run in runs), statistics.median(run.megabytes for run in runs))
+    return Measured(
+        statistics.median(run.seconds for run in runs), statistics.median(run.megabytes for run in runs)
+    )
 
 
 def floor(folders: list[Path], out: Path) -> Measured:
@@ -219,9 +227,13 @@ class Bench:
     def _compare(self, file: Path, ours: Path, theirs: Path, mine: Measured, repeat: int) -> list[str]:
         assert self.mergekit is not None
         try:
-            their = median([self._fresh(theirs, [self.mergekit, file, theirs, "--quiet"]) for _ in range(repeat)])
+            their = median(
+                [self._fresh(theirs, [self.mergekit, file, theirs, "--quiet"]) for _ in range(repeat)]
+            )
         except subprocess.CalledProcessError as error:
-            return [f"mergekit failed: {error.output.decode(errors='replace').strip().splitlines()[-1][:100]}"]
+            return [
+                f"mergekit failed: {error.output.decode(errors='replace').strip().splitlines()[-1][:100]}"
+            ]
         return [
             f"{their.seconds:.2f} s", f"{their.megabytes:.0f} MB", f"{their.seconds / mine.seconds:.1f}×",
             f"{their.megabytes / mine.megabytes:.1f}×", apart(difference, ours, theirs),
@@ -242,14 +254,21 @@ class Bench:
             for dtype in options.dtypes.split(","):
                 folders = [self._model(case, shape, seed, dtype) for seed in range(options.count)]
                 for method in options.methods.split(","):
-                    self.row(f"{method} {dtype}", describe(method, folders, dtype), folders, repeat=options.repeat)
+                    self.row(
+                        f"{method} {dtype}", describe(method, folders, dtype), folders, repeat=options.repeat
+                    )
         else:
             large = case.endswith("b")
             dtype = "bf16" if large else "fp32"
             folders = [self._model(case, shape, seed, dtype, shard=5_000_000_000) for seed in range(2)]
             names = len(list(shape.tensors()))
             for method in ("linear", "slerp") if large else ("linear", "task_arithmetic"):
-                self.row(f"{case} ({names:,} tensors) {method}", describe(method, folders, dtype), folders, repeat=1)
+                self.row(
+                    f"{case} ({names:,} tensors) {method}",
+                    describe(method, folders, dtype),
+                    folders,
+                    repeat=1,
+                )
 
     def _model(self, case: str, shape: Shape, seed: int, dtype: str, **options: Any) -> Path:
         path = self.folder / f"{case}-{dtype}-{seed}"
@@ -259,7 +278,9 @@ class Bench:
 
 def main() -> None:
     """Parse, run, print one table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--mergekit", help="a Python interpreter in whose environment mergekit is installed")
     parser.add_argument("--count", type=int, default=8, help="checkpoints, the base among them")
     parser.add_argument("--dtypes", default="bf16,fp32")
@@ -272,7 +293,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         bench = Bench(options, options.folder or Path(temporary))
         bench.folder.mkdir(parents=True, exist_ok=True)
-        print("merge | soupkit | peak | of floor | mergekit | peak | faster | less memory | outputs", flush=True)
+        print(
+            "merge | soupkit | peak | of floor | mergekit | peak | faster | less memory | outputs", flush=True
+        )
         for case in options.cases.split(","):
             bench.run(case)
 

@@ -1,10 +1,12 @@
-"""Weight matching against the best of all permutations, on networks with two hidden layers of width at most 6.
+"""Weight matching against the best of all permutations, on networks with two hidden layers of width at most
+6.
 
     python tests/benchmarks/align_brute_force.py
 
-With one layer's order fixed, the best order of the other is a linear assignment, so trying all orders of the first
-gives the true optimum. Prints how often the search reaches it, how much of the possible gain it has on average, and
-how often it falls below the identity (never), for unrelated networks and for noisy permuted copies.
+With one layer's order fixed, the best order of the other is a linear assignment, so trying all orders of the
+first gives the true optimum. Prints how often the search reaches it, how much of the possible gain it has on
+average, and how often it falls below the identity (never), for unrelated networks and for noisy permuted
+copies.
 """
 
 from __future__ import annotations
@@ -26,25 +28,34 @@ INPUTS, OUTPUTS = 5, 3
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--networks", type=int, default=100)
     parser.add_argument("--widths", type=int, nargs="+", default=[3, 4, 5, 6])
     parser.add_argument("--restarts", type=int, nargs="+", default=[0, 4])
     arguments = parser.parse_args()
     print(
-        "| width | networks | restarts | optimal | share of the gain | below the identity |\n|---|---|---|---|---|---|"
+        "| width | networks | restarts | optimal | share of the gain | below the identity "
+        "|\n|---|---|---|---|---|---|"
     )
-    for width, kind, restarts in itertools.product(arguments.widths, ("unrelated", "noisy copy"), arguments.restarts):
+    for width, kind, restarts in itertools.product(
+        arguments.widths, ("unrelated", "noisy copy"), arguments.restarts
+    ):
         rows = np.array([one(width, kind, restarts, seed) for seed in range(arguments.networks)])
         optimal, share, below = rows.mean(0)
         print(f"| {width} | {kind} | {restarts} | {optimal:.0%} | {share:.1%} | {below:.0%} |", flush=True)
 
 
 def one(width: int, kind: str, restarts: int, seed: int) -> tuple[bool, float, bool]:
-    """Whether the optimum was found, the share of the possible gain, whether the result is below the identity."""
+    """Whether the optimum was found, the share of the possible gain, whether the result is below the
+    identity."""
     spec = two_layers(width)
     random = np.random.default_rng(seed)
-    a, b = ({name: random.standard_normal(shape).astype(np.float32) for name, shape in shapes(width)} for _ in range(2))
+    a, b = (
+        {name: random.standard_normal(shape).astype(np.float32) for name, shape in shapes(width)}
+        for _ in range(2)
+    )
     if kind == "noisy copy":
         b = {name: a[name] + 0.7 * b[name] for name in a}
         b = dict(Permuted(b, spec, random_permutation(spec, seed)))

@@ -2,9 +2,10 @@
 
 python tests/benchmarks/align_models.py --out rows.jsonl [PATTERN…]
 
-Every model is built with random weights at a small image size, its groups are derived, all of them are permuted at
-random at once on the initial and on fully randomised weights, and negative controls are run. Rows are appended to --out
-(models that are there already are skipped), and the table of all rows is printed as Markdown.
+Every model is built with random weights at a small image size, its groups are derived, all of them are
+permuted at random at once on the initial and on fully randomised weights, and negative controls are run. Rows
+are appended to --out (models that are there already are skipped), and the table of all rows is printed as
+Markdown.
 """
 
 from __future__ import annotations
@@ -160,8 +161,21 @@ def verdict(row: dict[str, Any]) -> str:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """The rows as Markdown."""
-    head = ("family", "model", "params (M)", "groups", "share", "error", "error (randomised)", "in", "least control")
-    lines = ["| " + " | ".join((*head, "unobserved", "trace s", "proof s", "verdict")) + " |", "|---" * 13 + "|"]
+    head = (
+        "family",
+        "model",
+        "params (M)",
+        "groups",
+        "share",
+        "error",
+        "error (randomised)",
+        "in",
+        "least control",
+    )
+    lines = [
+        "| " + " | ".join((*head, "unobserved", "trace s", "proof s", "verdict")) + " |",
+        "|---" * 13 + "|",
+    ]
     for row in rows:
         errors, controls = row.get("errors", {}), row.get("controls", {})
         least = min(controls.values(), default=0.0)
@@ -188,8 +202,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("patterns", nargs="*", default=["*"], help="of model names; * and ? work")
     parser.add_argument("--out", type=Path, default=Path("align_models.jsonl"))
-    parser.add_argument("--controls", type=int, default=6, help="negative controls; 0 only follows the graphs")
-    parser.add_argument("--single", action="store_true", help="check in float32, to halve the time of large models")
+    parser.add_argument(
+        "--controls", type=int, default=6, help="negative controls; 0 only follows the graphs"
+    )
+    parser.add_argument(
+        "--single", action="store_true", help="check in float32, to halve the time of large models"
+    )
     parser.add_argument("--seconds", type=float, default=1e9, help="start no further model after so long")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -199,7 +217,11 @@ def main() -> None:
         wanted = any(fnmatch.fnmatchcase(name, f"*{pattern}*") for pattern in options.patterns)
         if name in done or not wanted or time.perf_counter() - start > options.seconds:
             continue
-        rows.append(study(family, name, num_controls=options.controls, dtype=torch.float32 if options.single else None))
+        rows.append(
+            study(
+                family, name, num_controls=options.controls, dtype=torch.float32 if options.single else None
+            )
+        )
         with options.out.open("a") as file:
             file.write(json.dumps(rows[-1]) + "\n")
     print(table(rows))

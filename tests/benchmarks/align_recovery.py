@@ -2,8 +2,9 @@
 
     python tests/benchmarks/align_recovery.py resnet18 vit_tiny_patch16_224 --noise 0 0.5 --seeds 3
 
-Prints, per model and noise (in standard deviations of each tensor): the share of groups recovered, up to units that no
-weight can tell apart; the seconds of matching, on the clock and of all cores; the peak memory of the process.
+Prints, per model and noise (in standard deviations of each tensor): the share of groups recovered, up to
+units that no weight can tell apart; the seconds of matching, on the clock and of all cores; the peak memory
+of the process.
 """
 
 from __future__ import annotations
@@ -36,14 +37,18 @@ Tensors = Mapping[str, np.ndarray]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("models", nargs="*", default=MODELS)
     parser.add_argument("--noise", type=float, nargs="+", default=[0.0, 0.5])
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    head = f"{'groups':>6} {'noise':>5} {'recovered':>9} {'start':>9} {'seconds':>8} {'cpu s':>6} {'peak GB':>7}"
+    head = (
+        f"{'groups':>6} {'noise':>5} {'recovered':>9} {'start':>9} {'seconds':>8} {'cpu s':>6} {'peak GB':>7}"
+    )
     print(f"{'model':32} {head}")
     for name in arguments.models:
         for noise in arguments.noise:
@@ -68,7 +73,10 @@ def recover(name: str, *, noise: float, seed: int) -> None:
     rest = compose(true, match.permutation, spec=spec)
     share = np.mean([is_recovered(spec, a, group, rest[group]) for group in spec.groups])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    row = f"{len(spec.groups):6} {noise:5.2f} {share:9.1%} {match.start:>9} {seconds:8.1f} {cpu:6.1f} {peak:7.2f}"
+    row = (
+        f"{len(spec.groups):6} {noise:5.2f} {share:9.1%} {match.start:>9} {seconds:8.1f} {cpu:6.1f} "
+        f"{peak:7.2f}"
+    )
     print(f"{name:32} {row}", flush=True)
 
 

@@ -1,13 +1,15 @@
-"""Whose re-ordering of units keeps a network's function: soupkit's, rebasin's or Torch-Pruning's; and in what time.
+"""Whose re-ordering of units keeps a network's function: soupkit's, rebasin's or Torch-Pruning's; and in what
+time.
 
     python tests/benchmarks/align_rivals.py --rebasin PYTHON --torch-pruning PYTHON [--seconds 120] [MODEL…]
 
-A rival lives in an environment of its own (`pip install timm open_clip_torch rebasin`, or `torch-pruning`), whose
-interpreter runs this file; soupkit is the one of this interpreter. All see the same random weights, no gain or
-statistic at a special value, in float64 on one thread. A cell: whether the function is kept with all groups permuted at
-random at once (relative change); the groups, of which so many keep it alone; the share of parameters in tensors that
-moved; the seconds to derive the groups and permute, for soupkit also those of its proof. Of rebasin: the change by its
-own `rebasin()`, and by a random permutation when its `recalculate_batch_norms` runs before and after ("repaired").
+A rival lives in an environment of its own (`pip install timm open_clip_torch rebasin`, or `torch-pruning`),
+whose interpreter runs this file; soupkit is the one of this interpreter. All see the same random weights, no
+gain or statistic at a special value, in float64 on one thread. A cell: whether the function is kept with all
+groups permuted at random at once (relative change); the groups, of which so many keep it alone; the share of
+parameters in tensors that moved; the seconds to derive the groups and permute, for soupkit also those of its
+proof. Of rebasin: the change by its own `rebasin()`, and by a random permutation when its
+`recalculate_batch_norms` runs before and after ("repaired").
 """
 
 from __future__ import annotations
@@ -37,7 +39,8 @@ Inputs = tuple[Tensor, ...]
 
 
 class Derived(NamedTuple):
-    """What a tool found: `permute` moves some groups at random, `more` is tried as well, `repair` follows a move."""
+    """What a tool found: `permute` moves some groups at random, `more` is tried as well, `repair` follows a
+    move."""
 
     num_groups: int
     permute: Callable[[Collection[int]], Any]
@@ -63,7 +66,8 @@ def with_soupkit(model: nn.Module, inputs: Inputs, _: nn.Module) -> Derived:
 
 
 def with_rebasin(model: nn.Module, inputs: Inputs, other: nn.Module) -> Derived:
-    """`PermutationCoordinateDescent`; subclasses that its table of layers lacks are added where it fails for them."""
+    """`PermutationCoordinateDescent`; subclasses that its table of layers lacks are added where it fails for
+    them."""
     from rebasin import PermutationCoordinateDescent, modules
     from rebasin.utils import recalculate_batch_norms
 
@@ -72,7 +76,9 @@ def with_rebasin(model: nn.Module, inputs: Inputs, other: nn.Module) -> Derived:
         descent = PermutationCoordinateDescent(other, model, given)
     except KeyError as error:
         note, known = f"after KeyError: {error}", list(modules.SPECIAL_MODULES.items())
-        found = {type(layer): kind for layer in model.modules() for base, kind in known if isinstance(layer, base)}
+        found = {
+            type(layer): kind for layer in model.modules() for base, kind in known if isinstance(layer, base)
+        }
         modules.SPECIAL_MODULES.update(found)
         descent = PermutationCoordinateDescent(other, model, given)
     permutations = [permutation for permutation, _ in descent.pinit.model_graph.permutation_to_info]
@@ -105,8 +111,12 @@ def with_torch_pruning(model: Any, inputs: Inputs, _: nn.Module) -> Derived:
     is_out, groups = graph.is_out_channel_pruning_fn, []
     for group in graph.get_all_groups(ignored_layers=ignored):
         own_heads = [heads[dep.layer] for dep, _ in group if dep.layer in heads and is_out(dep.handler)]
-        readers = [item for item in group if isinstance(item.dep.layer, nn.Linear) and not is_out(item.dep.handler)]
-        if own_heads and readers:  # as BasePruner does: what reads the heads names the channels of Q, K, V alike
+        readers = [
+            item for item in group if isinstance(item.dep.layer, nn.Linear) and not is_out(item.dep.handler)
+        ]
+        if (
+            own_heads and readers
+        ):  # as BasePruner does: what reads the heads names the channels of Q, K, V alike
             group = graph.get_pruning_group(readers[-1].dep.layer, readers[-1].dep.handler, readers[-1].idxs)
         if all(type(dep.layer).__name__ != "_OutputOp" for dep, _ in group):
             groups.append((group, max(own_heads, default=1)))
@@ -119,7 +129,8 @@ def with_torch_pruning(model: Any, inputs: Inputs, _: nn.Module) -> Derived:
 
 
 def move_group(group: Any, num_heads: int, is_out: Callable[[Any], bool]) -> None:
-    """Permute, within heads, the root's channels that have as many places in every member, and all those places."""
+    """Permute, within heads, the root's channels that have as many places in every member, and all those
+    places."""
     size = len(group[0].idxs)
     places: list[dict[int, list[int]]] = [defaultdict(list) for _ in group]
     alike: dict[tuple[int, ...], list[int]] = defaultdict(list)
@@ -194,8 +205,12 @@ def outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:
 
 
 def attempt(model: nn.Module, inputs: Inputs, move: Callable[[], Any]) -> dict[str, Any]:
-    """Do something to a model and undo it: its seconds, and how much it changed the function, of which parameters."""
-    saved, reference = {key: tensor.clone() for key, tensor in model.state_dict().items()}, outputs(model, inputs)
+    """Do something to a model and undo it: its seconds, and how much it changed the function, of which
+    parameters."""
+    saved, reference = (
+        {key: tensor.clone() for key, tensor in model.state_dict().items()},
+        outputs(model, inputs),
+    )
     start = time.perf_counter()
     try:
         move()
@@ -214,7 +229,9 @@ def attempt(model: nn.Module, inputs: Inputs, move: Callable[[], Any]) -> dict[s
 def study(tool: str, name: str) -> Iterator[dict[str, Any]]:
     """All groups at once, then whatever else the tool offers, then each group alone."""
     small = [nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 4)).double().eval() for _ in range(2)]
-    TOOLS[tool](small[0], (torch.randn(2, 4).double(),), small[1])  # loads whatever is only loaded when it is needed
+    TOOLS[tool](
+        small[0], (torch.randn(2, 4).double(),), small[1]
+    )  # loads whatever is only loaded when it is needed
     (model, inputs), (other, _) = build(name, 0), build(name, 1)
     start = time.perf_counter()
     derived = TOOLS[tool](model, inputs, other)
@@ -259,11 +276,18 @@ def ask(python: str, tool: str, name: str, limit: float) -> dict[str, Any]:
 
 def cell(row: dict[str, Any]) -> str:
     """What to say of a tool and a model."""
-    groups = f"{row['alone']} of {row['groups']} groups" if "alone" in row else f"{row.get('groups', 'no')} groups"
+    groups = (
+        f"{row['alone']} of {row['groups']} groups" if "alone" in row else f"{row.get('groups', 'no')} groups"
+    )
     if "crash" in row:
         return f"{row['crash']}; {groups}"
     kept = "no" if not row["error"] <= TOLERANCE else "yes" if row["share"] else "nothing moved"
-    parts = [f"{kept} ({row['error']:.0e})", groups, f"{row['share']:.1%}", f"{row['derive'] + row['seconds']:.1f} s"]
+    parts = [
+        f"{kept} ({row['error']:.0e})",
+        groups,
+        f"{row['share']:.1%}",
+        f"{row['derive'] + row['seconds']:.1f} s",
+    ]
     parts += [f"proof {row['proof']['seconds']:.1f} s"] if "proof" in row else []
     parts += [f"{key} {row[key]['error']:.0e}" for key in ("repaired", "rebasin()") if key in row]
     return "; ".join([*parts, *([row["note"]] if row["note"] else [])])
@@ -271,9 +295,13 @@ def cell(row: dict[str, Any]) -> str:
 
 def main() -> None:
     """Ask every tool about every model, and print a row for each."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("models", nargs="*", default=[*CONVOLUTIONS.split(), *OTHERS.split()])
-    parser.add_argument("--rebasin", metavar="PYTHON", help="an interpreter in whose environment rebasin is installed")
+    parser.add_argument(
+        "--rebasin", metavar="PYTHON", help="an interpreter in whose environment rebasin is installed"
+    )
     parser.add_argument("--torch-pruning", metavar="PYTHON", help="the same of Torch-Pruning")
     parser.add_argument("--seconds", type=float, default=120, help="for one model and tool")
     parser.add_argument("--worker", choices=TOOLS, help=argparse.SUPPRESS)

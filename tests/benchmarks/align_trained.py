@@ -2,9 +2,9 @@
 
     python tests/benchmarks/align_trained.py vgg-bn vgg resnet vit --folder /tmp/align-trained
 
-Small networks on scikit-learn's digits (1,797 images of 8 × 8, enlarged to 32 × 32), trained from different seeds: only
-the task is common to them. Barriers are of pairs (0, 1), (1, 2), …; the ± of one is over the test examples,
-that of a mean over the pairs. Everything is kept in the folder and continued from there.
+Small networks on scikit-learn's digits (1,797 images of 8 × 8, enlarged to 32 × 32), trained from different
+seeds: only the task is common to them. Barriers are of pairs (0, 1), (1, 2), …; the ± of one is over the test
+examples, that of a mean over the pairs. Everything is kept in the folder and continued from there.
 """
 
 from __future__ import annotations
@@ -38,11 +38,19 @@ NETWORKS = {
     "vit": (f"timm:test_vit,{SIZE},patch_size=8", 2e-3, 40),
 }
 """name → (model, learning rate, epochs)"""
-DATA: dict[str, Any] = {"data": "digits", "num_train": 1000, "num_held_out": 200, "num_test": 500, "device": "cpu"}
+DATA: dict[str, Any] = {
+    "data": "digits",
+    "num_train": 1000,
+    "num_held_out": 200,
+    "num_test": 500,
+    "device": "cpu",
+}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("networks", nargs="*", default=list(NETWORKS))
     parser.add_argument("--folder", type=Path, default=Path("align-trained"))
     parser.add_argument("--seeds", type=int, default=5)
@@ -98,11 +106,18 @@ def barriers(name: str, models: list[Path], arguments: argparse.Namespace, world
         for line, both in manifest["notes"]["barriers"].items():
             loss, error = both["nll"], both["error"]
             found.setdefault(line, []).append((loss["height"], error["height"]))
-            shown = " | ".join(f"{each['height']:.3f} ± {each['standard_error']:.3f}" for each in (loss, error))
+            shown = " | ".join(
+                f"{each['height']:.3f} ± {each['standard_error']:.3f}" for each in (loss, error)
+            )
             print(f"| {name} | pair {number} | {line} | {shown} |", flush=True)
     for line, values in found.items():
-        mean, deviation = np.mean(values, 0), np.std(values, 0, ddof=1) / np.sqrt(len(values)) if len(values) > 1 else 0
-        shown = " | ".join(f"{m:.3f} ± {d:.3f}" for m, d in zip(mean, np.broadcast_to(deviation, 2), strict=True))
+        mean, deviation = (
+            np.mean(values, 0),
+            np.std(values, 0, ddof=1) / np.sqrt(len(values)) if len(values) > 1 else 0,
+        )
+        shown = " | ".join(
+            f"{m:.3f} ± {d:.3f}" for m, d in zip(mean, np.broadcast_to(deviation, 2), strict=True)
+        )
         print(f"| {name} | mean of {len(values)} | {line} | {shown} |", flush=True)
 
 
@@ -118,7 +133,9 @@ def soups(name: str, models: list[Path], arguments: argparse.Namespace, world: W
         "naive": MergeUniform(refs=tuple(map(str, models)), out=folder / "naive", bn="refresh", **data),
         "aligned": MergeUniform(refs=(str(aligned),), out=folder / "aligned", **data),
         "aligned, bn": MergeUniform(refs=(str(aligned),), out=folder / "bn", bn="refresh", **data),
-        "aligned, repaired": MergeUniform(refs=(str(aligned),), out=folder / "repaired", repair="forward", **data),
+        "aligned, repaired": MergeUniform(
+            refs=(str(aligned),), out=folder / "repaired", repair="forward", **data
+        ),
     }
     for recipe in made.values():
         merge_uniform(recipe, world, silent)
@@ -129,7 +146,8 @@ def soups(name: str, models: list[Path], arguments: argparse.Namespace, world: W
     for line, recipe in made.items():
         top1 = scores[str(recipe.out)]["test"]["top1"]
         print(
-            f"| {name} | {len(models)} models | {line} | {top1['value']:.3f} ± {top1['standard_error']:.3f} |",
+            f"| {name} | {len(models)} models | {line} | {top1['value']:.3f} ± "
+            f"{top1['standard_error']:.3f} |",
             flush=True,
         )
 

@@ -40,7 +40,12 @@ def vit_b32_shapes() -> dict[str, tuple[int, ...]]:
             f"blocks.{i}.norm2.weight": (width,),
             f"blocks.{i}.norm2.bias": (width,),
         }
-    return shapes | {"norm.weight": (width,), "norm.bias": (width,), "head.weight": (1000, width), "head.bias": (1000,)}
+    return shapes | {
+        "norm.weight": (width,),
+        "norm.bias": (width,),
+        "head.weight": (1000, width),
+        "head.bias": (1000,),
+    }
 
 
 def tiny_shapes(count: int = 18_600) -> dict[str, tuple[int, ...]]:
@@ -48,7 +53,9 @@ def tiny_shapes(count: int = 18_600) -> dict[str, tuple[int, ...]]:
     return {f"layers.{i // 100}.experts.{i % 100}.weight": (4, 8) for i in range(count)}
 
 
-def write_checkpoints(folder: Path, shapes: dict[str, tuple[int, ...]], *, count: int, dtype: str) -> list[Path]:
+def write_checkpoints(
+    folder: Path, shapes: dict[str, tuple[int, ...]], *, count: int, dtype: str
+) -> list[Path]:
     """`count` directories of one base plus small differences, as fine-tuned models are.
 
     In a process of its own: a measured child's peak memory begins with that of the process that started it.
@@ -89,7 +96,9 @@ class Measured:
 def measure(command: Sequence[str | Path]) -> Measured:
     """Run a process to its end. Raises CalledProcessError with its output when it fails."""
     begin = time.perf_counter()
-    process = subprocess.Popen([str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    process = subprocess.Popen(
+        [str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
     assert process.stdout is not None
     output = process.stdout.read()
     _, status, usage = os.wait4(process.pid, 0)

@@ -24,7 +24,9 @@ COMMANDS = {
 
 def main() -> None:
     """Run all commands in turns and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--repeat", type=int, default=9)
     repeat = parser.parse_args().repeat
     seconds: dict[str, list[float]] = {name: [] for name in COMMANDS}
@@ -35,7 +37,9 @@ def main() -> None:
             seconds[name].append(time.perf_counter() - begin)
     least = statistics.median(seconds["python"])
     for name, values in seconds.items():
-        print(f"{name:30} {statistics.median(values):.3f} s  {statistics.median(values) / least:5.1f}× python")
+        print(
+            f"{name:30} {statistics.median(values):.3f} s  {statistics.median(values) / least:5.1f}× python"
+        )
 
 
 if __name__ == "__main__":

@@ -2,11 +2,11 @@
 
     python tests/benchmarks/curve_evaluation.py --cores 2
 
-The plain loop is the form of the published scripts: for every point a state dict is combined and loaded, batch-norm
-statistics are updated over the training loader, then the loaders of train and test are evaluated; images are decoded
-by the loader every time. "in memory" is the same loop over tensors that were decoded and normalised once. Both use
-`--cores` threads. soupkit scores held-out too, which the loops do not. CPU seconds count worker processes, and say more
-than seconds on a machine that does other work.
+The plain loop is the form of the published scripts: for every point a state dict is combined and loaded,
+batch-norm statistics are updated over the training loader, then the loaders of train and test are evaluated;
+images are decoded by the loader every time. "in memory" is the same loop over tensors that were decoded and
+normalised once. Both use `--cores` threads. soupkit scores held-out too, which the loops do not. CPU seconds
+count worker processes, and say more than seconds on a machine that does other work.
 """
 
 from __future__ import annotations

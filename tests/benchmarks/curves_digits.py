@@ -1,10 +1,12 @@
-"""Mode connectivity on handwritten digits, in the form of the paper's table (Garipov et al. 2018, arXiv:1802.10026).
+"""Mode connectivity on handwritten digits, in the form of the paper's table (Garipov et al. 2018,
+arXiv:1802.10026).
 
     python tests/benchmarks/curves_digits.py --seeds 3
 
-Two models from independent random weights per seed; the straight line between them, and curves of three bends. Minimum
-and maximum over the points of a path of the train loss (with the L2 term) and of the test error, mean over the seeds
-± standard error of that mean. "Aligned": B's units are permuted to fit A's first. Finished work in --folder is kept.
+Two models from independent random weights per seed; the straight line between them, and curves of three
+bends. Minimum and maximum over the points of a path of the train loss (with the L2 term) and of the test
+error, mean over the seeds ± standard error of that mean. "Aligned": B's units are permuted to fit A's first.
+Finished work in --folder is kept.
 """
 
 from __future__ import annotations
@@ -60,10 +62,13 @@ def train(out: Path, model: str, seed: int, arguments: argparse.Namespace) -> st
 
 
 def paths(folder: Path, seed: int, model: str, arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """The metrics of the straight line and of both curves between the models of one seed, as they are and aligned."""
+    """The metrics of the straight line and of both curves between the models of one seed, as they are and
+    aligned."""
     ends = tuple(train(folder / f"model-{2 * seed + k}", model, 2 * seed + k, arguments) for k in range(2))
     found = between(ends, folder, seed, arguments, label="")
-    return found | between((ends[0], aligned(ends, folder / f"aligned-{seed}")), folder, seed, arguments, label=ALIGNED)
+    return found | between(
+        (ends[0], aligned(ends, folder / f"aligned-{seed}")), folder, seed, arguments, label=ALIGNED
+    )
 
 
 def between(
@@ -71,7 +76,12 @@ def between(
 ) -> dict[str, dict[str, Any]]:
     """The metrics of the straight line and of both curves between two checkpoints."""
     begin = time.perf_counter()
-    scoring = {"num_points": arguments.num_points, "weight_decay": WEIGHT_DECAY, "jobs": arguments.jobs, **DATA}
+    scoring = {
+        "num_points": arguments.num_points,
+        "weight_decay": WEIGHT_DECAY,
+        "jobs": arguments.jobs,
+        **DATA,
+    }
     found = {}
     label_path = label.replace(" ", "-")
     line = folder / f"{label_path}line-{seed}"
@@ -100,7 +110,9 @@ def row(name: str, per_seed: list[dict[str, Any]], places: tuple[str, str]) -> s
     """min/max of the train loss and of the test error; `places`: the metrics that they are."""
     cells = []
     for split, measure, digits in (("train", "loss", 3), ("test", "err", 2)):
-        both = [_over_seeds([seed[split][f"{measure}_{place}"]["value"] for seed in per_seed]) for place in places]
+        both = [
+            _over_seeds([seed[split][f"{measure}_{place}"]["value"] for seed in per_seed]) for place in places
+        ]
         cells.append(" / ".join(f"{mean:.{digits}f} ± {error:.{digits}f}" for mean, error in both))
     return f"| {name} | " + " | ".join(cells) + " |"
 
@@ -114,7 +126,9 @@ def _over_seeds(values: list[float]) -> tuple[float, float]:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--models", nargs="+", default=["timm:test_resnet", "timm:cifar_vgg_small,batch_norm=True"])
+    parser.add_argument(
+        "--models", nargs="+", default=["timm:test_resnet", "timm:cifar_vgg_small,batch_norm=True"]
+    )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--curve-epochs", type=int, default=20)

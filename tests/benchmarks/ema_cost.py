@@ -1,10 +1,11 @@
 """What an EMA costs per update: soupkit's Averaging against torch's AveragedModel, both in one run.
 
-    python tests/benchmarks/ema_cost.py [--models resnet18 vit_tiny_patch16_224 mobilenetv3_large_100] [--device cpu]
+    python tests/benchmarks/ema_cost.py [--models resnet18 vit_tiny_patch16_224 mobilenetv3_large_100]
+    [--device cpu]
 
-Rounds alternate between the two, so that both see the same machine; medians of the rounds, and their ratio. "average":
-batch-norm statistics averaged too (use_buffers=True); "copy": copied (use_buffers=False). "step" is one forward,
-backward and SGD step on two images, for scale.
+Rounds alternate between the two, so that both see the same machine; medians of the rounds, and their ratio.
+"average": batch-norm statistics averaged too (use_buffers=True); "copy": copied (use_buffers=False). "step"
+is one forward, backward and SGD step on two images, for scale.
 """
 
 from __future__ import annotations
@@ -40,13 +41,17 @@ def seconds(work: Callable[[], object], repeats: int, device: torch.device) -> f
     return (time.perf_counter() - began) / repeats
 
 
-def compare(works: Mapping[str, Callable[[], object]], *, rounds: int, repeats: int, device: torch.device) -> None:
+def compare(
+    works: Mapping[str, Callable[[], object]], *, rounds: int, repeats: int, device: torch.device
+) -> None:
     """Print medians in microseconds and the ratio of the first to the second."""
     times: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(rounds + 1):
         for name, work in works.items():
             times[name].append(seconds(work, repeats, device))
-    medians = {name: statistics.median(values[1:]) for name, values in times.items()}  # the first round warms up
+    medians = {
+        name: statistics.median(values[1:]) for name, values in times.items()
+    }  # the first round warms up
     ours, theirs = list(medians.values())[:2]
     shown = "  ".join(f"{name} {1e6 * value:8.0f} us" for name, value in medians.items())
     print(f"    {shown}  ratio {ours / theirs:.2f}")
@@ -87,7 +92,9 @@ def check(ours: Averaging, theirs: AveragedModel) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--models", nargs="+", default=MODELS)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
@@ -95,7 +102,10 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    print(f"torch {torch.__version__}, {options.device}, {options.threads} threads; medians of {options.rounds} rounds")
+    print(
+        f"torch {torch.__version__}, {options.device}, {options.threads} threads; medians of "
+        f"{options.rounds} rounds"
+    )
     for name in options.models:
         measure(name, rounds=options.rounds, repeats=options.repeats, device=torch.device(options.device))
 

@@ -2,10 +2,11 @@
 
     python tests/benchmarks/fge_digits.py --seeds 3 --budget 40
 
-A budget is that many epochs. Independent: k models of one budget each from random weights (cosine), their ensemble of
-softmax. FGE: k runs, each 80 % of a budget at a rate that falls once, then cycles; the ensemble of all members of the
-k runs. One model: of k budgets. Mean over the seeds of the test accuracy ± standard error of that mean; the last
-column is FGE minus independent, paired by seed. Finished work in --folder is kept.
+A budget is that many epochs. Independent: k models of one budget each from random weights (cosine), their
+ensemble of softmax. FGE: k runs, each 80 % of a budget at a rate that falls once, then cycles; the ensemble
+of all members of the k runs. One model: of k budgets. Mean over the seeds of the test accuracy ± standard
+error of that mean; the last column is FGE minus independent, paired by seed. Finished work in --folder is
+kept.
 """
 
 from __future__ import annotations
@@ -42,7 +43,11 @@ def train(out: Path, seed: int, epochs: int, arguments: argparse.Namespace, **op
     if not out.exists():
         model = f"{arguments.model},num_classes=10,img_size={SIZE}"
         values = TRAINING | {"lr": arguments.lr_1} | data(arguments) | options
-        finetune(Finetune(out=out, model=model, seed=seed, epochs=epochs, **values), World("cpu", threads=1), silent)
+        finetune(
+            Finetune(out=out, model=model, seed=seed, epochs=epochs, **values),
+            World("cpu", threads=1),
+            silent,
+        )
     return out
 
 
@@ -113,9 +118,13 @@ def main() -> None:
         folder = arguments.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         found = [one_seed(folder, seed, arguments) for seed in range(arguments.seeds)]
-    print(f"\n{arguments.data}, {arguments.num_train} train, test n = {arguments.num_test}, {arguments.seeds} seeds")
     print(
-        f"| budgets of {arguments.budget} epochs | one model | independent | FGE | difference |\n|---|---|---|---|---|"
+        f"\n{arguments.data}, {arguments.num_train} train, test n = {arguments.num_test}, "
+        f"{arguments.seeds} seeds"
+    )
+    print(
+        f"| budgets of {arguments.budget} epochs | one model | independent | FGE | difference "
+        f"|\n|---|---|---|---|---|"
     )
     for k in range(arguments.budgets):
         cells = [mean([seed[k][name] for seed in found]) for name in ("one model", "independent", "FGE")]

@@ -1,6 +1,7 @@
 """Exact early stop in greedy soups: the same picks, and the share of images that the trials evaluate.
 
-    python tests/benchmarks/greedy_early_stop.py soupkit-demo/sweep --num-train 100 --num-held-out 700 --split-seed 0
+    python tests/benchmarks/greedy_early_stop.py soupkit-demo/sweep --num-train 100 --num-held-out 700
+    --split-seed 0
 
 Runs `merge greedy` with and without early stop, for both rules of acceptance, each with an empty cache.
 """
@@ -55,8 +56,10 @@ def main() -> None:
         rejected = [step["num_evaluated"] for step in trials if not step["accepted"]]
         share = sum(rejected) / max(1, len(rejected)) / arguments.num_held_out
         print(
-            f"accept {accept}: picks {len(early['notes']['picks'])} of {len(trials) + 1}, the same: {same}; trials "
-            f"evaluated {early['notes']['share_of_trial_examples_evaluated']:.0%} of their images, rejected ones "
+            f"accept {accept}: picks {len(early['notes']['picks'])} of {len(trials) + 1}, the same: "
+            f"{same}; trials "
+            f"evaluated {early['notes']['share_of_trial_examples_evaluated']:.0%} of their images, "
+            f"rejected ones "
             f"{share:.0%}; whole command {fewer:.2f} s against {seconds:.2f} s"
         )
 

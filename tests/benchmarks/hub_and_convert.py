@@ -2,8 +2,9 @@
 
     PYTHONPATH=tests python tests/benchmarks/hub_and_convert.py FOLDER [--count 8]
 
-Each line is one process: wall seconds, peak resident megabytes, megabytes that it left on the disk beside its output.
-FOLDER keeps the checkpoints for the next run. The loopback has no latency: a real network adds its own.
+Each line is one process: wall seconds, peak resident megabytes, megabytes that it left on the disk beside its
+output. FOLDER keeps the checkpoints for the next run. The loopback has no latency: a real network adds its
+own.
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ save_file(torch.load(sys.argv[1], weights_only=True), sys.argv[2])
 
 
 def line(name: str, *command: str | Path, left: Path | None = None) -> None:
-    """Measure one process. This one stays small: Linux counts its memory as the child's until the child begins."""
+    """Measure one process. This one stays small: Linux counts its memory as the child's until the child
+    begins."""
     found = measure(command)
     files = [path for path in left.rglob("*") if path.is_file() and not path.is_symlink()] if left else []
     stored = f"{sum(path.stat().st_size for path in files) / 1e6:9.1f} MB stored" if left else ""
@@ -62,7 +64,14 @@ def converting(folder: Path) -> None:
         out = folder / "converted"
         shutil.rmtree(out, ignore_errors=True)
         line(f"convert, {name}", *SOUPKIT, "convert", folder / f"{name}.pt", "--out", out, "--quiet")
-    line("torch.load and save_file", sys.executable, "-c", NAIVE, folder / "zip.pt", folder / "naive.safetensors")
+    line(
+        "torch.load and save_file",
+        sys.executable,
+        "-c",
+        NAIVE,
+        folder / "zip.pt",
+        folder / "naive.safetensors",
+    )
 
 
 def merging(folder: Path, sources: list[Path]) -> None:
@@ -90,7 +99,9 @@ def main() -> None:
     if not (folder / "legacy.pt").exists():
         subprocess.run([sys.executable, "-c", PREPARE, folder, str(arguments.count)], check=True)
     converting(folder)
-    server = subprocess.Popen([sys.executable, "-c", SERVE, folder], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    server = subprocess.Popen(
+        [sys.executable, "-c", SERVE, folder], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
     assert server.stdin
     assert server.stdout
     try:

@@ -1,9 +1,11 @@
-"""Peak memory and seconds per step of learned soups over many ViT-B/32-sized checkpoints, against the memory plan.
+"""Peak memory and seconds per step of learned soups over many ViT-B/32-sized checkpoints, against the memory
+plan.
 
     python tests/benchmarks/learned_memory.py --folder /tmp/vit --count 72
 
-Checkpoints are one random ViT-B/32 plus small perturbations, written as bfloat16 (176 MB each) and removed at the end.
-Each row is a process of its own: it loads the directions, takes a few steps on random labels, and reports its peak.
+Checkpoints are one random ViT-B/32 plus small perturbations, written as bfloat16 (176 MB each) and removed at
+the end. Each row is a process of its own: it loads the directions, takes a few steps on random labels, and
+reports its peak.
 """
 
 from __future__ import annotations
@@ -71,7 +73,13 @@ def measure(folder: Path, method: str, form: str, num: int, batch_size: int) -> 
     from soupkit.world import World
 
     data = {"data": "digits", "num_train": 20, "num_held_out": 3 * batch_size, "num_test": 20}
-    options = {"resident": form, "epochs": 1, "batch_size": batch_size, "pass_size": batch_size, "bn": "average"}
+    options = {
+        "resident": form,
+        "epochs": 1,
+        "batch_size": batch_size,
+        "pass_size": batch_size,
+        "bn": "average",
+    }
     kind = MergeMehl if method == "mehl" else MergeLearned
     recipe = kind(refs=(str(folder),), out=folder.parent / "never-written", device="cpu", **data, **options)
     if method == "mehl":
@@ -85,7 +93,11 @@ def measure(folder: Path, method: str, form: str, num: int, batch_size: int) -> 
     start = time.perf_counter()
     space = search.subspace(center, rows)
     loaded = time.perf_counter()
-    make = (lambda: HyperPlane(space.norms)) if method == "mehl" else lambda: Softmax(num, search.layout.num_blocks)
+    make = (
+        (lambda: HyperPlane(space.norms))
+        if method == "mehl"
+        else lambda: Softmax(num, search.layout.num_blocks)
+    )
     learn(search, model, space, make, settings_of(recipe, search.memory))
     stepped = time.perf_counter()
     model.backward(search.examples.chunks([np.arange(batch_size)]), num_examples=batch_size)
@@ -128,11 +140,15 @@ def main() -> None:
             row = [method, form, str(num)]
             command = [sys.executable, __file__, "--folder", str(arguments.folder), "--row", *row]
             done = subprocess.run(
-                [*command, "--batch-size", str(arguments.batch_size)], stdout=subprocess.PIPE, check=True, text=True
+                [*command, "--batch-size", str(arguments.batch_size)],
+                stdout=subprocess.PIPE,
+                check=True,
+                text=True,
             )
             found = json.loads(done.stdout.splitlines()[-1])
             print(
-                f"{method + ', ' + str(num) + ' as ' + form:30} {found['peak'] / 1e9:8.2f} {found['plan'] / 1e9:8.2f} "
+                f"{method + ', ' + str(num) + ' as ' + form:30} {found['peak'] / 1e9:8.2f} "
+                f"{found['plan'] / 1e9:8.2f} "
                 f"{found['load']:8.1f} {found['step']:8.2f} {found['pass']:12.2f}",
                 flush=True,
             )

@@ -1,10 +1,11 @@
-"""Uniform, greedy, learned, MEHL, TWA and evolved soups of one population, over several seeds, and a removal study.
+"""Uniform, greedy, learned, MEHL, TWA and evolved soups of one population, over several seeds, and a removal
+study.
 
     python tests/benchmarks/learned_soups.py --out runs/learned-soups --seeds 3 --models 24
 
-For each seed: a small ResNet learns a few printed digits (glyphs), and that common base is fine-tuned many times with
-drawn hyper-parameters; coefficients are chosen on 1,000 held-out glyphs and reported on 2,000 others, which chose
-nothing. Whatever is finished is kept in --out, so an interrupted study goes on.
+For each seed: a small ResNet learns a few printed digits (glyphs), and that common base is fine-tuned many
+times with drawn hyper-parameters; coefficients are chosen on 1,000 held-out glyphs and reported on 2,000
+others, which chose nothing. Whatever is finished is kept in --out, so an interrupted study goes on.
 """
 
 from __future__ import annotations
@@ -42,7 +43,14 @@ WITHOUT_DATA = ("uniform",)
 
 def data(arguments: argparse.Namespace, seed: int) -> list[str]:
     """The data of every step of a seed."""
-    sizes = ["--num-train", "120", "--num-held-out", str(arguments.held_out), "--num-test", str(arguments.test)]
+    sizes = [
+        "--num-train",
+        "120",
+        "--num-held-out",
+        str(arguments.held_out),
+        "--num-test",
+        str(arguments.test),
+    ]
     return ["--data", "glyphs", *sizes, "--split-seed", str(seed)]
 
 
@@ -65,9 +73,9 @@ def population(arguments: argparse.Namespace, seed: int) -> Path:
     drawn = ["--lr", "log(5e-4,5e-3)", "--weight-decay", "log(1e-4,0.3)", "--epochs", "int(6,20)"]
     drawn += ["--mixup", "choice(0,0.2,1)", "--label-smoothing", "choice(0,0.1)", "--batch-size", 20]
     sweep = ["--num-runs", arguments.models, "--jobs", arguments.jobs, "--seed", seed]
-    if len(Manifest.read(folder / "sweep").notes["members"] if (folder / "sweep/soupkit.json").is_file() else []) < int(
-        arguments.models
-    ):
+    if len(
+        Manifest.read(folder / "sweep").notes["members"] if (folder / "sweep/soupkit.json").is_file() else []
+    ) < int(arguments.models):
         code = run_command_line(
             [
                 *map(str, ["finetune-sweep", folder / "base", *glyphs, *sweep, *drawn]),
@@ -102,7 +110,9 @@ def one_seed(arguments: argparse.Namespace, seed: int) -> dict[str, Any]:
         if name in WITHOUT_DATA:
             manifest = step(folder / f"{out.name}-scores", "evaluate", out, *glyphs)
         rows[name] = scored(manifest)
-    rows["ensemble of logits"] = {split: value["top1"] for split, value in evaluated["ensemble of logits"].items()}
+    rows["ensemble of logits"] = {
+        split: value["top1"] for split, value in evaluated["ensemble of logits"].items()
+    }
     for num in arguments.drop:
         for name in REMOVED if num else ():
             words = METHODS[name]
@@ -117,7 +127,9 @@ def show(results: Sequence[Mapping[str, Any]]) -> None:
     """Mean over seeds, the standard error of that mean, and the binomial one of a single score."""
     first = results[0]["best single"]
     sizes = {split: first[split]["num_examples"] for split in ("held_out", "test")}
-    print(f"top-1 in %, mean of {len(results)} seeds ± its standard error (test n = {sizes['test']} per seed)")
+    print(
+        f"top-1 in %, mean of {len(results)} seeds ± its standard error (test n = {sizes['test']} per seed)"
+    )
     print(f"{'model':46} {'held-out':>16} {'test':>16} {'vs best single':>18}")
     for name in results[0]:
         cells = []
@@ -125,7 +137,10 @@ def show(results: Sequence[Mapping[str, Any]]) -> None:
             values = [100 * result[name][split]["value"] for result in results]
             cells.append("{:7.2f} ± {:4.2f}".format(*mean_and_error(values)))
         paired = [100 * (r[name]["test"]["value"] - r["best single"]["test"]["value"]) for r in results]
-        print(f"{name:46} {cells[0]:>16} {cells[1]:>16} {'{:+.2f} ± {:.2f}'.format(*mean_and_error(paired)):>18}")
+        print(
+            f"{name:46} {cells[0]:>16} {cells[1]:>16} "
+            f"{'{:+.2f} ± {:.2f}'.format(*mean_and_error(paired)):>18}"
+        )
     single = first["test"]
     print(f"one score alone has a standard error of about {100 * single['standard_error']:.2f}")
 

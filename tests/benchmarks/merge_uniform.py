@@ -1,9 +1,10 @@
-"""`soupkit merge uniform` as a whole process against the floor: `cat` of the inputs plus `cp` of one, in the same run.
+"""`soupkit merge uniform` as a whole process against the floor: `cat` of the inputs plus `cp` of one, in the
+same run.
 
     python tests/benchmarks/merge_uniform.py [--dtype F32] [--count 8] [--repeats 5] [--folder DIR]
 
-Prints medians, ratios and peak memory for 88 M parameters (ViT-B/32), for half and twice as many ingredients, and for
-two checkpoints of 18,600 tiny tensors. Nothing is asserted: read it on a quiet machine.
+Prints medians, ratios and peak memory for 88 M parameters (ViT-B/32), for half and twice as many ingredients,
+and for two checkpoints of 18,600 tiny tensors. Nothing is asserted: read it on a quiet machine.
 """
 
 from __future__ import annotations
@@ -46,7 +47,9 @@ def merge(paths: Sequence[Path], folder: Path, *, repeats: int, threads: int = 0
     """The whole process."""
     out = folder / "soup"
     options = ["--threads", str(threads)] if threads else []
-    return repeated([*SOUPKIT, "merge", "uniform", *paths, "--out", out, "--quiet", *options], out, repeats=repeats)
+    return repeated(
+        [*SOUPKIT, "merge", "uniform", *paths, "--out", out, "--quiet", *options], out, repeats=repeats
+    )
 
 
 def main() -> None:

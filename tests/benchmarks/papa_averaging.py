@@ -1,9 +1,10 @@
-"""What share of the training time PAPA's averaging takes: ResNet18, five members, every 10 updates, one thread.
+"""What share of the training time PAPA's averaging takes: ResNet18, five members, every 10 updates, one
+thread.
 
     OMP_NUM_THREADS=1 python tests/benchmarks/papa_averaging.py
 
-In one run, in turn: updates of a member, the pull over the flat buffer, and a loop over state dicts as in the published
-code. Images are 32 × 32; the native stem makes updates cheapest, so its share is the largest.
+In one run, in turn: updates of a member, the pull over the flat buffer, and a loop over state dicts as in the
+published code. Images are 32 × 32; the native stem makes updates cheapest, so its share is the largest.
 """
 
 from __future__ import annotations
@@ -48,16 +49,24 @@ def seconds(work: Callable[[], None]) -> float:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--size", type=int, default=32, help="128 is what --stem small makes of 32")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    models: list[torch.nn.Module] = [build(parse_model("timm:resnet18,num_classes=10")).train() for _ in range(N)]
-    plain: list[torch.nn.Module] = [build(parse_model("timm:resnet18,num_classes=10")).train() for _ in range(N)]
+    models: list[torch.nn.Module] = [
+        build(parse_model("timm:resnet18,num_classes=10")).train() for _ in range(N)
+    ]
+    plain: list[torch.nn.Module] = [
+        build(parse_model("timm:resnet18,num_classes=10")).train() for _ in range(N)
+    ]
     pull = Pull(Flat(models, torch.device("cpu")), Grid(World("cpu", rank=0, size=1), N))
-    images = torch.randn(args.batch_size, 3, args.size, args.size).contiguous(memory_format=torch.channels_last)
+    images = torch.randn(args.batch_size, 3, args.size, args.size).contiguous(
+        memory_format=torch.channels_last
+    )
     optimizer = torch.optim.SGD(models[0].parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
     times: dict[str, list[float]] = {"update": [], "flat buffer": [], "state-dict loop": []}
     works: dict[str, Callable[[], None]] = {
@@ -72,7 +81,8 @@ def main() -> None:
                 times[name].append(taken)
     medians = {name: float(np.median(values)) for name, values in times.items()}
     print(
-        f"resnet18 at {args.size} × {args.size}, batch {args.batch_size}, n = {N}, k = {EVERY}, median of {args.rounds}"
+        f"resnet18 at {args.size} × {args.size}, batch {args.batch_size}, n = {N}, k = {EVERY}, median "
+        f"of {args.rounds}"
     )
     for name in ("flat buffer", "state-dict loop"):
         share = medians[name] / (medians[name] + N * EVERY * medians["update"])

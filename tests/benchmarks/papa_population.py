@@ -2,8 +2,8 @@
 
     OMP_NUM_THREADS=1 python tests/benchmarks/papa_population.py --out runs/papa-study --seeds 1,2,3
 
-Finished runs are kept, and an unfinished one continues, so it may be stopped at any time. The settings were chosen on
-held-out data of seed 0 (--split held_out shows those); test data only report.
+Finished runs are kept, and an unfinished one continues, so it may be stopped at any time. The settings were
+chosen on held-out data of seed 0 (--split held_out shows those); test data only report.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ def settings(args: argparse.Namespace, method: str, seed: int) -> TrainPopulatio
         out=folder(args, method, seed), model="timm:test_resnet,img_size=32", data="digits",
         num_train=args.num_train, num_held_out=300, split_seed=seed, seed=seed, num_members=5,
         epochs=args.epochs, batch_size=32, lr=args.lr,
-        mixup=(0.0, 0.5, 1.0), label_smoothing=(0.0, 0.05, 0.1), crop_scale=(0.7, 1.0), method="none", device="cpu",
+        mixup=(0.0, 0.5, 1.0), label_smoothing=(0.0, 0.05, 0.1), crop_scale=(0.7, 1.0), method="none",
+        device="cpu",
         save_minutes=1.0, bn="average",
     )  # fmt: skip
     if method == "none":
@@ -63,7 +64,9 @@ def accuracies(result: dict[str, Any], split: str) -> dict[str, float]:
 
 def main() -> None:
     """Train what is missing, and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", default="1,2,3")
     parser.add_argument("--methods", default="none,papa")

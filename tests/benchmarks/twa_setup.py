@@ -2,8 +2,8 @@
 
     python tests/benchmarks/twa_setup.py --folder /tmp/twa --count 100 --millions 11
 
-Checkpoints are a random walk, as a training run is. Gram–Schmidt is as published: the rows are loaded, and each is
-freed of its components along every earlier one, one dot product and one addition at a time.
+Checkpoints are a random walk, as a training run is. Gram–Schmidt is as published: the rows are loaded, and
+each is freed of its components along every earlier one, one dot product and one addition at a time.
 """
 
 from __future__ import annotations
@@ -56,7 +56,10 @@ def gram_schmidt(folder: Path) -> dict[str, Any]:
     checkpoints = open_references([str(folder / "step*")])
     before, start = peak(), time.perf_counter()
     rows = torch.stack(
-        [torch.cat([torch.from_numpy(value).flatten() for value in checkpoint.values()]) for checkpoint in checkpoints]
+        [
+            torch.cat([torch.from_numpy(value).flatten() for value in checkpoint.values()])
+            for checkpoint in checkpoints
+        ]
     )
     basis = torch.empty_like(rows)
     for i, row in enumerate(rows):
@@ -94,7 +97,8 @@ def main() -> None:
             found = json.loads(done.stdout.splitlines()[-1])
             seconds[route] = found["seconds"]
             print(
-                f"{route:14} {found['seconds']:8.1f} s {found['bytes'] / 1e6:8.0f} MB, rank {found['rank']}", flush=True
+                f"{route:14} {found['seconds']:8.1f} s {found['bytes'] / 1e6:8.0f} MB, rank {found['rank']}",
+                flush=True,
             )
         print(f"ratio {seconds['gram-schmidt'] / seconds['gram']:.1f}")
     finally:

@@ -38,9 +38,11 @@ def config_of(path: Path) -> Any:
 
 
 CASES: dict[str, tuple[list[dict[str, str]], dict[str, Any], list[str], dict[str, Any]]] = {
-    "narrowed": ([{"w": "float32"}] * 2, {"dtype": "float32"}, ["--dtype", "bfloat16"], {"dtype": "bfloat16"}),
+    "narrowed": ([{"w": "float32"}] * 2, {"dtype": "float32"}, ["--dtype", "bfloat16"],
+    {"dtype": "bfloat16"}),
     "widened": (
-        [{"w": "bfloat16"}] * 2, {"torch_dtype": "bfloat16"}, ["--dtype", "float32"], {"torch_dtype": "float32"}
+        [{"w": "bfloat16"}] * 2, {"torch_dtype": "bfloat16"}, ["--dtype", "float32"],
+        {"torch_dtype": "float32"}
     ),
     "mixed": ([{"w": "float16"}, {"w": "bfloat16"}], {"dtype": "float16"}, [], {"dtype": "float32"}),
     "partly mixed": (
@@ -50,9 +52,11 @@ CASES: dict[str, tuple[list[dict[str, str]], dict[str, Any], list[str], dict[str
     "some wider": ([{"w": "bfloat16", "b": "float32"}] * 2, {"dtype": "bfloat16"}, [], {"dtype": "bfloat16"}),
     "nested": (
         [{"w": "float32"}] * 2,
-        {"dtype": "float32", "text_config": {"torch_dtype": "float32"}, "vision_config": {"dtype": "torch.float32"}},
+        {"dtype": "float32", "text_config": {"torch_dtype": "float32"},
+        "vision_config": {"dtype": "torch.float32"}},
         ["--dtype", "float16"],
-        {"dtype": "float16", "text_config": {"torch_dtype": "float16"}, "vision_config": {"dtype": "torch.float16"}},
+        {"dtype": "float16", "text_config": {"torch_dtype": "float16"},
+        "vision_config": {"dtype": "torch.float16"}},
     ),
     "as it was": ([{"w": "float32"}] * 2, {"dtype": "float32", "x": 1}, [], {"dtype": "float32", "x": 1}),
     "a lie": ([{"w": "float32"}] * 2, {"dtype": "float16"}, [], {"dtype": "float32"}),
@@ -98,7 +102,8 @@ def embedder(save: Save, name: str, *, dense: float = 1.0, pooling: str = "mean"
     save(f"{name}/2_Dense", {"linear.weight": np.full(3, dense, np.float32)})
     for file, text in (
         ("1_Pooling/config.json", f'{{"pooling_mode": "{pooling}"}}'), ("2_Dense/config.json", "{}"),
-        ("additional_chat_templates/rag.jinja", "x"), ("onnx/config.json", "{}"), ("2_Dense/.hidden.json", "{}"),
+        ("additional_chat_templates/rag.jinja", "x"), ("onnx/config.json", "{}"), ("2_Dense/.hidden.json",
+        "{}"),
         ("modeling_own.py", "raise SystemExit"),
     ):  # fmt: skip
         (path / file).parent.mkdir(exist_ok=True)

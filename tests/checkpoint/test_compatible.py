@@ -64,7 +64,9 @@ def test_the_same_checkpoint_twice_is_refused(save: Save, tmp_path: Path) -> Non
 
 def test_two_architectures_of_the_same_shapes_are_refused(save: Save) -> None:
     paths = [save("a", BASE), save("b", BASE)]
-    for path, name in zip(paths, ("vit_base_patch32_clip_224.openai", "vit_base_patch32_clip_quickgelu_224.openai")):
+    for path, name in zip(
+        paths, ("vit_base_patch32_clip_224.openai", "vit_base_patch32_clip_quickgelu_224.openai")
+    ):
         (path / "config.json").write_text(f'{{"architecture": "{name}"}}')
     with pytest.raises(CompatibilityError, match="quickgelu"):
         check_compatible([Checkpoint(path) for path in paths])

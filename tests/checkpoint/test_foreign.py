@@ -42,7 +42,9 @@ def follow(text: str) -> None:
 @pytest.mark.parametrize("legacy", [False, True])
 @pytest.mark.parametrize("name", ["a.pt", "a.pth", "a.ckpt", "a.bin", "a.pth.tar", "epoch=9", "a b.pt"])
 @pytest.mark.parametrize("command", ["merge uniform", "inspect"])
-def test_a_pickle_is_to_be_converted(capsys: pytest.CaptureFixture[str], name: str, legacy: bool, command: str) -> None:
+def test_a_pickle_is_to_be_converted(
+    capsys: pytest.CaptureFixture[str], name: str, legacy: bool, command: str
+) -> None:
     pickled(name, legacy=legacy)
     out = () if command == "inspect" else ("--out", "soup")
     text = refusal(capsys, *command.split(), name, *out)
@@ -76,7 +78,11 @@ FOREIGN = {
 def test_other_formats_are_called_by_their_names(capsys: pytest.CaptureFixture[str], name: str) -> None:
     Path("in").mkdir()
     Path("in", name).write_bytes(b"some bytes that are nothing else")
-    for arguments in (["merge", "uniform", f"in/{name}"], ["inspect", f"in/{name}"], ["convert", f"in/{name}"]):
+    for arguments in (
+        ["merge", "uniform", f"in/{name}"],
+        ["inspect", f"in/{name}"],
+        ["convert", f"in/{name}"],
+    ):
         out = [] if arguments[0] == "inspect" else ["--out", "o"]
         text = refusal(capsys, *arguments, *out)
         assert f"in/{name}: is {FOREIGN[name]}" in text
@@ -112,18 +118,26 @@ def test_distributed_checkpoints_name_their_tool(capsys: pytest.CaptureFixture[s
     for name in (".metadata", "__0_0.distcp"):
         Path("dcp", name).touch()
     assert "format_utils dcp_to_torch dcp whole.pt" in refusal(capsys, *command.split(), "dcp", "--out", "o")
-    for name in ("zero/zero_to_fp32.py", "zero/latest", "zero/global_step3/zero_pp_rank_0_mp_rank_00_model_states.pt"):
+    for name in (
+        "zero/zero_to_fp32.py",
+        "zero/latest",
+        "zero/global_step3/zero_pp_rank_0_mp_rank_00_model_states.pt",
+    ):
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         Path(name).touch()
     for folder in ("zero", "zero/global_step3"):
         assert f"zero_to_fp32.py {folder}" in refusal(capsys, *command.split(), folder, "--out", "o")
 
 
-def test_a_run_folder_names_its_checkpoints(save: Save, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_folder_names_its_checkpoints(
+    save: Save, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for step in (4, 8, 12):
         save(f"run/checkpoint-{step}", {"w": np.full(1, step, np.float32)})
     Path("run/training_args.bin").touch()
     text = refusal(capsys, "merge", "ema", "run", "--out", "o")
     assert "it holds 3 checkpoints; name them: 'run/checkpoint-*'" in text
-    assert run_command_line(["merge", "swa", "run/checkpoint-*", "--start", "2", "--out", "o", "--quiet"]) == 0
+    assert (
+        run_command_line(["merge", "swa", "run/checkpoint-*", "--start", "2", "--out", "o", "--quiet"]) == 0
+    )
     assert Checkpoint(Path("o"))["w"][0] == 12

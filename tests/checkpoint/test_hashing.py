@@ -27,7 +27,11 @@ def by_hand(tensors: dict[str, np.ndarray], dtypes: dict[str, str]) -> str:
 
 def test_it_is_the_tree_that_the_docstring_defines(save: Save) -> None:
     rng = np.random.default_rng(0)
-    tensors = {"big": rng.normal(size=(3, BLOCK // 2)).astype(np.float32), "n": np.array(7), "empty": np.zeros((0, 2))}
+    tensors = {
+        "big": rng.normal(size=(3, BLOCK // 2)).astype(np.float32),
+        "n": np.array(7),
+        "empty": np.zeros((0, 2)),
+    }
     expected = by_hand(tensors, {"big": "F32", "n": "I64", "empty": "F64"})
     assert content_hash(Checkpoint(save("one", tensors))) == expected
     assert content_hash(Checkpoint(save("many", tensors, max_shard_bytes=100)), threads=3) == expected

@@ -28,7 +28,11 @@ def write_file(path: Path, entries: Any, data: bytes = b"", *, length: int | Non
 
 
 def entry(start: int, stop: int, *, dtype: str = "F32", shape: Any = None) -> dict[str, Any]:
-    return {"dtype": dtype, "shape": [(stop - start) // 4] if shape is None else shape, "data_offsets": [start, stop]}
+    return {
+        "dtype": dtype,
+        "shape": [(stop - start) // 4] if shape is None else shape,
+        "data_offsets": [start, stop],
+    }
 
 
 DAMAGED: dict[str, tuple[Any, bytes, int | None, str]] = {
@@ -43,7 +47,12 @@ DAMAGED: dict[str, tuple[Any, bytes, int | None, str]] = {
     "shape against offsets": ({"a": entry(0, 4, shape=[2])}, b"1234", None, "takes 8 bytes"),
     "negative size": ({"a": entry(0, 4, shape=[-1])}, b"1234", None, "is not a list of sizes"),
     "boolean size": ({"a": entry(0, 4, shape=[True])}, b"1234", None, "is not a list of sizes"),
-    "overflowing shape": ({"a": entry(0, 4, shape=[2**62, 2**62])}, b"1234", None, "no array is of the shape"),
+    "overflowing shape": (
+        {"a": entry(0, 4, shape=[2**62, 2**62])},
+        b"1234",
+        None,
+        "no array is of the shape",
+    ),
     "reversed offsets": ({"a": entry(0, 4) | {"data_offsets": [4, 0]}}, b"1234", None, "span -4"),
     "three offsets": ({"a": entry(0, 4) | {"data_offsets": [0, 4, 8]}}, b"1234", None, "two positions"),
     "missing field": ({"a": {"dtype": "F32", "shape": [1]}}, b"1234", None, "expected exactly"),
@@ -104,7 +113,9 @@ SLOTS = st.tuples(st.sampled_from(sorted(NUMPY_DTYPES)), st.lists(st.integers(0,
 
 
 @given(slots=st.dictionaries(NAMES, SLOTS, max_size=6))
-def test_headers_round_trip(slots: dict[str, tuple[str, list[int]]], tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_headers_round_trip(
+    slots: dict[str, tuple[str, list[int]]], tmp_path_factory: pytest.TempPathFactory
+) -> None:
     tensors = {name: np.zeros(shape, NUMPY_DTYPES[dtype]) for name, (dtype, shape) in slots.items()}
     directory = tmp_path_factory.mktemp("header")
     write_tensors(directory, tensors)

@@ -1,4 +1,5 @@
-"""Headers that are valid JSON and no checkpoint that an array can hold: a message, in linear time. Empty tensors."""
+"""Headers that are valid JSON and no checkpoint that an array can hold: a message, in linear time. Empty
+tensors."""
 
 import json
 import struct

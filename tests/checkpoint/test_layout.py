@@ -29,7 +29,9 @@ def test_shards_read_like_one_file(save: Save) -> None:
 
 
 def test_a_part_of_a_tensor_is_read_into_a_buffer(save: Save) -> None:
-    checkpoint = Checkpoint(save("one", {"a": np.arange(100, dtype=np.float32), "b": np.arange(7, dtype=np.int16)}))
+    checkpoint = Checkpoint(
+        save("one", {"a": np.arange(100, dtype=np.float32), "b": np.arange(7, dtype=np.int16)})
+    )
     buffer = np.empty(10, np.float32)
     checkpoint.read_into("a", 42, buffer)
     np.testing.assert_array_equal(buffer, np.arange(42, 52))
@@ -43,7 +45,10 @@ def edit_index(directory: Path, change: Callable[[dict[str, str]], object]) -> N
 
 
 INDEX_FAULTS: dict[str, tuple[Callable[[dict[str, str]], object], str]] = {
-    "names a parent": (lambda m: m.update(w0="../evil.safetensors"), "not the name of a file beside the index"),
+    "names a parent": (
+        lambda m: m.update(w0="../evil.safetensors"),
+        "not the name of a file beside the index",
+    ),
     "names an absolute path": (lambda m: m.update(w0="/etc/passwd"), "not the name of a file"),
     "names a missing shard": (lambda m: m.update(w0="model-00009-of-00009.safetensors"), "not there"),
     "forgets a tensor": (lambda m: m.pop("w3"), "puts tensor 'w3' in no shard"),
@@ -111,10 +116,16 @@ def test_a_lora_adapter_is_not_a_checkpoint(save: Save) -> None:
 def test_references_expand_globs_and_sweeps(save: Save, tmp_path: Path) -> None:
     for name in ("sweep/run-001", "sweep/run-000", "other"):
         save(name, TENSORS)
-    Manifest(command="finetune-sweep", recipe={}, notes={"members": ["run-001", "run-000"]}).write(tmp_path / "sweep")
+    Manifest(command="finetune-sweep", recipe={}, notes={"members": ["run-001", "run-000"]}).write(
+        tmp_path / "sweep"
+    )
     assert expand(str(tmp_path / "sweep")) == [tmp_path / "sweep/run-001", tmp_path / "sweep/run-000"]
     assert expand(str(tmp_path / "sweep/run-*")) == [tmp_path / "sweep/run-000", tmp_path / "sweep/run-001"]
-    assert expand(f"{tmp_path}/[os]*") == [tmp_path / "other", tmp_path / "sweep/run-001", tmp_path / "sweep/run-000"]
+    assert expand(f"{tmp_path}/[os]*") == [
+        tmp_path / "other",
+        tmp_path / "sweep/run-001",
+        tmp_path / "sweep/run-000",
+    ]
     assert len(open_references([str(tmp_path / "sweep"), str(tmp_path / "other")])) == 3
     file = tmp_path / "other/model.safetensors"
     assert open_checkpoint(str(file)).files == (file,)
@@ -142,7 +153,12 @@ def test_companions_are_configuration_not_weights(save: Save) -> None:
         "trainer_state.json",
     ):
         (directory / name).write_text("{}")
-    assert [path.name for path in companions(directory)] == ["LICENSE", "config.json", "merges.txt", "tokenizer.json"]
+    assert [path.name for path in companions(directory)] == [
+        "LICENSE",
+        "config.json",
+        "merges.txt",
+        "tokenizer.json",
+    ]
 
 
 def test_tied_tensors_of_save_model_are_seen_under_both_names(save: Save) -> None:

@@ -29,7 +29,10 @@ MEANINGLESS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "heads": ({"num_attention_heads": 4}, {"num_attention_heads": 8}),
     "heads of gpt2": ({"n_head": 4}, {"n_head": 8}),
     "heads of bart": ({"decoder_attention_heads": 4}, {"decoder_attention_heads": 8}),
-    "heads of a tower": ({"vision_config": {"num_attention_heads": 4}}, {"vision_config": {"num_attention_heads": 8}}),
+    "heads of a tower": (
+        {"vision_config": {"num_attention_heads": 4}},
+        {"vision_config": {"num_attention_heads": 8}},
+    ),
     "grouped heads": ({"num_key_value_heads": 2}, {"num_key_value_heads": 4}),
     "head width": ({"head_dim": 4}, {"head_dim": 8}),
     "activation": ({"hidden_act": "gelu"}, {"hidden_act": "quick_gelu"}),
@@ -40,7 +43,10 @@ MEANINGLESS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "timm's pooling": ({"global_pool": "avg"}, {"global_pool": "token"}),
     "order of norms": ({"do_layer_norm_before": True}, {"do_layer_norm_before": False}),
     "quick_gelu": ({"model_cfg": CLIP}, {"model_cfg": CLIP | {"quick_gelu": True}}),
-    "open_clip's heads": ({"model_cfg": CLIP}, {"model_cfg": CLIP | {"vision_cfg": {"layers": 2, "head_width": 64}}}),
+    "open_clip's heads": (
+        {"model_cfg": CLIP},
+        {"model_cfg": CLIP | {"vision_cfg": {"layers": 2, "head_width": 64}}},
+    ),
     "classes": ({"id2label": {"0": "cat", "1": "dog"}}, {"id2label": {"0": "dog", "1": "cat"}}),
     "classes by name": ({"label2id": {"cat": 0, "dog": 1}}, {"id2label": {"0": "dog", "1": "cat"}}),
     "timm's classes": ({"label_names": ["cat", "dog"]}, {"label_names": ["dog", "cat"]}),
@@ -52,7 +58,10 @@ MILD: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "rope of version 5": ({"rope_parameters": {"rope_theta": 1e4}}, {"rope_theta": 5e5}),
     "rope scaling": ({"rope_scaling": None}, {"rope_scaling": {"type": "yarn", "factor": 4.0}}),
     "rope scaling of one": ({"num_attention_heads": 4}, {"rope_scaling": {"type": "linear", "factor": 2.0}}),
-    "rope scaling of one, nested": ({"text_config": {}}, {"text_config": {"rope_parameters": {"rope_type": "yarn"}}}),
+    "rope scaling of one, nested": (
+        {"text_config": {}},
+        {"text_config": {"rope_parameters": {"rope_type": "yarn"}}},
+    ),
     "length": ({"max_position_embeddings": 64}, {"max_position_embeddings": 128}),
     "window": ({"sliding_window": 64}, {"sliding_window": 128}),
     "cap": ({"final_logit_softcapping": 30.0}, {"final_logit_softcapping": 50.0}),
@@ -65,7 +74,8 @@ MILD: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "nested": ({"text_config": {"rope_theta": 1e4}}, {"text_config": {"rope_theta": 1e5}}),
 }
 NOTHING: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "names": ({"_name_or_path": "x", "transformers_version": "4"}, {"_name_or_path": "y", "transformers_version": "5"}),
+    "names": ({"_name_or_path": "x", "transformers_version": "4"}, {"_name_or_path": "y",
+    "transformers_version": "5"}),
     "dtype": ({"torch_dtype": "float32", "use_cache": True}, {"dtype": "bfloat16", "use_cache": False}),
     "not said": ({"num_attention_heads": 4}, {"head_dim": None}),
     "dropout": ({"attention_dropout": 0.0}, {"attention_dropout": 0.1}),
@@ -81,7 +91,8 @@ NOTHING: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
     "no scaling of one": ({"rope_scaling": None}, {}),
     "only a base of one": ({}, {"rope_parameters": {"rope_theta": 1e4}}),
-    "generic labels": ({"id2label": {"0": "LABEL_0", "1": "LABEL_1"}}, {"id2label": {"0": "dog", "1": "cat"}}),
+    "generic labels": ({"id2label": {"0": "LABEL_0", "1": "LABEL_1"}}, {"id2label": {"0": "dog",
+    "1": "cat"}}),
     "training of CLIP": (
         {"model_cfg": CLIP}, {"model_cfg": CLIP | {"vision_cfg": CLIP["vision_cfg"] | {"patch_dropout": 0.5}}}  # type: ignore[operator]
     ),
@@ -116,11 +127,19 @@ def saved(save: Save, name: str, config: dict[str, Any], **files: str) -> Path:
     return path
 
 
-METHODS = [("uniform", {}), ("slerp", {}), ("ties", {"base": True}), ("ema", {"decay": 0.5}), ("interpolate", {})]
+METHODS = [
+    ("uniform", {}),
+    ("slerp", {}),
+    ("ties", {"base": True}),
+    ("ema", {"decay": 0.5}),
+    ("interpolate", {}),
+]
 
 
 @pytest.mark.parametrize(("method", "options"), METHODS, ids=[method for method, _ in METHODS])
-def test_every_merge_refuses_and_warns(method: str, options: dict[str, Any], save: Save, tmp_path: Path) -> None:
+def test_every_merge_refuses_and_warns(
+    method: str, options: dict[str, Any], save: Save, tmp_path: Path
+) -> None:
     plain = {"num_attention_heads": 2, "rope_theta": 1e4}
     refs = [saved(save, "a", plain), saved(save, "bb", plain | {"rope_theta": 5e5})]
     if "base" in options:
@@ -159,12 +178,17 @@ COMMANDS = [
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_that_combines_refuses(
-    command: str, save: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    command: str,
+    save: Save,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     for name, heads in (("a", 2), ("b", 4), ("c", 2)):
         saved(save, name, {"num_attention_heads": heads})
     (tmp_path / "recipe.yaml").write_text(
-        "merge_method: linear\nmodels: [{model: ./a, parameters: {weight: 1}}, {model: ./b, parameters: {weight: 1}}]"
+        "merge_method: linear\nmodels: [{model: ./a, parameters: {weight: 1}}, {model: ./b, "
+        "parameters: {weight: 1}}]"
     )
     monkeypatch.chdir(tmp_path)
     assert run_command_line(command.split()) == 1
@@ -202,15 +226,24 @@ LONGER = {"model": {"vocab": {"a": 0, "b": 1, "c": 3}}, "added_tokens": [{"id": 
 UNIGRAM = {"model": {"vocab": [["a", -1.0], ["b", -2.0]]}}
 VOCABULARIES = [
     ("tokenizer__json", json.dumps(BPE), json.dumps(MOVED), json.dumps(LONGER)),
-    ("tokenizer__json", json.dumps(UNIGRAM), json.dumps(MOVED), json.dumps({"model": {"vocab": [["a", -3.0]]}})),
+    (
+        "tokenizer__json",
+        json.dumps(UNIGRAM),
+        json.dumps(MOVED),
+        json.dumps({"model": {"vocab": [["a", -3.0]]}}),
+    ),
     ("vocab__json", '{"a": 0, "b": 1}', '{"a": 1, "b": 0}', '{"a": 0, "b": 1, "c": 2}'),
     ("vocab__txt", "a\nb\n", "b\na\n", "a\nb\nc\n"),
 ]
 
 
 @pytest.mark.parametrize(("file", "first", "moved", "longer"), VOCABULARIES)
-def test_the_same_token_must_be_the_same_row(file: str, first: str, moved: str, longer: str, save: Save) -> None:
-    a, b, c = (Checkpoint(saved(save, name, {}, **{file: text})) for name, text in zip("abc", (first, moved, longer)))
+def test_the_same_token_must_be_the_same_row(
+    file: str, first: str, moved: str, longer: str, save: Save
+) -> None:
+    a, b, c = (
+        Checkpoint(saved(save, name, {}, **{file: text})) for name, text in zip("abc", (first, moved, longer))
+    )
     assert token_rows(a.directory / file.replace("__", "."))["b"] == 1
     with pytest.raises(CompatibilityError, match=r"token 'a' is row 0|token 'b' is row 1"):
         check_compatible([a, b])
@@ -224,14 +257,17 @@ def test_the_same_token_must_be_the_same_row(file: str, first: str, moved: str, 
 )
 def test_companions_that_differ_are_told(file: str, save: Save) -> None:
     a, b, same = (
-        Checkpoint(saved(save, name, {}, **{file: text})) for name, text in (("a", "1"), ("b", "2"), ("c", "1"))
+        Checkpoint(saved(save, name, {}, **{file: text}))
+        for name, text in (("a", "1"), ("b", "2"), ("c", "1"))
     )
     (remark,) = check_compatible([a, b]).remarks
     assert file.replace("__", ".") in remark
     assert check_compatible([a, same]).remarks == ()
 
 
-@pytest.mark.parametrize("text", ["", "[1", "[]", "3", '{"model": 3}', '{"model": {"vocab": [3]}, "added_tokens": 1}'])
+@pytest.mark.parametrize(
+    "text", ["", "[1", "[]", "3", '{"model": 3}', '{"model": {"vocab": [3]}, "added_tokens": 1}']
+)
 def test_what_is_no_tokenizer_is_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text(text)
     with pytest.raises(CheckpointError, match="cannot be read"):

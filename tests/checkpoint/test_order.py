@@ -59,7 +59,9 @@ def test_globs_open_in_natural_order_and_lists_as_given(save: Any, tmp_path: Pat
         save(f"runs/checkpoint-{step}", {"w": np.full(1, step, np.float32)})
 
     def steps(*refs: str) -> list[float]:
-        return [float(checkpoint["w"][0]) for checkpoint in open_references([f"{tmp_path}/{ref}" for ref in refs])]
+        return [
+            float(checkpoint["w"][0]) for checkpoint in open_references([f"{tmp_path}/{ref}" for ref in refs])
+        ]
 
     assert steps("runs/*") == [500, 1000, 1500]
     assert steps("runs/checkpoint-1*", "runs/checkpoint-500") == [1000, 1500, 500]

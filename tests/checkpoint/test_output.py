@@ -105,7 +105,8 @@ def test_litter_of_the_dead_is_removed_and_of_the_living_kept(tmp_path: Path) ->
 
 @pytest.mark.parametrize(("age", "kept"), [(-1, False), (1, True)])
 def test_the_journal_of_a_search_that_ended_is_removed(age: int, kept: bool, tmp_path: Path) -> None:
-    """A kill between the output and the end of its journal; a younger one belongs to a search with --overwrite."""
+    """A kill between the output and the end of its journal; a younger one belongs to a search with
+    --overwrite."""
     out = tmp_path / "soup"
     with OutputDirectory(out) as directory:
         (directory / "soupkit.json").write_text("{}")
@@ -142,7 +143,12 @@ def test_files_have_the_permissions_of_the_umask(tmp_path: Path) -> None:
 
 
 def test_sizes_are_read() -> None:
-    assert [parse_bytes(text) for text in ("5GB", "8 GiB", "1.5MB", "12")] == [5 * 10**9, 8 * 2**30, 1_500_000, 12]
+    assert [parse_bytes(text) for text in ("5GB", "8 GiB", "1.5MB", "12")] == [
+        5 * 10**9,
+        8 * 2**30,
+        1_500_000,
+        12,
+    ]
     for text in ("", "5 parsecs", "-1GB", "0"):
         with pytest.raises(RecipeError):
             parse_bytes(text)
@@ -150,5 +156,8 @@ def test_sizes_are_read() -> None:
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a file system that even root cannot write")
 def test_a_file_system_that_refuses_is_reported() -> None:
-    with pytest.raises(OutputError, match=r"cannot be written|not writable"), OutputDirectory(Path("/proc/soup")):
+    with (
+        pytest.raises(OutputError, match=r"cannot be written|not writable"),
+        OutputDirectory(Path("/proc/soup")),
+    ):
         pytest.fail("must not get here")

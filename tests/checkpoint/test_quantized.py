@@ -1,4 +1,5 @@
-"""Codes are known by what a configuration, a file beside it, or names and dtypes say; ordinary models are not."""
+"""Codes are known by what a configuration, a file beside it, or names and dtypes say; ordinary models are
+not."""
 
 from __future__ import annotations
 
@@ -22,7 +23,11 @@ I32, U8, I8, F = np.zeros((4, 2), np.int32), np.zeros((4, 2), np.uint8), np.zero
 FP8 = np.ones((4, 2), ml_dtypes.float8_e4m3fn)
 CODED: dict[str, dict[str, Any]] = {
     "gptq": {"l.qweight": I32, "l.qzeros": I32, "l.scales": F},
-    "bnb4": {"l.weight": U8, "l.weight.absmax": F, "l.weight.quant_state.bitsandbytes__nf4": np.zeros(9, np.uint8)},
+    "bnb4": {
+        "l.weight": U8,
+        "l.weight.absmax": F,
+        "l.weight.quant_state.bitsandbytes__nf4": np.zeros(9, np.uint8),
+    },
     "bnb8": {"l.weight": I8, "l.SCB": F},
     "packed": {"l.weight_packed": I32, "l.weight_scale": F, "l.weight_shape": np.array([4, 16])},
     "int8": {"l.weight": I8, "l.weight_scale": F},
@@ -63,7 +68,9 @@ def test_ordinary_models_pass() -> None:
     assert set(api.combine([PLAIN, again], uniform(["a", "b"]))) == set(PLAIN)
 
 
-@pytest.mark.parametrize("method", ["gptq", "awq", "bitsandbytes", "fp8", "hqq", "mxfp4", "torchao", "brand-new"])
+@pytest.mark.parametrize(
+    "method", ["gptq", "awq", "bitsandbytes", "fp8", "hqq", "mxfp4", "torchao", "brand-new"]
+)
 @pytest.mark.parametrize("nested", [False, True])
 def test_the_configuration_tells_at_any_depth(method: str, nested: bool, save: Save) -> None:
     path = save("a", {"w": np.ones(3, np.float32)})

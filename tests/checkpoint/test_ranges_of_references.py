@@ -15,7 +15,9 @@ from soupkit.errors import ReferenceError
 def test_a_range_is_spelled_out_number_by_number() -> None:
     assert spelled_out("org/name@step{1000..3000..1000}") == [f"org/name@step{n}000" for n in (1, 2, 3)]
     assert spelled_out("epoch-{008..010}") == ["epoch-008", "epoch-009", "epoch-010"]
-    assert spelled_out("run-{0..1}/epoch-{1..7..3}") == [f"run-{i}/epoch-{j}" for i in (0, 1) for j in (1, 4, 7)]
+    assert spelled_out("run-{0..1}/epoch-{1..7..3}") == [
+        f"run-{i}/epoch-{j}" for i in (0, 1) for j in (1, 4, 7)
+    ]
     assert spelled_out("plain/{name}") == ["plain/{name}"]
 
 

@@ -16,7 +16,9 @@ SPECIAL = {
 }  # fmt: skip
 
 
-def stacked(config: Any, *ranges: tuple[int, int], stack: str = "model.layers", num: int = 4) -> dict[str, Any]:
+def stacked(
+    config: Any, *ranges: tuple[int, int], stack: str = "model.layers", num: int = 4
+) -> dict[str, Any]:
     configs = config if isinstance(config, list) else [config] * len(ranges)
     origins = [Origin(each, num, *span) for each, span in zip(configs, ranges, strict=True)]
     return stacked_config(origins, stack)[0]
@@ -26,7 +28,10 @@ CONFIGURATIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "lists of something else": (SPECIAL, SPECIAL),
     "one entry per layer": ({"layer_types": [*"abcd"]}, {"layer_types": [*"abcbcd"]}),
     "numbers per layer": ({"intermediate_size": [1, 2, 3, 4]}, {"intermediate_size": [1, 2, 3, 2, 3, 4]}),
-    "windows per layer": ({"sliding_window": [None, 4, None, 4]}, {"sliding_window": [None, 4, None, 4, None, 4]}),
+    "windows per layer": (
+        {"sliding_window": [None, 4, None, 4]},
+        {"sliding_window": [None, 4, None, 4, None, 4]},
+    ),
     "nested": ({"attn_config": {"layer_types": [*"abcd"]}}, {"attn_config": {"layer_types": [*"abcbcd"]}}),
     "letters per layer": ({"hybrid_override_pattern": "M-*M"}, {"hybrid_override_pattern": "M-*-*M"}),
     "numbers of layers": ({"attn_layer_indices": [0, 2]}, {"attn_layer_indices": [0, 2, 4]}),
@@ -35,7 +40,11 @@ CONFIGURATIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "lfm2": ({"full_attn_idxs": [1], "layer_types": None}, {"full_attn_idxs": [1, 3]}),
     "gemma3 of old": (
         {"model_type": "gemma3_text", "sliding_window_pattern": 3},
-        {"layer_types": [f"{kind}_attention" for kind in ("sliding", "sliding", "full", "sliding", "full", "sliding")]},
+        {
+            "layer_types": [
+                f"{kind}_attention" for kind in ("sliding", "sliding", "full", "sliding", "full", "sliding")
+            ]
+        },
     ),
     "another tower": (
         {"vision_config": {"model_type": "swin", "num_heads": [1, 2, 3, 4]}},
@@ -86,7 +95,9 @@ def test_what_is_not_understood_is_refused_by_name(config: dict[str, Any]) -> No
         stacked(LLAMA | config, (0, 3), (1, 4))
     assert error.value.hint
     if "num_hidden_layers" not in config:
-        assert stacked(LLAMA | config, (0, 4)) == LLAMA | config  # all layers in their places: nothing changes
+        assert (
+            stacked(LLAMA | config, (0, 4)) == LLAMA | config
+        )  # all layers in their places: nothing changes
 
 
 def test_rules_that_count_from_the_first_layer_hold_for_the_first_layers() -> None:
@@ -112,7 +123,10 @@ def test_the_last_stage_stays_the_last() -> None:
 
 
 def test_lists_come_from_the_model_of_each_layer() -> None:
-    a, b = ({**LLAMA, "layer_types": [*word], "mlp_only_layers": only} for word, only in (("abcd", [0]), ("wxyz", [3])))
+    a, b = (
+        {**LLAMA, "layer_types": [*word], "mlp_only_layers": only}
+        for word, only in (("abcd", [0]), ("wxyz", [3]))
+    )
     found = stacked([a, b], (0, 2), (2, 4))
     assert found["layer_types"] == [*"abyz"]
     assert found["mlp_only_layers"] == [0, 3]
@@ -151,7 +165,8 @@ TOWERS: dict[str, tuple[dict[str, Any], str, dict[str, Any]]] = {
     "bart encoder": (SIDES, "model.encoder.layers", {"encoder_layers": 6, "num_hidden_layers": 6}),
     "bart decoder": (SIDES, "model.decoder.layers", {"decoder_layers": 6}),
     "t5 decoder that is not said": (
-        {"model_type": "t5", "num_layers": 4, "num_decoder_layers": None}, "decoder.block", {"num_decoder_layers": 6}
+        {"model_type": "t5", "num_layers": 4, "num_decoder_layers": None}, "decoder.block",
+        {"num_decoder_layers": 6}
     ),
     "t5 encoder": (
         {"model_type": "t5", "num_layers": 4}, "encoder.block", {"num_layers": 6, "num_decoder_layers": 4}
@@ -167,12 +182,15 @@ TOWERS: dict[str, tuple[dict[str, Any], str, dict[str, Any]]] = {
         {"encoder.num_hidden_layers": 6},
     ),
     "a talker": (
-        {"thinker_config": {"text_config": {"num_hidden_layers": 4}}, "talker_config": {"num_hidden_layers": 4}},
+        {"thinker_config": {"text_config": {"num_hidden_layers": 4}},
+        "talker_config": {"num_hidden_layers": 4}},
         "talker.model.layers",
         {"talker_config.num_hidden_layers": 6},
     ),
-    "timm": ({"architecture": "vit_tiny_patch16_224", "pretrained_cfg": {"a": 1}}, "blocks", {"model_args.depth": 6}),
-    "timm with a depth": ({"architecture": "x", "model_args": {"depth": 4}}, "blocks", {"model_args.depth": 6}),
+    "timm": ({"architecture": "vit_tiny_patch16_224", "pretrained_cfg": {"a": 1}}, "blocks",
+    {"model_args.depth": 6}),
+    "timm with a depth": ({"architecture": "x", "model_args": {"depth": 4}}, "blocks",
+    {"model_args.depth": 6}),
     "open_clip images": (
         {"model_cfg": {"vision_cfg": {"layers": 4}, "text_cfg": {"layers": 4}}},
         "visual.transformer.resblocks",

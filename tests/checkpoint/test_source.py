@@ -69,8 +69,14 @@ SOURCES: Mapping[str, Callable[[Source, Tensors, Path], tuple[Source, Tensors]]]
     "in memory": lambda _base, tensors, _directory: (Held(tensors), tensors),
     "checkpoint": lambda base, tensors, _directory: (base, tensors),
     "reconfigured": lambda base, tensors, _directory: (Reconfigured(base, {"model_type": "other"}), tensors),
-    "permuted": lambda base, tensors, _directory: (Permuted(base, SPEC, ORDER), gathered(SPEC, tensors, ORDER)),
-    "turned": lambda base, tensors, _: (Turned(base, SPEC, (), ORDER, Turn()), gathered(SPEC, tensors, ORDER)),
+    "permuted": lambda base, tensors, _directory: (
+        Permuted(base, SPEC, ORDER),
+        gathered(SPEC, tensors, ORDER),
+    ),
+    "turned": lambda base, tensors, _: (
+        Turned(base, SPEC, (), ORDER, Turn()),
+        gathered(SPEC, tensors, ORDER),
+    ),
     "adapted": adapted,
     "dequantized": dequantized,
     "stacked": stacked,

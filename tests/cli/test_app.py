@@ -101,7 +101,12 @@ def test_options_reach_the_recipe_with_their_types(call: Call) -> None:
     line = "a b --out c/d --rate 1e-3 --limit 3 --points 0,0.25 --no-early-stop --kind median --overwrite"
     recipe = recipe_of(call, *line.split(), "--set", "a=1", "--set", "b=x y")
     assert recipe["refs"] == ["a", "b"]
-    assert (recipe["out"], recipe["rate"], recipe["limit"], recipe["points"]) == ("c/d", 0.001, 3, [0.0, 0.25])
+    assert (recipe["out"], recipe["rate"], recipe["limit"], recipe["points"]) == (
+        "c/d",
+        0.001,
+        3,
+        [0.0, 0.25],
+    )
     assert (recipe["early_stop"], recipe["kind"], recipe["overwrite"], recipe["set"]) == (
         False,
         "median",
@@ -231,7 +236,9 @@ def test_group_and_root_help_list_summaries_and_examples(call: Call) -> None:
     assert "Example: soupkit merge uniform" in group
 
 
-def test_help_under_no_color_and_on_pipes_has_no_control_codes(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_help_under_no_color_and_on_pipes_has_no_control_codes(
+    call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert "\x1b" not in call("fake", "--help")[1]
     monkeypatch.setenv("NO_COLOR", "1")
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)

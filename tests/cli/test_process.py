@@ -13,7 +13,11 @@ import pytest
 from waiting import HANG
 
 ENVIRONMENT = {
-    **{name: value for name, value in os.environ.items() if name not in ("FORCE_COLOR", "GITHUB_ACTIONS", "NO_COLOR")},
+    **{
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("FORCE_COLOR", "GITHUB_ACTIONS", "NO_COLOR")
+    },
     "OMP_NUM_THREADS": "1",
     "TERM": "xterm",
 }
@@ -50,7 +54,11 @@ main()
 
 def soupkit(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "soupkit", *arguments], capture_output=True, text=True, env=ENVIRONMENT, check=False
+        [sys.executable, "-m", "soupkit", *arguments],
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT,
+        check=False,
     )
 
 
@@ -64,7 +72,9 @@ def test_help_imports_neither_torch_nor_numpy(arguments: Sequence[str]) -> None:
         f"code = run_command_line({list(arguments)!r})\n"
         "print('HEAVY', code, sorted({'torch', 'numpy', 'timm', 'scipy', 'yaml'} & set(sys.modules)))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT, check=True
+    )
     assert done.stdout.splitlines()[-1] == "HEAVY 0 []"
 
 
@@ -113,7 +123,9 @@ def test_a_bug_keeps_a_plain_traceback() -> None:
 
 def test_a_reader_that_leaves_ends_the_printing_not_the_work() -> None:
     command = [sys.executable, "-c", FAKE, "fake"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT
+    ) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         process.stdout.read(10)
@@ -124,7 +136,11 @@ def test_a_reader_that_leaves_ends_the_printing_not_the_work() -> None:
 
 def test_a_name_that_is_no_utf8_can_be_printed() -> None:
     done = subprocess.run(
-        [sys.executable, "-c", FAKE, "fake", "--json"], capture_output=True, text=True, env=ENVIRONMENT, check=True
+        [sys.executable, "-c", FAKE, "fake", "--json"],
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT,
+        check=True,
     )
     assert "udcff" in json.loads(done.stdout)["name"].encode("unicode_escape").decode()
 

@@ -52,14 +52,18 @@ def test_the_bar_is_taken_down_by_an_error() -> None:
 
 
 @pytest.mark.parametrize(("name", "value"), [("NO_COLOR", "1"), ("TERM", "dumb")])
-def test_no_control_codes_where_they_are_not_welcome(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+def test_no_control_codes_where_they_are_not_welcome(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
     monkeypatch.setenv(name, value)
     with redirect_stderr(Terminal()) as stream, render.Renderer() as report:
         work(report)
     assert stream.getvalue() == "a [bold] note\n"
 
 
-def test_a_log_gets_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_log_gets_a_line_now_and_then(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     clock = iter([0.0, 10.0, 31.0, 31.0, 50.0])
     monkeypatch.setattr(render.time, "monotonic", lambda: next(clock))
     with render.Renderer() as report:

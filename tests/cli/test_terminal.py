@@ -1,4 +1,5 @@
-"""What files and names hold never steers a terminal, and what happens to the streams never happens to the work."""
+"""What files and names hold never steers a terminal, and what happens to the streams never happens to the
+work."""
 
 import errno
 import io
@@ -36,7 +37,9 @@ HOSTILE = {
 
 
 def is_clean(text: str) -> bool:
-    return not any(bad in text for bad in "\x1b\x07\x9b\x85\b\r\x7f\u202e\u2066\u200b\ufeff\u2028\U000e0041\x00")
+    return not any(
+        bad in text for bad in "\x1b\x07\x9b\x85\b\r\x7f\u202e\u2066\u200b\ufeff\u2028\U000e0041\x00"
+    )
 
 
 @pytest.mark.parametrize("name", HOSTILE)
@@ -92,7 +95,8 @@ NAME = "w\x1b]0;PWNED\x07\x1b[31m[link=http://evil]x[/link]\u202e"
 def injected(save: Callable[..., Path]) -> list[str]:
     folders = ["a\x1b[31mred", "b"]
     made = [
-        save(name, {NAME: np.full((3, 3), k, np.float32)}, metadata={"x": "\x1b[2J"}) for k, name in enumerate(folders)
+        save(name, {NAME: np.full((3, 3), k, np.float32)}, metadata={"x": "\x1b[2J"})
+        for k, name in enumerate(folders)
     ]
     return list(map(str, made))
 
@@ -117,7 +121,9 @@ def test_every_command_is_clean(
     name: str, injected: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "o\x1b[2J"
-    run_command_line([word.format(a=injected[0], b=injected[1], out=out) for word in COMMANDS[name].split(" ")])
+    run_command_line(
+        [word.format(a=injected[0], b=injected[1], out=out) for word in COMMANDS[name].split(" ")]
+    )
     captured = capsys.readouterr()
     assert captured.out + captured.err
     assert is_clean(captured.out + captured.err)
@@ -163,7 +169,11 @@ def test_a_stdout_that_fails_does_not_end_the_work(
     made = [str(save(name, {"w": np.ones(3, np.float32)})) for name in "ab"]
     with (tmp_path / "sink").open("w") as sink:
         monkeypatch.setattr(sys, "stdout", Failing(number, sink.fileno()))
-        words = ["merge", "uniform", *made, "--out", str(tmp_path / "o"), *json_too] if json_too else ["diff", *made]
+        words = (
+            ["merge", "uniform", *made, "--out", str(tmp_path / "o"), *json_too]
+            if json_too
+            else ["diff", *made]
+        )
         assert run_command_line(words) == code
     assert (tmp_path / "o").exists() == bool(json_too)
     assert told in capsys.readouterr().err
@@ -175,7 +185,9 @@ def test_closed_and_full_streams(redirection: str, save: Callable[..., Path], tm
     made = [str(save(name, {"w": np.full(3, k, np.float32)})) for k, name in enumerate("ab")]
     out = tmp_path / "o"
     script = f'"$0" -m soupkit merge uniform "$1" "$2" --out "$3" --json {redirection}'
-    done = subprocess.run(["sh", "-c", script, sys.executable, *made, str(out)], check=False, capture_output=True)
+    done = subprocess.run(
+        ["sh", "-c", script, sys.executable, *made, str(out)], check=False, capture_output=True
+    )
     assert (done.returncode, b"Traceback" in done.stderr) == (int("full" in redirection), False), done.stderr
     from soupkit.checkpoint.reference import open_checkpoint
 

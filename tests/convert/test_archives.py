@@ -1,4 +1,5 @@
-"""The zip archive around a state dict: damage that torch.load does not see gives an error, never other values."""
+"""The zip archive around a state dict: damage that torch.load does not see gives an error, never other
+values."""
 
 import io
 import struct
@@ -50,7 +51,9 @@ def pack(path: Path, records: dict[str, bytes], method: int = zipfile.ZIP_STORED
     return path
 
 
-def repacked(tmp_path: Path, change: Callable[[dict[str, bytes]], None], method: int = zipfile.ZIP_STORED) -> Path:
+def repacked(
+    tmp_path: Path, change: Callable[[dict[str, bytes]], None], method: int = zipfile.ZIP_STORED
+) -> Path:
     """The archive of VALUES with other contents, all in order as zip archives go."""
     records = contents_of(save(VALUES, tmp_path / "m.pt"))
     change(records)
@@ -107,7 +110,9 @@ def test_a_record_that_is_too_short_or_too_long_is_refused(tmp_path: Path) -> No
 
     assert_refused(repacked(tmp_path, halve), r"'data/0' has 2000 bytes, its tensor needs 4000")
     assert_refused(repacked(tmp_path, lengthen), r"'data/0' has 4004 bytes, its tensor needs 4000")
-    assert_refused(repacked(tmp_path, halve, zipfile.ZIP_DEFLATED), r"'data/0' has 2000 bytes, its tensor needs 4000")
+    assert_refused(
+        repacked(tmp_path, halve, zipfile.ZIP_DEFLATED), r"'data/0' has 2000 bytes, its tensor needs 4000"
+    )
     assert_refused(
         repacked(tmp_path, lambda records: records.pop("m/data/1") and None), r"'data/1' of a tensor is miss"
     )
@@ -129,7 +134,9 @@ def test_the_archive_may_hold_nothing_twice_and_nothing_foreign(tmp_path: Path) 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
 def test_other_compressions_are_refused(tmp_path: Path, method: int) -> None:
-    assert_refused(repacked(tmp_path, lambda records: None, method), "compressed in a way that torch does not know")
+    assert_refused(
+        repacked(tmp_path, lambda records: None, method), "compressed in a way that torch does not know"
+    )
 
 
 def _overwrite(path: Path, at: int, content: bytes) -> None:
@@ -275,7 +282,9 @@ def test_a_compressed_archive_that_memory_cannot_hold_is_refused(
 ) -> None:
     monkeypatch.setattr(archives, "_memory_bytes", lambda: 5_000)
     path = repacked(tmp_path, lambda records: None, zipfile.ZIP_DEFLATED)
-    assert_refused(path, r"is compressed, and takes 6,\d\d\d bytes when it is not; this machine has less memory")
+    assert_refused(
+        path, r"is compressed, and takes 6,\d\d\d bytes when it is not; this machine has less memory"
+    )
 
 
 def test_the_check_is_seen_to_go_on(tmp_path: Path) -> None:
@@ -299,7 +308,9 @@ def test_a_file_that_changes_while_it_is_converted_is_refused(tmp_path: Path) ->
     assert not (tmp_path / "out").exists()
 
 
-def test_on_the_command_line_it_is_an_error_with_a_hint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_on_the_command_line_it_is_an_error_with_a_hint(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = save(VALUES, tmp_path / "m.pt")
     _overwrite(path, data_at(path, "m/data/0"), b"\1\2\3\4")
     assert run_command_line(["convert", str(path), "--out", str(tmp_path / "out")]) == 1

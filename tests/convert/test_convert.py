@@ -60,10 +60,24 @@ SHAPES: dict[str, Any] = {
     "plain": lambda w: w,
     "ordered": OrderedDict,
     "parameters": lambda w: {n: torch.nn.Parameter(t, t.is_floating_point()) for n, t in w.items()},
-    "timm": lambda w: {"epoch": 3, "arch": "resnet18", "state_dict": w, "optimizer": {"state": {}}, "metric": 0.5},
-    "torchvision": lambda w: {"model": w, "args": argparse.Namespace(lr=0.1), "optimizer": {"m": torch.ones(2)}},
+    "timm": lambda w: {
+        "epoch": 3,
+        "arch": "resnet18",
+        "state_dict": w,
+        "optimizer": {"state": {}},
+        "metric": 0.5,
+    },
+    "torchvision": lambda w: {
+        "model": w,
+        "args": argparse.Namespace(lr=0.1),
+        "optimizer": {"m": torch.ones(2)},
+    },
     "numpy scalars": lambda w: {"state_dict": w, "best": np.float64(0.5), "scores": np.arange(3)},
-    "paths": lambda w: {"state_dict": w, "output": pathlib.PosixPath("/x"), "log": defaultdict(list, loss=[1.0])},
+    "paths": lambda w: {
+        "state_dict": w,
+        "output": pathlib.PosixPath("/x"),
+        "log": defaultdict(list, loss=[1.0]),
+    },
     "nested": lambda w: {"model": {"state_dict": w, "step": 3}},
     "data parallel": lambda w: {"state_dict": {f"module.{n}": t for n, t in w.items()}},
     "compiled": lambda w: {"model": {f"_orig_mod.{n}": t for n, t in w.items()}},
@@ -71,7 +85,11 @@ SHAPES: dict[str, Any] = {
     "swa": lambda w: {"n_averaged": torch.tensor(5), **{f"module.{n}": t for n, t in w.items()}},
     "extra state": lambda w: {**w, "layer._extra_state": None},
     "unknown key": lambda w: {"student": w, "step": 3},
-    "optimizer beside": lambda w: {"state_dict": w, "optimizer": {"exp_avg": torch.ones(2)}, "loss_fn": weights(1)},
+    "optimizer beside": lambda w: {
+        "state_dict": w,
+        "optimizer": {"exp_avg": torch.ones(2)},
+        "loss_fn": weights(1),
+    },
 }
 
 
@@ -136,7 +154,10 @@ def test_several_state_dicts_need_a_key(tmp_path: Path) -> None:
 
 
 def test_strip_and_drop(tmp_path: Path) -> None:
-    value = {**{f"net.{name}": tensor for name, tensor in weights().items()}, "criterion.weight": torch.ones(3)}
+    value = {
+        **{f"net.{name}": tensor for name, tensor in weights().items()},
+        "criterion.weight": torch.ones(3),
+    }
     path = save({"state_dict": value}, tmp_path / "m.ckpt")
     run(path, strip=("net.",), drop=("criterion.",), out=tmp_path / "out")
     assert_same(tmp_path / "out", weights())
@@ -154,7 +175,9 @@ def test_names_must_stay_distinct(tmp_path: Path) -> None:
 
 
 def test_tied_tensors_are_written_once_and_come_back(tmp_path: Path) -> None:
-    model = torch.nn.ModuleDict({"head": torch.nn.Linear(3, 5, bias=False), "embed": torch.nn.Embedding(5, 3)})
+    model = torch.nn.ModuleDict(
+        {"head": torch.nn.Linear(3, 5, bias=False), "embed": torch.nn.Embedding(5, 3)}
+    )
     model["head"].weight = model["embed"].weight
     run(save(model.state_dict(), tmp_path / "m.pt"), out=tmp_path / "out")
     with safe_open(tmp_path / "out/model.safetensors", "np") as file:
@@ -162,7 +185,9 @@ def test_tied_tensors_are_written_once_and_come_back(tmp_path: Path) -> None:
         assert file.metadata() == {"format": "pt", "head.weight": "embed.weight"}
     from safetensors.torch import load_model
 
-    other = torch.nn.ModuleDict({"head": torch.nn.Linear(3, 5, bias=False), "embed": torch.nn.Embedding(5, 3)})
+    other = torch.nn.ModuleDict(
+        {"head": torch.nn.Linear(3, 5, bias=False), "embed": torch.nn.Embedding(5, 3)}
+    )
     other["head"].weight = other["embed"].weight
     load_model(other, tmp_path / "out/model.safetensors")
     assert torch.equal(other["head"].weight, model["head"].weight)
@@ -170,7 +195,10 @@ def test_tied_tensors_are_written_once_and_come_back(tmp_path: Path) -> None:
 
 def test_slices_of_one_storage_are_written_apart(tmp_path: Path) -> None:
     whole = torch.arange(12.0).reshape(4, 3)
-    run(save({"whole": whole, "top": whole[:2], "column": whole[:, 1]}, tmp_path / "m.pt"), out=tmp_path / "out")
+    run(
+        save({"whole": whole, "top": whole[:2], "column": whole[:, 1]}, tmp_path / "m.pt"),
+        out=tmp_path / "out",
+    )
     assert_same(tmp_path / "out", {"whole": whole, "top": whole[:2], "column": whole[:, 1].contiguous()})
 
 
@@ -248,7 +276,14 @@ def test_sharded_pickles(tmp_path: Path, by: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["[]", "{}", '{"weight_map": 3}', '{"weight_map": {"a": 3}}', "nonsense", '{"weight_map": {"a": "../m.bin"}}'],
+    [
+        "[]",
+        "{}",
+        '{"weight_map": 3}',
+        '{"weight_map": {"a": 3}}',
+        "nonsense",
+        '{"weight_map": {"a": "../m.bin"}}',
+    ],
 )
 def test_bad_shard_indexes_are_refused(tmp_path: Path, text: str) -> None:
     save(weights(), tmp_path / "m.bin")
@@ -262,11 +297,22 @@ def test_bad_shard_indexes_are_refused(tmp_path: Path, text: str) -> None:
 def test_several_files_become_members_that_can_be_merged(tmp_path: Path) -> None:
     for seed in range(3):
         save(weights(seed), tmp_path / f"model_{seed}.pth.tar")
-    code = run_command_line(["convert", f"{tmp_path}/model_*.pth.tar", "--out", str(tmp_path / "out"), "--quiet"])
+    code = run_command_line(
+        ["convert", f"{tmp_path}/model_*.pth.tar", "--out", str(tmp_path / "out"), "--quiet"]
+    )
     assert code == 0
     for seed in range(3):
         assert_same(tmp_path / f"out/model_{seed}", weights(seed))
-    merged = ["merge", "uniform", tmp_path / "out", "--integers", "max", "--out", tmp_path / "soup", "--quiet"]
+    merged = [
+        "merge",
+        "uniform",
+        tmp_path / "out",
+        "--integers",
+        "max",
+        "--out",
+        tmp_path / "soup",
+        "--quiet",
+    ]
     assert run_command_line([*map(str, merged)]) == 0
     found = load_file(tmp_path / "soup/model.safetensors")
     mean = torch.stack([weights(seed)["layer.weight"].double() for seed in range(3)]).mean(0).float()
@@ -366,7 +412,9 @@ print(peak() - before)
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="the system does not say what is mapped where")
+@pytest.mark.skipif(
+    not Path("/proc/self/maps").exists(), reason="the system does not say what is mapped where"
+)
 def test_the_peak_is_about_one_tensor(tmp_path: Path) -> None:
     """80 tensors of 1 MB: resident memory grows by a few of them, not by the file."""
     path = save({f"layer{i}": torch.rand(256, 1024) for i in range(80)}, tmp_path / "m.pt")

@@ -1,4 +1,5 @@
-"""Files as training frameworks write them: the average and the trained weights are each what `--prefer` says."""
+"""Files as training frameworks write them: the average and the trained weights are each what `--prefer`
+says."""
 
 import json
 from pathlib import Path
@@ -73,10 +74,13 @@ FILES: dict[str, Any] = {
     "model_avg": {"net": RAW, "net_avg": EMA, "step": COUNT},
     "camel case": {"model": RAW, "modelEMA": EMA},
     "timm": {"state_dict": RAW, "state_dict_ema": under("module.", EMA), "arch": "resnet18"},
-    "ema_state_dict of others": {"state_dict": RAW, "ema_state_dict": {"n_averaged": COUNT, **under("module.", EMA)}},
-    "ema-pytorch": {**under("online_model.", RAW), **under("ema_model.", EMA), "initted": COUNT > 0, "step": COUNT},
+    "ema_state_dict of others": {"state_dict": RAW, "ema_state_dict": {"n_averaged": COUNT, **under("module.",
+    EMA)}},
+    "ema-pytorch": {**under("online_model.", RAW), **under("ema_model.", EMA), "initted": COUNT > 0,
+    "step": COUNT},
     "ema-pytorch inside": {
-        "ema": {**under("online_model.", RAW), **under("ema_model.", EMA), "initted": COUNT > 0, "step": COUNT}
+        "ema": {**under("online_model.", RAW), **under("ema_model.", EMA), "initted": COUNT > 0,
+        "step": COUNT}
     },
 }  # fmt: skip
 
@@ -100,7 +104,10 @@ def test_the_average_of_a_callback_is_told_and_taken_if_asked(tmp_path: Path) ->
 
 def test_what_is_not_there_is_refused_with_the_truth(tmp_path: Path) -> None:
     assert_refused(
-        {"state_dict": RAW}, r"holds no averaged \(EMA\) weights; there are state_dict", tmp_path / "o", prefer="ema"
+        {"state_dict": RAW},
+        r"holds no averaged \(EMA\) weights; there are state_dict",
+        tmp_path / "o",
+        prefer="ema",
     )
     assert_refused(
         {"model_ema": EMA}, r"holds averaged \(EMA\) weights only, at model_ema", tmp_path / "o", prefer="raw"
@@ -130,10 +137,12 @@ INNER: dict[str, tuple[Tensors, Tensors, Tensors]] = {
     ),
     "a module beside": ({**RAW, **under("ema.", EMA)}, RAW, EMA),
     "two modules": (
-        {**under("model.", RAW), **under("model_ema.module.", EMA)}, under("model.", RAW), under("model.", EMA)
+        {**under("model.", RAW), **under("model_ema.module.", EMA)}, under("model.", RAW), under("model.",
+        EMA)
     ),
     "a module inside": (
-        {**under("student.", RAW), **under("student.swa_copy.", EMA)}, under("student.", RAW), under("student.", EMA)
+        {**under("student.", RAW), **under("student.swa_copy.", EMA)}, under("student.", RAW),
+        under("student.", EMA)
     ),
 }  # fmt: skip
 
@@ -151,18 +160,25 @@ def test_an_average_inside_a_state_dict_is_told_and_can_be_taken_or_left(tmp_pat
 
 
 def test_mmcv_1_does_not_say_which_is_the_average(tmp_path: Path) -> None:
-    value = {"state_dict": {**RAW, **{f"ema_{n.replace('.', '_')}": t for n, t in floats(EMA).items()}}, "meta": {}}
+    value = {
+        "state_dict": {**RAW, **{f"ema_{n.replace('.', '_')}": t for n, t in floats(EMA).items()}},
+        "meta": {},
+    }
     _, said = converted(value, out=tmp_path / "auto")
     assert "(--drop ema_)" in said
     for prefer in ("raw", "ema"):
-        assert_refused(value, "names do not tell which is the average", tmp_path / "o", "--drop ema_", prefer=prefer)
+        assert_refused(
+            value, "names do not tell which is the average", tmp_path / "o", "--drop ema_", prefer=prefer
+        )
     (found,), _ = converted(value, out=tmp_path / "out", drop=("ema_",))
     assert_equal(found, RAW)
 
 
 def test_modules_that_only_sound_like_averages_are_left_alone(tmp_path: Path) -> None:
     value = {**RAW, "avg_pool.weight": torch.ones(2), "quantize.ema_count.hidden": torch.ones(3)}
-    (found,), said = converted({"model": value, "optimizer": {"exp_avg": under("", EMA)}}, out=tmp_path / "out")
+    (found,), said = converted(
+        {"model": value, "optimizer": {"exp_avg": under("", EMA)}}, out=tmp_path / "out"
+    )
     assert_equal(found, value)
     assert said == ""
 
@@ -199,7 +215,9 @@ def test_whole_files_of_deepspeed_are_taken(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("shape", [(0,), (0, 768)])
-def test_files_that_are_empty_in_part_are_refused_unless_asked_for(tmp_path: Path, shape: tuple[int, ...]) -> None:
+def test_files_that_are_empty_in_part_are_refused_unless_asked_for(
+    tmp_path: Path, shape: tuple[int, ...]
+) -> None:
     value = {"model": {**RAW, "head.weight": torch.empty(shape)}}
     assert_refused(value, "1 of 4 tensors are empty, for example head.weight", tmp_path / "o", "--empty keep")
     (found,), _ = converted(value, out=tmp_path / "out", empty="keep")
@@ -231,8 +249,14 @@ def test_mixing_averaged_and_raw_files_is_warned_about(tmp_path: Path) -> None:
 
 
 KEYS: list[tuple[str, Any]] = [
-    ("classy_state_dict.base_model.model.trunk", {"classy_state_dict": {"base_model": {"model": {"trunk": RAW}}}}),
-    ("callbacks.SWA.average_model_state", {"state_dict": EMA, "callbacks": {"SWA": {"average_model_state": RAW}}}),
+    (
+        "classy_state_dict.base_model.model.trunk",
+        {"classy_state_dict": {"base_model": {"model": {"trunk": RAW}}}},
+    ),
+    (
+        "callbacks.SWA.average_model_state",
+        {"state_dict": EMA, "callbacks": {"SWA": {"average_model_state": RAW}}},
+    ),
     ("optimal_state_dict", {"state_dict": EMA, "optimal_state_dict": RAW}),
     ("optimizer.best", {"state_dict": EMA, "optimizer": {"best": RAW}}),
     ("loops.0.weights", {"state_dict": EMA, "loops": [{"weights": RAW}]}),
@@ -257,12 +281,19 @@ def test_hints_lead_on(tmp_path: Path) -> None:
     """What a hint says to type does what it promises; it is never what was typed."""
     mixed = {"state_dict": {**RAW, "version": 1}, "log": {"loss": [1.0]}}
     assert_refused(
-        mixed, "tensors are at state_dict", tmp_path / "o", "--key state_dict takes 3 tensors and leaves out version"
+        mixed,
+        "tensors are at state_dict",
+        tmp_path / "o",
+        "--key state_dict takes 3 tensors and leaves out version",
     )
-    assert_refused({**RAW, "epoch": 3}, "tensors are at the file itself", tmp_path / "o", "--key . takes 3 tensors")
+    assert_refused(
+        {**RAW, "epoch": 3}, "tensors are at the file itself", tmp_path / "o", "--key . takes 3 tensors"
+    )
     value = {"model": {"deep": RAW}, "optimizer": {"state": {0: {"exp_avg": COUNT}}}}
     for key in ("model", "model.depe", "optimizer"):
-        assert_refused(value, "there are model.deep, optimizer.state.0", tmp_path / "o", "--key model.deep", key=key)
+        assert_refused(
+            value, "there are model.deep, optimizer.state.0", tmp_path / "o", "--key model.deep", key=key
+        )
     assert_refused({"epoch": 3}, "no named tensor anywhere", tmp_path / "o", "torch.save", key="epoch")
     assert_refused({"a": [torch.ones(2)]}, "no named tensor anywhere", tmp_path / "o", "torch.save", key="a")
 
@@ -295,7 +326,9 @@ def test_a_counter_that_is_the_models_own_stays(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["__metadata__", "\ud800"])
 def test_names_that_no_safetensors_file_can_hold(tmp_path: Path, name: str) -> None:
-    assert_refused({"w": torch.ones(2), name: torch.ones(2)}, "a name that soupkit writes into no", tmp_path / "o")
+    assert_refused(
+        {"w": torch.ones(2), name: torch.ones(2)}, "a name that soupkit writes into no", tmp_path / "o"
+    )
 
 
 def test_the_choice_is_recorded_and_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

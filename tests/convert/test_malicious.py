@@ -91,7 +91,9 @@ def test_ignore_cannot_let_the_system_in(tmp_path: Path, attack: str) -> None:
 
 @pytest.mark.parametrize("ignore", [(), ("posix.system",)])
 def test_no_hint_is_given_twice(tmp_path: Path, ignore: tuple[str, ...]) -> None:
-    path = save({"state_dict": weights(), "args": ATTACKS["os.system"](tmp_path / "it-ran")}, tmp_path / "m.pt")
+    path = save(
+        {"state_dict": weights(), "args": ATTACKS["os.system"](tmp_path / "it-ran")}, tmp_path / "m.pt"
+    )
     with pytest.raises(CheckpointError) as caught:
         run(path, ignore=ignore)
     assert "leave it out with" not in str(caught.value.hint)
@@ -129,7 +131,10 @@ def test_settings_of_an_unknown_class_can_be_ignored_by_name(
     arguments = ["convert", str(tmp_path / "m.pt"), "--out", str(tmp_path / "out"), "--quiet"]
     assert run_command_line(arguments) == 1
     text = capsys.readouterr().err
-    assert "asks to run or build their_project.config.TrainConfig, which is not a tensor; nothing of it was run" in text
+    assert (
+        "asks to run or build their_project.config.TrainConfig, which is not a tensor; nothing of it was run"
+        in text
+    )
     assert "--ignore their_project.config.TrainConfig" in text
     assert run_command_line([*arguments, "--ignore", "their_project.config.TrainConfig"]) == 0
 

@@ -12,7 +12,14 @@ from soupkit.events import silent
 from soupkit.jobs.training.finetune import finetune
 from soupkit.world import World
 
-FEW = {"data": "digits", "num_train": 60, "num_held_out": 50, "num_test": 40, "batch_size": 20, "device": "cpu"}
+FEW = {
+    "data": "digits",
+    "num_train": 60,
+    "num_held_out": 50,
+    "num_test": 40,
+    "batch_size": 20,
+    "device": "cpu",
+}
 ALONE = World("cpu", threads=1)
 
 
@@ -26,7 +33,9 @@ def ends(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     folder = tmp_path_factory.mktemp("ends")
     for seed in (0, 1):
         model = "timm:test_resnet,img_size=16,num_classes=10"
-        recipe = finetune_recipe(**few(out=folder / f"model-{seed}", model=model, epochs=2, lr=3e-3, seed=seed))
+        recipe = finetune_recipe(
+            **few(out=folder / f"model-{seed}", model=model, epochs=2, lr=3e-3, seed=seed)
+        )
         finetune(recipe, ALONE, silent)
     return str(folder / "model-0"), str(folder / "model-1")
 

@@ -33,7 +33,8 @@ def double(seed: int) -> SmallModel:
 
 
 def reference(curve: Curve, bends: Sequence[Sequence[torch.Tensor]], t: float) -> list[list[torch.Tensor]]:
-    """Autograd of L(Σ c_j w_j) + ½ wd ‖Σ c_j w_j‖² with every bend a leaf: the definition, with B times the memory."""
+    """Autograd of L(Σ c_j w_j) + ½ wd ‖Σ c_j w_j‖² with every bend a leaf: the definition, with B times the
+    memory."""
     leaves = [[w.detach().clone().requires_grad_() for w in bend] for bend in bends]
     coefficients = curve.coefficients(t)
     point = [sum(float(c) * w for c, w in zip(coefficients, column)) for column in zip(*leaves)]
@@ -47,7 +48,9 @@ def reference(curve: Curve, bends: Sequence[Sequence[torch.Tensor]], t: float) -
     return [[next(found) for _ in bend] for bend in leaves]
 
 
-@pytest.mark.parametrize(("kind", "num_bends"), [("bezier", 3), ("bezier", 5), ("polychain", 3), ("polychain", 4)])
+@pytest.mark.parametrize(
+    ("kind", "num_bends"), [("bezier", 3), ("bezier", 5), ("polychain", 3), ("polychain", 4)]
+)
 @pytest.mark.parametrize("t", [0.0, 0.2, 0.9])
 def test_every_bend_gets_the_gradient_of_the_definition(kind: Kind, num_bends: int, t: float) -> None:
     model, curve = double(0).train(), Curve(kind, num_bends)
@@ -98,7 +101,9 @@ def test_fixed_ends_and_frozen_weights_get_no_gradient() -> None:
 def test_the_model_keeps_its_parameters_and_shares_its_statistics() -> None:
     model = small_model(0).train()
     before = weights(model)
-    bends = Bends(weights(small_model(1)), weights(small_model(2)), Curve("bezier", 3), fix_start=True, fix_end=True)
+    bends = Bends(
+        weights(small_model(1)), weights(small_model(2)), Curve("bezier", 3), fix_start=True, fix_end=True
+    )
     point_of = CurvePoint(Fake(model), bends)
     mean = model.norm.running_mean.clone()
     point_of(point_of.at(0.5), Rows(torch.randn(4, 3, 16, 16), torch.zeros(4, 10)))
@@ -108,7 +113,9 @@ def test_the_model_keeps_its_parameters_and_shares_its_statistics() -> None:
 
 def test_a_bend_is_written_into_a_model() -> None:
     model, target = small_model(0), small_model(3)
-    bends = Bends(weights(model), weights(small_model(1)), Curve("polychain", 3), fix_start=True, fix_end=True)
+    bends = Bends(
+        weights(model), weights(small_model(1)), Curve("polychain", 3), fix_start=True, fix_end=True
+    )
     bends.write_into(target, 1)
     for found, a, b in zip(target.parameters(), weights(model), weights(small_model(1))):
         np.testing.assert_allclose(found.detach(), (a + b).detach() / 2, rtol=1e-5, atol=1e-7)

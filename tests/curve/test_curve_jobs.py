@@ -16,7 +16,14 @@ from soupkit.checkpoint.hashing import content_hash
 from soupkit.checkpoint.reference import open_references
 from soupkit.cli.app import run_command_line
 from soupkit.curve.curve import points
-from soupkit.errors import CheckpointError, CompatibilityError, RecipeError, ReferenceError, SoupkitError, TaskError
+from soupkit.errors import (
+    CheckpointError,
+    CompatibilityError,
+    RecipeError,
+    ReferenceError,
+    SoupkitError,
+    TaskError,
+)
 from soupkit.events import Advanced, Event, Table, Told, silent
 from soupkit.jobs.curves.evaluate import curve_evaluate
 from soupkit.jobs.curves.fit import curve_fit, state_path
@@ -71,7 +78,8 @@ def test_a_curve_is_a_checkpoint_family(curve_directory: Path) -> None:
 
 
 def test_the_written_point_is_the_live_one(curve_directory: Path, tmp_path: Path) -> None:
-    """The scorer of a path and the writer of a point agree in every bit of every tensor, statistics included."""
+    """The scorer of a path and the writer of a point agree in every bit of every tensor, statistics
+    included."""
     curve, bends, _ = open_curve(str(curve_directory))
     recipe = CurveEvaluate(curve=str(curve_directory), out=tmp_path / "x", **FEW)
     scorer = scored_points.PointScorer(bends, recipe, ALONE)
@@ -101,7 +109,9 @@ def test_batch_norm_needs_data_between_the_ends_only(curve_directory: Path, tmp_
         point(curve_directory, 0.5, tmp_path / "a", data=None)
     point(curve_directory, 0.0, tmp_path / "b", data=None)
     averaged = Checkpoint(point(curve_directory, 0.5, tmp_path / "c", data=None, bn="average"))
-    bends = [Checkpoint(curve_directory / f"bend-{j}")["bn1.running_mean"].astype(np.float64) for j in range(3)]
+    bends = [
+        Checkpoint(curve_directory / f"bend-{j}")["bn1.running_mean"].astype(np.float64) for j in range(3)
+    ]
     expected = 0.25 * bends[0] + 0.5 * bends[1] + 0.25 * bends[2]
     np.testing.assert_allclose(averaged["bn1.running_mean"], expected, rtol=1e-6, atol=1e-7)
 
@@ -127,7 +137,9 @@ def test_an_interrupted_fit_continues_with_the_same_bits(ends: Ends, tmp_path: P
     assert state_path(tmp_path / "killed").is_file()
     events: list[Event] = []
     fit(ends, tmp_path / "killed", events.append, **options)
-    assert any(isinstance(event, Told) and "continues after epoch 1 of 3" in event.message for event in events)
+    assert any(
+        isinstance(event, Told) and "continues after epoch 1 of 3" in event.message for event in events
+    )
     for bend in ("bend-1", "bend-2"):
         assert same(tmp_path / "whole" / bend, tmp_path / "killed" / bend)
     assert not state_path(tmp_path / "killed").exists()
@@ -196,10 +208,14 @@ def test_the_numbers_of_a_curve(ends: Ends, curve_directory: Path, tmp_path: Pat
             for prefix, split in (("ho", "held_out"), ("te", "test")):
                 nll = singles[end][split]["nll"]["value"]
                 assert found[f"{prefix}_nll"][place] == pytest.approx(nll, rel=1e-6)
-                assert found[f"{prefix}_acc"][place] == pytest.approx(100 * singles[end][split]["top1"]["value"])
+                assert found[f"{prefix}_acc"][place] == pytest.approx(
+                    100 * singles[end][split]["top1"]["value"]
+                )
         weights = [Checkpoint(curve_directory / f"bend-{j}") for j in range(3)]
         names = [name for name in weights[0] if not name.endswith(("mean", "var", "tracked"))]
-        vectors = np.stack([np.concatenate([w[name].astype(np.float64).ravel() for name in names]) for w in weights])
+        vectors = np.stack(
+            [np.concatenate([w[name].astype(np.float64).ravel() for name in names]) for w in weights]
+        )
         middle = np.array([4, 4, 1]) / 9 @ vectors  # (1 − t)², 2t(1 − t), t² at t = 1/3
         assert found["dl"][1] == pytest.approx(np.linalg.norm(middle - vectors[0]))
         penalty = 0.5 * 5e-4 * middle @ middle
@@ -250,7 +266,9 @@ def test_a_directory_that_is_no_curve(ends: Ends, tmp_path: Path) -> None:
             open_curve(reference)
 
 
-def test_the_commands_from_the_command_line(ends: Ends, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_commands_from_the_command_line(
+    ends: Ends, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     recipe = dataclasses.asdict(CurveFit(refs=ends, out=tmp_path / "c", **FEW))
     options = [f"--{name.replace('_', '-')}={recipe[name]}" for name in FEW]
     line = ["curve", "fit", *ends, *options, "--epochs=1", f"--out={tmp_path / 'c'}", "--quiet"]
@@ -268,7 +286,13 @@ def test_with_align_the_curve_ends_at_the_same_function(ends: Ends, tmp_path: Pa
     metrics = evaluate(Evaluate(refs=refs, **FEW), ALONE, silent)["metrics"]
     for split in ("held_out", "test"):
         assert metrics[refs[0]][split]["top1"] == metrics[refs[1]][split]["top1"]
-        assert metrics[refs[0]][split]["nll"]["value"] == pytest.approx(metrics[refs[1]][split]["nll"]["value"])
+        assert metrics[refs[0]][split]["nll"]["value"] == pytest.approx(
+            metrics[refs[1]][split]["nll"]["value"]
+        )
     assert manifest["notes"]["alignment"]["to"] == ends[0]
-    away = [np.linalg.norm(Checkpoint(Path(ends[0]))["fc.weight"] - bend["fc.weight"]) for bend in (bends[2],)]
-    assert away[0] < np.linalg.norm(Checkpoint(Path(ends[0]))["fc.weight"] - Checkpoint(Path(ends[1]))["fc.weight"])
+    away = [
+        np.linalg.norm(Checkpoint(Path(ends[0]))["fc.weight"] - bend["fc.weight"]) for bend in (bends[2],)
+    ]
+    assert away[0] < np.linalg.norm(
+        Checkpoint(Path(ends[0]))["fc.weight"] - Checkpoint(Path(ends[1]))["fc.weight"]
+    )

@@ -77,7 +77,10 @@ def test_the_members_make_a_soup(collected: tuple[Path, list[Event]], tmp_path: 
 
 
 def test_the_same_seed_gives_the_same_members(
-    ends: tuple[str, str], collected: tuple[Path, list[Event]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ends: tuple[str, str],
+    collected: tuple[Path, list[Event]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(fge_module, "cycle_plot", lambda path, *_arguments, **_options: path.touch())
     fge(recipe_of(ends[0], tmp_path / "again"), ALONE, silent)
@@ -129,7 +132,9 @@ def test_an_ensemble_is_that_of_evaluate_and_each_model_is_run_once(
     assert len(loads) == 4
     again = ensemble(Ensemble(refs=ends, **few()), ALONE, events.append)
     assert len(loads) == 4
-    assert any(isinstance(event, Told) and "2 checkpoints were remembered" in event.message for event in events)
+    assert any(
+        isinstance(event, Told) and "2 checkpoints were remembered" in event.message for event in events
+    )
     assert first["metrics"] == again["metrics"]
     for kind in ("logits", "softmax"):
         scored = evaluate(Evaluate(refs=ends, ensemble=kind, **few()), ALONE, silent)["metrics"]  # type: ignore[arg-type]

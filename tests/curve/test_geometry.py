@@ -17,7 +17,10 @@ def checkpoints(num: int, *, close: float = 1.0, seed: int = 0) -> list[dict[str
     rng = np.random.default_rng(seed)
     far = {name: 5 * rng.standard_normal(shape) for name, shape in SHAPES.items()}
     return [
-        {name: (far[name] + close * rng.standard_normal(shape)).astype(np.float32) for name, shape in SHAPES.items()}
+        {
+            name: (far[name] + close * rng.standard_normal(shape)).astype(np.float32)
+            for name, shape in SHAPES.items()
+        }
         for _ in range(num)
     ]
 
@@ -36,14 +39,20 @@ def test_distances_and_norms_are_those_of_the_vectors() -> None:
     steps = found.steps(coefficients)
     assert steps[0] == 0
     np.testing.assert_allclose(steps[1:], expected, rtol=1e-8)
-    assert found.distance(coefficients[1], coefficients[7]) == pytest.approx(np.linalg.norm(line[7] - line[1]))
+    assert found.distance(coefficients[1], coefficients[7]) == pytest.approx(
+        np.linalg.norm(line[7] - line[1])
+    )
     for row, point in zip(coefficients, line):
         assert found.squared_norm(row) == pytest.approx(point @ point, rel=1e-12)
 
 
 def test_batch_norm_statistics_and_counters_are_no_weights() -> None:
     model = {"conv.weight": np.zeros(2, np.float32), "bn.running_mean": np.zeros(2, np.float32)}
-    model |= {"bn.running_var": np.ones(2, np.float32), "bn.num_batches_tracked": np.array(3), "bn.weight": np.ones(2)}
+    model |= {
+        "bn.running_var": np.ones(2, np.float32),
+        "bn.num_batches_tracked": np.array(3),
+        "bn.weight": np.ones(2),
+    }
     assert weight_names(model) == ["conv.weight", "bn.weight"]
 
 

@@ -78,7 +78,9 @@ def test_a_dry_run_scores_nothing(curve_directory: Path, tmp_path: Path) -> None
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_chain_goes_through_its_checkpoints(ends: tuple[str, str], curve_directory: Path, tmp_path: Path) -> None:
+def test_a_chain_goes_through_its_checkpoints(
+    ends: tuple[str, str], curve_directory: Path, tmp_path: Path
+) -> None:
     refs = (*ends, str(curve_directory / "bend-1"))
     manifest = chain(Chain(refs=refs, out=tmp_path / "chain", num_points=2, **FAST), ALONE, silent)
     with np.load(tmp_path / "chain" / "curve.npz") as found:

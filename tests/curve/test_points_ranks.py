@@ -15,7 +15,9 @@ from soupkit.recipe.curve import Chain
 
 def test_ranks_share_the_points_and_all_know_the_result(ends: tuple[str, str], tmp_path: Path) -> None:
     options = few(num_points=4, train=False, jobs=1)
-    found = in_ranks(chain_in_rank, ends, tmp_path / "ranks", tmp_path, options, size=2, folder=tmp_path / "processes")
+    found = in_ranks(
+        chain_in_rank, ends, tmp_path / "ranks", tmp_path, options, size=2, folder=tmp_path / "processes"
+    )
     expected = chain(Chain(refs=ends, out=tmp_path / "one", **options), ALONE, silent)["metrics"]
     assert [metrics for metrics, _ in found] == [expected, expected]
     assert [num for _, num in found] == [2, 2]

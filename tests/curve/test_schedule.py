@@ -38,7 +38,9 @@ def test_fge_as_the_published_code_counts_epochs() -> None:
     for epoch in range(8):
         for iteration in range(5):
             t = (epoch % 4 + iteration / 5) / 4
-            expected = 0.05 * (1 - 2 * t) + 0.01 * 2 * t if t <= 0.5 else 0.05 * (2 * t - 1) + 0.01 * (2 - 2 * t)
+            expected = (
+                0.05 * (1 - 2 * t) + 0.01 * 2 * t if t <= 0.5 else 0.05 * (2 * t - 1) + 0.01 * (2 - 2 * t)
+            )
             assert cycles.rate(epoch * 5 + iteration) == pytest.approx(expected)
 
 

@@ -25,7 +25,10 @@ def test_a_path_without_length_has_its_mean() -> None:
 
 
 def test_what_is_measured_becomes_percent_and_gets_its_penalty() -> None:
-    points = [{"test": {"nll": entry(0.5), "top1": entry(0.9, 0.02)}}, {"test": {"nll": entry(0.7), "top1": entry(1)}}]
+    points = [
+        {"test": {"nll": entry(0.5), "top1": entry(0.9, 0.02)}},
+        {"test": {"nll": entry(0.7), "top1": entry(1)}},
+    ]
     found = measured(points, "test", np.array([0.25, 0.5]))
     np.testing.assert_allclose(found.loss, [0.75, 1.2])
     np.testing.assert_allclose(found.err, [10, 0], atol=1e-12)

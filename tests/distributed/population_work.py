@@ -60,12 +60,15 @@ def make(name: str, world: World) -> Population:
 
 
 def result(trained: Population) -> Trained:
-    members = {m.number: {k: v.numpy().copy() for k, v in m.model.state_dict().items()} for m in trained.members}
+    members = {
+        m.number: {k: v.numpy().copy() for k, v in m.model.state_dict().items()} for m in trained.members
+    }
     return members, trained.history.losses
 
 
 def train(names: tuple[str, ...], folder: Path) -> dict[str, Any]:
-    """Train the populations of these names, with as many ranks as there are; and one from a state that one rank saved.
+    """Train the populations of these names, with as many ranks as there are; and one from a state that one
+    rank saved.
 
     Then save a state, for one rank to go on from.
     """

@@ -35,7 +35,10 @@ def run_ranks(function: Callable[..., Any], *arguments: Any, size: int, folder: 
     try:
         for rank in range(size):
             child = fork(
-                function, *arguments, folder=folder / f"rank-{rank}", environment=environment(rank, size, port)
+                function,
+                *arguments,
+                folder=folder / f"rank-{rank}",
+                environment=environment(rank, size, port),
             )
             ranks.append(child)
         for child in ranks:

@@ -1,4 +1,5 @@
-"""2 and 4 ranks train the population that one process trains: members spread over ranks, and ranks sharing a member."""
+"""2 and 4 ranks train the population that one process trains: members spread over ranks, and ranks sharing a
+member."""
 
 from __future__ import annotations
 
@@ -80,11 +81,16 @@ def test_ranks_equal_one_process(
     [(1, 5, 0, [(5, 1)]), (2, 5, 0, [(2, 1), (3, 1)]), (4, 2, 0, [(1, 2)] * 4), (4, 4, 2, [(2, 2)] * 4)],
 )
 def test_the_grid(
-    size: int, members: int, ranks_per_member: int, expected: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+    size: int,
+    members: int,
+    ranks_per_member: int,
+    expected: list[tuple[int, int]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(Grid, "_join", lambda self: None)
     grids = [
-        Grid(World("cpu", rank=rank, size=size), members, ranks_per_member=ranks_per_member) for rank in range(size)
+        Grid(World("cpu", rank=rank, size=size), members, ranks_per_member=ranks_per_member)
+        for rank in range(size)
     ]
     assert [(len(grid.members), grid.num_parts) for grid in grids] == expected[: len(grids)]
     leads = [number for grid in grids if grid.leads for number in grid.members]

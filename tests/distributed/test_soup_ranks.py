@@ -1,4 +1,5 @@
-"""Two gloo processes come to what one process comes to: mehl, twa, learned, greedy and evaluate, in one recipe."""
+"""Two gloo processes come to what one process comes to: mehl, twa, learned, greedy and evaluate, in one
+recipe."""
 
 from __future__ import annotations
 
@@ -19,10 +20,12 @@ RECIPE = """
 description: every command that knows ranks
 variables: {out: here, models: there}
 steps:
-  mehl: {command: merge mehl, refs: ["${models}/m*"], epochs: 1, lr: 0.2, out: "${out}/mehl", plots: false, DATA}
+  mehl: {command: merge mehl, refs: ["${models}/m*"], epochs: 1, lr: 0.2, out: "${out}/mehl", plots: false,
+  DATA}
   twa: {command: merge twa, refs: ["${models}/m*"], epochs: 1, lr: 1, fit: held_out, resident: int8,
         out: "${out}/twa", plots: false, DATA}
-  learned: {command: merge learned, refs: ["${models}/m*"], epochs: 2, lr: 0.3, folds: 2, bn: average, metric: nll,
+  learned: {command: merge learned, refs: ["${models}/m*"], epochs: 2, lr: 0.3, folds: 2, bn: average,
+  metric: nll,
             out: "${out}/learned", plots: false, DATA}
   greedy: {command: merge greedy, refs: ["${models}/m*"], out: "${out}/greedy", DATA}
   scores: {command: evaluate, refs: ["${models}/m*"], ensemble: logits, out: "${out}/scores", DATA}
@@ -45,7 +48,10 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     ]
     sizes = ["--num-held-out", "101", "--num-test", "90", "--batch-size", "30", "--threads", "1"]
     assert (
-        run_command_line([*base, *sizes, "--epochs", "2", "--lr", "3e-3", "--out", str(folder / "m0"), "--quiet"]) == 0
+        run_command_line(
+            [*base, *sizes, "--epochs", "2", "--lr", "3e-3", "--out", str(folder / "m0"), "--quiet"]
+        )
+        == 0
     )
     tensors = dict(Checkpoint(folder / "m0"))
     for k in (1, 2):
@@ -89,7 +95,9 @@ def test_two_processes_learn_what_one_learns(outputs: dict[str, Path], step: str
         folds = [manifest["notes"]["cross_fitting"]["fold_scores"] for manifest in (one, two)]
         np.testing.assert_allclose(*folds, rtol=1e-5)
     for found in ([manifest["metrics"], manifest["notes"]["uniform"]] for manifest in (one, two)):
-        assert all(set(scores) == {"held_out", "test"} for scores in found)  # the uniform row is there with two, too
+        assert all(
+            set(scores) == {"held_out", "test"} for scores in found
+        )  # the uniform row is there with two, too
     for where in (lambda manifest: manifest["metrics"], lambda manifest: manifest["notes"]["uniform"]):
         nll = [where(manifest)["test"]["nll"]["value"] for manifest in (one, two)]
         assert nll[0] == pytest.approx(nll[1], rel=1e-3)

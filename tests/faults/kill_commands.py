@@ -26,7 +26,8 @@ RECIPE = """
 variables: {out: OUT}
 steps:
   one: {command: merge uniform, refs: [INPUTS/plain0, INPUTS/plain1], threads: 1, out: "${out}/one"}
-  two: {command: merge ties, refs: [INPUTS/plain1, INPUTS/plain2], base: INPUTS/plain0, threads: 1, out: "${out}/two"}
+  two: {command: merge ties, refs: [INPUTS/plain1, INPUTS/plain2], base: INPUTS/plain0, threads: 1, out:
+  "${out}/two"}
   three: {command: merge uniform, refs: ["${out}/one", "${out}/two"], threads: 1, out: "${out}/three"}
 """
 
@@ -35,8 +36,9 @@ steps:
 class KillCommand:
     """One command. {i} is the folder of inputs, {o} the place of the output.
 
-    before: what made the output that is replaced. grows: the output grows step by step, each whole. models: it needs
-    trained ones. volatile: files of a growing output that change while it grows. keeps: hidden files that belong there.
+    before: what made the output that is replaced. grows: the output grows step by step, each whole. models:
+    it needs trained ones. volatile: files of a growing output that change while it grows. keeps: hidden files
+    that belong there.
     """
 
     command: str
@@ -67,32 +69,42 @@ PLAIN = "{i}/plain0 {i}/plain1 {i}/plain2"
 MODELS = "{i}/model0 {i}/model1 {i}/model2"
 BY_SCORER = "--score-command SCORER --metric loss --direction min"
 COMMANDS = {
-    "uniform": KillCommand(f"merge uniform {PLAIN} --max-shard-size 100KB --threads 1 --out {{o}}", models=False),
+    "uniform": KillCommand(
+        f"merge uniform {PLAIN} --max-shard-size 100KB --threads 1 --out {{o}}", models=False
+    ),
     "uniform-overwrite": KillCommand(
         f"merge uniform {PLAIN} --threads 1 --max-shard-size 100KB --overwrite --out {{o}}",
         before="merge uniform {i}/plain0 {i}/plain1 --threads 1 --max-shard-size 200KB --out {o}",
         models=False,
     ),
-    "ties": KillCommand("merge ties {i}/plain1 {i}/plain2 --base {i}/plain0 --threads 1 --out {o}", models=False),
+    "ties": KillCommand(
+        "merge ties {i}/plain1 {i}/plain2 --base {i}/plain0 --threads 1 --out {o}", models=False
+    ),
     "ema": KillCommand(f"merge ema {PLAIN} --threads 1 --out {{o}}", models=False),
     "greedy": KillCommand(f"merge greedy {MODELS} DATA --threads 1 --out {{o}}"),
     "greedy-scorer": KillCommand(f"merge greedy {PLAIN} {BY_SCORER} --threads 1 --out {{o}}", models=False),
     "evolve-scorer": KillCommand(
         f"merge evolve {PLAIN} {BY_SCORER} --evaluations 6 --threads 1 --out {{o}}", models=False
     ),
-    "learned": KillCommand(f"merge learned {MODELS} DATA --lr 0.1 --epochs 2 --threads 1 --out {{o}} --no-plots"),
+    "learned": KillCommand(
+        f"merge learned {MODELS} DATA --lr 0.1 --epochs 2 --threads 1 --out {{o}} --no-plots"
+    ),
     "mehl": KillCommand(f"merge mehl {MODELS} DATA --lr 0.1 --epochs 2 --threads 1 --out {{o}} --no-plots"),
     "twa": KillCommand(
         f"merge twa {MODELS} DATA --fit held_out --lr 0.1 --epochs 2 --threads 1 --out {{o}} --no-plots"
     ),
     "repair": KillCommand("repair {i}/soup DATA --num-batches 1 --threads 1 --out {o}"),
     "align": KillCommand("align {i}/model0 {i}/model1 --threads 1 --out {o}", grows=True),
-    "curve-fit": KillCommand("curve fit {i}/model0 {i}/model1 DATA --epochs 2 --lr 0.01 --threads 1 --out {o}"),
+    "curve-fit": KillCommand(
+        "curve fit {i}/model0 {i}/model1 DATA --epochs 2 --lr 0.01 --threads 1 --out {o}"
+    ),
     "chain": KillCommand("chain {i}/model0 {i}/model1 DATA --num-points 3 --jobs 1 --out {o}"),
     "plane": KillCommand(f"plane {MODELS} DATA --num-points 2 --jobs 1 --out {{o}}"),
     "fge": KillCommand("fge {i}/base DATA --cycle 2 --epochs 2 --threads 1 --out {o}"),
     "barrier": KillCommand("barrier {i}/model0 {i}/model1 DATA --threads 1 --out {o}"),
-    "interpolate": KillCommand("merge interpolate {i}/base {i}/model1 --at 0,0.5,1 DATA --threads 1 --out {o}"),
+    "interpolate": KillCommand(
+        "merge interpolate {i}/base {i}/model1 --at 0,0.5,1 DATA --threads 1 --out {o}"
+    ),
     "evaluate": KillCommand("evaluate {i}/model0 {i}/model1 DATA --out {o}"),
     "ensemble": KillCommand("ensemble {i}/model0 {i}/model1 DATA --out {o}"),
     "finetune": KillCommand("finetune --base {i}/model0 DATA --epochs 2 --threads 1 --out {o}"),
@@ -103,7 +115,8 @@ COMMANDS = {
         keeps=("out/.soupkit-lock",),
     ),
     "train-population": KillCommand(
-        f"train-population --model {MODEL} DATA --num-members 2 --epochs 2 --save-every 1 --threads 1 --out {{o}}",
+        f"train-population --model {MODEL} DATA --num-members 2 --epochs 2 --save-every 1 --threads 1 "
+        f"--out {{o}}",
         grows=True,
         keeps=("out/.soupkit-lock",),
     ),
@@ -132,7 +145,8 @@ def make_inputs(folder: Path, commands: Iterable[KillCommand]) -> int:
     if any(each.models for each in commands):
         lines += [f"finetune --model {MODEL} DATA --epochs 1 --lr 3e-3 --threads 1 --out {{i}}/base"]
         lines += [
-            f"finetune --base {{i}}/base DATA --epochs 1 --lr 1e-3 --seed {seed} --threads 1 --out {{i}}/model{seed}"
+            f"finetune --base {{i}}/base DATA --epochs 1 --lr 1e-3 --seed {seed} --threads 1 --out "
+            f"{{i}}/model{seed}"
             for seed in range(3)
         ]
         lines += ["merge uniform {i}/model0 {i}/model1 --threads 1 --out {i}/soup"]

@@ -23,7 +23,8 @@ NOT_COMPARED = ("created", "notes", "recipe", "versions", "trace")
 
 @dataclass
 class Reference:
-    """What a command leaves that nobody disturbs: files that two runs make alike, all names, calls, and seconds."""
+    """What a command leaves that nobody disturbs: files that two runs make alike, all names, calls, and
+    seconds."""
 
     same: dict[str, str]
     names: set[str]
@@ -37,7 +38,11 @@ class Reference:
         return [name for name, value in same.items() if found.get(name, value) != value]
 
     def __str__(self) -> str:
-        unlike = f", not compared: {sorted(self.names - self.same.keys())}" if self.names - self.same.keys() else ""
+        unlike = (
+            f", not compared: {sorted(self.names - self.same.keys())}"
+            if self.names - self.same.keys()
+            else ""
+        )
         return f"{self.seconds:.2f} s, {self.num_calls} changes of the disk{unlike}"
 
 
@@ -56,7 +61,11 @@ def files(out: Path) -> dict[str, str]:
     if out.is_file():
         return {"": digest(out)}
     names = (path.relative_to(out) for path in sorted(out.rglob("*")) if path.is_file())
-    return {str(name): digest(out / name) for name in names if not any(part.startswith(".") for part in name.parts)}
+    return {
+        str(name): digest(out / name)
+        for name in names
+        if not any(part.startswith(".") for part in name.parts)
+    }
 
 
 def hidden(folder: Path) -> set[str]:
@@ -66,7 +75,8 @@ def hidden(folder: Path) -> set[str]:
 
 
 class Place:
-    """Where one command runs: its output, its cache and its temporary folder, as they are before each trial."""
+    """Where one command runs: its output, its cache and its temporary folder, as they are before each
+    trial."""
 
     def __init__(self, command: KillCommand, inputs: Path, folder: Path) -> None:
         self.command, self.folder, self.log = command, folder, folder.with_suffix(".log")
@@ -128,9 +138,13 @@ class Place:
     def is_verified(self) -> bool:
         """Whether every manifest of weights in the output holds."""
         manifests = [self.out / name for name in files(self.out) if Path(name).name == "soupkit.json"]
-        recorded = [path.parent for path in manifests if json.loads(path.read_text())["outputs"].get("content")]
+        recorded = [
+            path.parent for path in manifests if json.loads(path.read_text())["outputs"].get("content")
+        ]
 
         def verify() -> int:
-            return max(run_command_line(["verify", str(path), "--quiet", "--threads", "1"]) for path in recorded)
+            return max(
+                run_command_line(["verify", str(path), "--quiet", "--threads", "1"]) for path in recorded
+            )
 
         return not recorded or wait(in_child(verify, self.log)) == 0

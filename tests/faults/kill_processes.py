@@ -28,10 +28,13 @@ def adopt_orphans(adopt: bool = True) -> None:
 
 
 def in_child(work: Callable[[], int], output: Path) -> int:
-    """The process id of a fork that does `work`, with a session, default signals and an output file of its own."""
+    """The process id of a fork that does `work`, with a session, default signals and an output file of its
+    own."""
     sys.stdout.flush()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # from Python 3.12 on, where a library has threads
+        warnings.simplefilter(
+            "ignore", DeprecationWarning
+        )  # from Python 3.12 on, where a library has threads
         process = os.fork()
     if process:
         return process
@@ -68,7 +71,8 @@ def wait(process: int, seconds: float = LIMIT) -> int | None:
 
 
 def orphans(seconds: float = 10.0) -> int:
-    """How many processes that dead children left do not end by themselves; they are ended here, their subreaper."""
+    """How many processes that dead children left do not end by themselves; they are ended here, their
+    subreaper."""
     end, num = time.monotonic() + seconds, 0
     while True:
         try:
@@ -85,7 +89,8 @@ def orphans(seconds: float = 10.0) -> int:
 
 
 def die_at(number: int, *, after: bool) -> Callable[[], int]:
-    """Kill this process at its `number`-th change of the disk, before or after it; 0: never. Returns the counter."""
+    """Kill this process at its `number`-th change of the disk, before or after it; 0: never. Returns the
+    counter."""
     calls = itertools.count(1)
     num = 0
 

@@ -1,9 +1,11 @@
-"""Kill commands at random moments: what is there afterwards is whole, and the same command then ends as undisturbed.
+"""Kill commands at random moments: what is there afterwards is whole, and the same command then ends as
+undisturbed.
 
 python tests/faults/kills.py --trials 500 --seed 0 [--commands uniform,greedy] [--seconds 600]
 
-One process imports everything and forks a child per trial. The child dies of a signal at a random moment, or of SIGKILL
-at a random call of what changes the disk. Exit code 1 where anything is damaged, fails, differs or is left behind.
+One process imports everything and forks a child per trial. The child dies of a signal at a random moment, or
+of SIGKILL at a random call of what changes the disk. Exit code 1 where anything is damaged, fails, differs or
+is left behind.
 """
 
 from __future__ import annotations
@@ -91,7 +93,8 @@ class Trials:
             yield "other bits", f"{other[:5]}"
 
     def _again(self, how: str, whole: bool) -> None:
-        """The same command again, as a user would type it; a whole output is refused first, and replaced then."""
+        """The same command again, as a user would type it; a whole output is refused first, and replaced
+        then."""
         place = self.place
         code = place.run(place.arguments)
         if code == 1 and whole and "exists already" in place.last_words():
@@ -127,7 +130,12 @@ def table(trials: Sequence[Trials]) -> str:
 
 def preload(commands: Sequence[KillCommand]) -> None:
     """Import what the commands import, once for all children."""
-    jobs = {ALL[name].job.partition(":")[0] for each in commands for name in ALL if each.command.startswith(f"{name} ")}
+    jobs = {
+        ALL[name].job.partition(":")[0]
+        for each in commands
+        for name in ALL
+        if each.command.startswith(f"{name} ")
+    }
     for module in [
         *(MODELS if any(each.models for each in commands) else ()),
         "soupkit.jobs.files.verify",
@@ -140,7 +148,8 @@ def preload(commands: Sequence[KillCommand]) -> None:
 
 
 def kill(names: Sequence[str], num_trials: int, seed: int, folder: Path, seconds: float) -> list[Trials]:
-    """Kill until there were so many trials, or the time is over: the quicker a command, the more of its trials."""
+    """Kill until there were so many trials, or the time is over: the quicker a command, the more of its
+    trials."""
     adopt_orphans()
     commands = [COMMANDS[name] for name in names]
     preload(commands)
@@ -161,7 +170,9 @@ def kill(names: Sequence[str], num_trials: int, seed: int, folder: Path, seconds
 
 def main() -> int:
     """Read the options, kill, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--trials", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after so long")

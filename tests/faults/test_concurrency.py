@@ -75,7 +75,9 @@ def _merge(command: list[str], barrier: Any) -> None:
 
 def test_merges_that_overwrite_at_once(two: list[Path], tmp_path: Path) -> None:
     """All succeed, the last stays, and the manifest is of the same merge as the weights."""
-    commands = [merge_command(tmp_path / "out", two[number % 2], options=("--overwrite",)) for number in range(4)]
+    commands = [
+        merge_command(tmp_path / "out", two[number % 2], options=("--overwrite",)) for number in range(4)
+    ]
     context = multiprocessing.get_context("fork")
     barrier = context.Barrier(len(commands))
     processes = [context.Process(target=_merge, args=(command, barrier)) for command in commands]
@@ -103,10 +105,13 @@ def _publish(out: Path, value: int, rounds: int, barrier: Any, failures: Any) ->
 
 
 def test_publishing_over_and_over_from_several_processes(tmp_path: Path) -> None:
-    """The window in which a new temporary directory looks like litter is short; this goes through it often."""
+    """The window in which a new temporary directory looks like litter is short; this goes through it
+    often."""
     context = multiprocessing.get_context("fork")
     barrier, failures, out = context.Barrier(4), context.Queue(), tmp_path / "out"
-    processes = [context.Process(target=_publish, args=(out, value, 40, barrier, failures)) for value in range(4)]
+    processes = [
+        context.Process(target=_publish, args=(out, value, 40, barrier, failures)) for value in range(4)
+    ]
     for process in processes:
         process.start()
     for process in processes:
@@ -116,7 +121,9 @@ def test_publishing_over_and_over_from_several_processes(tmp_path: Path) -> None
     assert not litter(out)
 
 
-def test_a_directory_that_is_taken_for_litter_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_directory_that_is_taken_for_litter_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Another process comes between mkdtemp and the lock."""
     made = []
     mkdtemp = output.tempfile.mkdtemp
@@ -231,7 +238,8 @@ def test_a_replaced_file_is_noticed(save: Save, tmp_path: Path) -> None:
 def test_without_an_exchange_in_one_step_the_old_output_survives_a_kill(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """File systems without RENAME_EXCHANGE: between the two renames the old output lies beside, and is no litter."""
+    """File systems without RENAME_EXCHANGE: between the two renames the old output lies beside, and is no
+    litter."""
 
     class Library:
         renameat2 = None

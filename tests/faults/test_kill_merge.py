@@ -1,4 +1,5 @@
-"""`kill -9` at random moments of a merge with sharded output: a whole output or none, and the next run succeeds.
+"""`kill -9` at random moments of a merge with sharded output: a whole output or none, and the next run
+succeeds.
 
 SOUPKIT_KILLS=200 pytest tests/faults/test_kill_merge.py
 """
@@ -26,7 +27,8 @@ from soupkit.manifest import Manifest
 Save = Callable[..., Path]
 NUM_KILLS = int(os.environ.get("SOUPKIT_KILLS", "8"))
 SHARDS = ("--max-shard-size", "1MB", "--quiet", "--threads", "1")
-# The interpreter's start and its imports are the same for every run: they happen once, and each merge is a fork.
+# The interpreter's start and its imports are the same for every run: they happen once, and each merge is a
+# fork.
 RUN = """
 import json, os, sys
 from soupkit.cli.app import run_command_line
@@ -102,7 +104,9 @@ def assert_whole(out: Path, expected: dict[str, Any]) -> None:
     """Files, headers, every byte of the weights, and the manifest."""
     manifest = Manifest.read(out)
     assert manifest.outputs == expected
-    assert set(manifest.outputs["files"]) | {"soupkit.json", "README.md"} == {path.name for path in out.iterdir()}
+    assert set(manifest.outputs["files"]) | {"soupkit.json", "README.md"} == {
+        path.name for path in out.iterdir()
+    }
     index = json.loads((out / "model.safetensors.index.json").read_text())
     assert len(set(index["weight_map"].values())) > 10
     assert content_hash(open_checkpoint(str(out)), threads=1) == expected["content"]

@@ -3,8 +3,8 @@
     python tests/fuzz/guided.py header -max_total_time=60
     python tests/fuzz/guided.py index -max_total_time=60
 
-Ends with an error for anything that is neither a result nor a SoupkitError, and for a header that soupkit accepts and
-safetensors refuses. Options are libFuzzer's.
+Ends with an error for anything that is neither a result nor a SoupkitError, and for a header that soupkit
+accepts and safetensors refuses. Options are libFuzzer's.
 """
 
 from __future__ import annotations

@@ -11,20 +11,26 @@ from fuzz.mergekit_mutations import ATOMS, TEXTS, places
 
 LITERALS = {
     "<infinite>": "1e999", "<digits>": "9" * 5000, "<nan>": "NaN", "<minus zero>": "-0", "<deep>": "[" * 3000,
-    "<nest>": '{"a":' * 60 + "1" + "}" * 60, "<twice>": '{"a": 1, "a": 2}', "<half>": '"\\ud800"', "<nul>": '"\\u0000"',
+    "<nest>": '{"a":' * 60 + "1" + "}" * 60, "<twice>": '{"a": 1, "a": 2}', "<half>": '"\\ud800"',
+    "<nul>": '"\\u0000"',
 }  # fmt: skip
 """What no value of Python is written as: the mark in a value, and what takes its place in the text."""
 HOSTILE: list[Any] = [
-    *(atom for atom in ATOMS if not isinstance(atom, bytes)), *LITERALS, 2**31, 2**53 + 1, 2**63 - 1, 2**63, 2**64,
-    -(2**63), 10**400, -1.5, 1e308, 5e-324, "\u00b2", "\u0664", "\u202e", "../x", "/etc", "~", "\ud800", "9" * 5000,
-    "a" * 300, [0] * 40, [[[[[[1]]]]]], {"": ""}, {"a": {"a": {"a": None}}}, "nan", "-1", "1e999", "*", "[", "(",
+    *(atom for atom in ATOMS if not isinstance(atom, bytes)), *LITERALS, 2**31, 2**53 + 1, 2**63 - 1, 2**63,
+    2**64,
+    -(2**63), 10**400, -1.5, 1e308, 5e-324, "\u00b2", "\u0664", "\u202e", "../x", "/etc", "~", "\ud800",
+    "9" * 5000,
+    "a" * 300, [0] * 40, [[[[[[1]]]]]], {"": ""}, {"a": {"a": {"a": None}}}, "nan", "-1", "1e999", "*", "[",
+    "(",
 ]  # fmt: skip
 SPLINTERS = [
     *TEXTS, "null", "true", "-1", str(2**63), "1" + "0" * 400, "1e999", "-1e999", ".nan", "nan", "inf", '""',
     "x" * 5000,
-    "\0", "\x1b[31m", "\u202e", "\ud800", "\u00b2", "\u0664", "(" * 200, "{1..9}", "{a,b}", "..", ",", "/", "@", "~",
+    "\0", "\x1b[31m", "\u202e", "\ud800", "\u00b2", "\u0664", "(" * 200, "{1..9}", "{a,b}", "..", ",", "/",
+    "@", "~",
     "%s",
-    "${a}", " if ", " else ", " and ", "()", "1" * 30, "0" * 30 + "1", " ", "*", "?", "[a-", "\\", "GB", "e", ".",
+    "${a}", " if ", " else ", " and ", "()", "1" * 30, "0" * 30 + "1", " ", "*", "?", "[a-", "\\", "GB", "e",
+    ".",
 ]  # fmt: skip
 
 
@@ -76,7 +82,9 @@ def mutated_value(value: Any, rng: Random) -> Any:
         if kind == 0:
             del container[key]
         elif kind == 1 and isinstance(container, dict):
-            container[str(rng.choice(["", "\ud800", "a.b", "x" * 300, "\x1b", *container]))] = container.pop(key)
+            container[str(rng.choice(["", "\ud800", "a.b", "x" * 300, "\x1b", *container]))] = container.pop(
+                key
+            )
         elif kind == 2 and isinstance(container, list):
             container.extend([copy.deepcopy(container[key])] * rng.choice((1, 2, 40)))
         elif kind == 3:
@@ -89,7 +97,9 @@ def mutated_value(value: Any, rng: Random) -> Any:
 
 def json_text(value: Any, rng: Random) -> str:
     """The JSON of a value, with the literals that marks in it stand for, at times with a key twice."""
-    text = json.dumps(value, ensure_ascii=rng.random() < 0.7, separators=rng.choice(((",", ":"), (", ", ": "))))
+    text = json.dumps(
+        value, ensure_ascii=rng.random() < 0.7, separators=rng.choice(((",", ":"), (", ", ": ")))
+    )
     for mark, literal in LITERALS.items():
         text = text.replace(f'"{mark}"', literal)
     if rng.random() < 0.02 and text.startswith("{") and len(text) > 2:

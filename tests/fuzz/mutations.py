@@ -2,9 +2,9 @@
 
     python tests/fuzz/mutations.py --executions 200000 --seed 0 [--parsers header,index] [--seconds 60]
 
-A finding is an exception that is no SoupkitError, an input that takes more than two seconds of the processor, or an
-archive that gives other values than torch does. Prints what became of the inputs of each parser, and the first input
-and traceback of each kind of finding; ends with 1 when there is any.
+A finding is an exception that is no SoupkitError, an input that takes more than two seconds of the processor,
+or an archive that gives other values than torch does. Prints what became of the inputs of each parser, and
+the first input and traceback of each kind of finding; ends with 1 when there is any.
 """
 
 from __future__ import annotations
@@ -63,7 +63,9 @@ def execute(parser: Parser, rng: Random, outcome: Outcome) -> None:
     except Exception as error:
         frame = traceback.extract_tb(error.__traceback__)[-1]
         outcome.found(
-            f"{type(error).__name__} {Path(frame.filename).name}:{frame.lineno}", given, traceback.format_exc()
+            f"{type(error).__name__} {Path(frame.filename).name}:{frame.lineno}",
+            given,
+            traceback.format_exc(),
         )
     took = time.process_time() - began
     outcome.seconds += took
@@ -101,16 +103,25 @@ def fuzz(name: str, executions: int, seed: int, *, seconds: float = float("inf")
 
 def main() -> int:
     """Run the parsers that are asked for, by their shares of the executions and of the seconds."""
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     options.add_argument("--executions", type=int, default=20_000, help="of all parsers together")
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--parsers", default=",".join(PARSERS))
-    options.add_argument("--seconds", type=float, default=float("inf"), help="of all parsers together, at most")
+    options.add_argument(
+        "--seconds", type=float, default=float("inf"), help="of all parsers together, at most"
+    )
     given = options.parse_args()
     names = given.parsers.split(",")
     total, failed = sum(PARSERS[name].share for name in names), False
     columns = ("executions", "refused", "accepted", "findings")
-    print(f"{'parser':<14}", *(f"{column:>10}" for column in columns), f"{'cpu s':>8} {'slowest':>8}", flush=True)
+    print(
+        f"{'parser':<14}",
+        *(f"{column:>10}" for column in columns),
+        f"{'cpu s':>8} {'slowest':>8}",
+        flush=True,
+    )
     for name in names:
         part = -(-given.executions * PARSERS[name].share // total)
         outcome = fuzz(name, part, given.seed, seconds=given.seconds / len(names))

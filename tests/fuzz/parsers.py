@@ -53,7 +53,8 @@ ALONE = World(threads=1)
 
 @dataclass(frozen=True)
 class Parser:
-    """draw: an input; read: what soupkit makes of it, a SoupkitError where it refuses; share: of all executions."""
+    """draw: an input; read: what soupkit makes of it, a SoupkitError where it refuses; share: of all
+    executions."""
 
     draw: Callable[[Random], Any]
     read: Callable[[Any], None]
@@ -99,7 +100,9 @@ def directory(name: str, tensors: Mapping[str, Any], **options: Any) -> Path:
     return path
 
 
-def in_directory(name: str, file: str, use: Callable[[Path], None], **options: Any) -> Callable[[bytes], None]:
+def in_directory(
+    name: str, file: str, use: Callable[[Path], None], **options: Any
+) -> Callable[[bytes], None]:
     """A reader of one file of a directory with tiny weights."""
 
     def read(content: bytes) -> None:
@@ -159,7 +162,9 @@ def read_mergekit(text: str) -> None:
 
 def read_settings(text: str) -> None:
     """Read one --set of a merge, and hold it against names."""
-    check_matches(parse_settings([text], known=["weight", "coefficient"], references=["a/b", "c"]), samples.TENSORS)
+    check_matches(
+        parse_settings([text], known=["weight", "coefficient"], references=["a/b", "c"]), samples.TENSORS
+    )
 
 
 def read_variables(text: str) -> None:
@@ -173,7 +178,10 @@ def read_range(text: str) -> None:
     if name not in DRAWN:
         name, value = "lr", text
     found = parse_range(value, name)
-    others = {"optimizer": parse_range("choice(sgd,adamw)", "optimizer"), "epochs": parse_range("int(1,20)", "epochs")}
+    others = {
+        "optimizer": parse_range("choice(sgd,adamw)", "optimizer"),
+        "epochs": parse_range("int(1,20)", "epochs"),
+    }
     in_order({**others, name: found})
     for branch in found.branches:
         for u in (0.0, 0.5, 0.999999):
@@ -225,7 +233,9 @@ def read_remembered(content: bytes) -> None:
 
 def read_configuration(content: bytes) -> None:
     """What a changed config.json means beside the first, and in a stack with it; and in a directory."""
-    in_directory("config", "config.json", lambda place: check_compatible([Checkpoint(place), samples.TENSORS]))(content)
+    in_directory(
+        "config", "config.json", lambda place: check_compatible([Checkpoint(place), samples.TENSORS])
+    )(content)
     try:
         changed = json.loads(content)
     except (ValueError, RecursionError):
@@ -301,7 +311,8 @@ PARSERS = {
     "header": Parser(draw_header, read_a_header, 40),
     "index": Parser(
         jsons(samples.INDEXES),
-        in_directory("sharded", INDEX, lambda place: inspect(Inspect(refs=(str(place),)), ALONE, silent), **SHARD),
+        in_directory("sharded", INDEX, lambda place: inspect(Inspect(refs=(str(place),)), ALONE, silent),
+        **SHARD),
         3,
     ),
     "manifest": Parser(jsons(samples.MANIFESTS), in_directory("output", MANIFEST_NAME, read_manifest), 1),
@@ -320,6 +331,7 @@ PARSERS = {
         3,
     ),
     "configuration": Parser(jsons(samples.CONFIGS), read_configuration, 3),
-    "vocabulary": Parser(jsons(samples.TOKENIZERS), in_directory("tokens", "tokenizer.json", read_vocabulary), 4),
+    "vocabulary": Parser(jsons(samples.TOKENIZERS), in_directory("tokens", "tokenizer.json", read_vocabulary),
+    4),
     "archives": Parser(draw_archive, read_archive, 1),
 }  # fmt: skip

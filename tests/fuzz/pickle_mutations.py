@@ -34,7 +34,10 @@ def mutated(content: bytes, draw: random.Random) -> bytes:
 def run(folder: Path, count: int, seed: int) -> None:
     """Read so many mutations of a zip and of an old pickle; the outcomes are left in outcomes.json."""
     draw = random.Random(seed)
-    value = {"state_dict": {"a": torch.rand(3, 2), "b": torch.ones(4).half()}, "args": {"lr": 0.1, "name": "x"}}
+    value = {
+        "state_dict": {"a": torch.rand(3, 2), "b": torch.ones(4).half()},
+        "args": {"lr": 0.1, "name": "x"},
+    }
     outcomes: Counter[str] = Counter()
     for legacy in (False, True):
         path = folder / f"{legacy}.pt"

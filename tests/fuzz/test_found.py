@@ -1,4 +1,5 @@
-"""What the fuzzer found, and what is like it: each ended in a traceback, or took the memory of the machine."""
+"""What the fuzzer found, and what is like it: each ended in a traceback, or took the memory of the
+machine."""
 
 import json
 import pickle
@@ -45,7 +46,9 @@ def test_a_command_that_is_no_word(command: str) -> None:
         parse_steps(f"command: {command}\nout: x", where="recipe.yaml")
 
 
-@pytest.mark.parametrize("text", ["!!timestamp x", "!!bool x", "!!int ''", "!!binary é", "!!float a", "!!int 1:b"])
+@pytest.mark.parametrize(
+    "text", ["!!timestamp x", "!!bool x", "!!int ''", "!!binary é", "!!float a", "!!int 1:b"]
+)
 def test_scalars_whose_tag_they_do_not_fit(text: str) -> None:
     with pytest.raises(RecipeError, match="is not valid YAML"):
         load_yaml(f"a: {text}", where="recipe.yaml")
@@ -221,7 +224,8 @@ def test_inputs_of_a_manifest_whose_names_no_file_can_have(tmp_path: Path, name:
 
 @pytest.mark.parametrize(
     "text",
-    ["command: report\npath: Z", "command: verify\ndirectory: Z", "command: merge uniform\nrefs: [a, Z]\nout: o",
+    ["command: report\npath: Z", "command: verify\ndirectory: Z", "command: merge uniform\nrefs: [a, "
+                                                                  "Z]\nout: o",
      "command: merge uniform\nrefs: [a]\nout: Z", "command: merge greedy\nrefs: [a]\ndata: Z\nout: o"],
 )  # fmt: skip
 def test_a_zero_in_a_text_of_a_recipe(text: str) -> None:
@@ -232,7 +236,9 @@ def test_a_zero_in_a_text_of_a_recipe(text: str) -> None:
 @pytest.mark.parametrize("path", ["x\0y", "x" * 256, "y/" * 2100, "\ud800"])
 @pytest.mark.parametrize("where", ["inputs", "members", "files"])
 def test_paths_of_a_manifest_that_no_system_takes(where: str, path: str, tmp_path: Path) -> None:
-    entry = {"reference": "a", "content": "0" * 32, "path": "a"} | ({"path": path} if where == "inputs" else {})
+    entry = {"reference": "a", "content": "0" * 32, "path": "a"} | (
+        {"path": path} if where == "inputs" else {}
+    )
     manifest = {
         "format": 1, "command": "merge uniform", "recipe": {}, "metrics": {}, "trace": [],
         "inputs": [entry],

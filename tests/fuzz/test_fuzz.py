@@ -48,9 +48,15 @@ fuzz = settings(
     derandomize=MORE is None,
     database=None,
     deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
+    suppress_health_check=[
+        HealthCheck.function_scoped_fixture,
+        HealthCheck.too_slow,
+        HealthCheck.data_too_large,
+    ],
 )
-numbers = st.one_of(st.integers(-2, 300), st.integers(), st.sampled_from([2**31, 2**63 - 1, 2**63, 2**64, 10**30]))
+numbers = st.one_of(
+    st.integers(-2, 300), st.integers(), st.sampled_from([2**31, 2**63 - 1, 2**63, 2**64, 10**30])
+)
 scalars = st.one_of(st.none(), st.booleans(), numbers, st.floats(), st.text(max_size=8))
 values = st.recursive(
     scalars,
@@ -62,7 +68,9 @@ entries = st.fixed_dictionaries(
     {
         "dtype": st.sampled_from([*NUMPY_DTYPES, "F4", ""]) | values,
         "shape": st.lists(st.integers(0, 5), max_size=3) | st.lists(numbers, max_size=3) | values,
-        "data_offsets": st.lists(st.integers(0, 64), min_size=2, max_size=2) | st.lists(numbers, max_size=3) | values,
+        "data_offsets": st.lists(st.integers(0, 64), min_size=2, max_size=2)
+        | st.lists(numbers, max_size=3)
+        | values,
     }
 )
 headers = st.dictionaries(
@@ -70,7 +78,9 @@ headers = st.dictionaries(
 )
 slots = st.dictionaries(
     names,
-    st.builds(Slot, st.sampled_from(sorted(NUMPY_DTYPES)), st.lists(st.integers(0, 4), max_size=3).map(tuple)),
+    st.builds(
+        Slot, st.sampled_from(sorted(NUMPY_DTYPES)), st.lists(st.integers(0, 4), max_size=3).map(tuple)
+    ),
     max_size=5,
 )
 
@@ -120,7 +130,9 @@ def test_good_headers_are_accepted_and_mean_what_safetensors_reads(
     data = bytes(sum(slot.num_bytes for slot in made.values()))
     found = accepted(prefix[8:], len(prefix) + len(data))
     assert {name: Slot(spec.dtype, spec.shape) for name, spec in found.specs.items()} == made
-    theirs = {name: (info["dtype"], tuple(info["shape"])) for name, info in safetensors.deserialize(prefix + data)}
+    theirs = {
+        name: (info["dtype"], tuple(info["shape"])) for name, info in safetensors.deserialize(prefix + data)
+    }
     assert theirs == {name: (slot.dtype, slot.shape) for name, slot in made.items()}
 
 
@@ -175,7 +187,13 @@ def test_mutated_pickles(tmp_path: Path) -> None:
 @pytest.mark.parametrize("target", ["header", "index"])
 def test_guided(target: str) -> None:
     pytest.importorskip("atheris")
-    command = [sys.executable, str(Path(__file__).with_name("guided.py")), target, "-max_total_time=20", "-max_len=400"]
+    command = [
+        sys.executable,
+        str(Path(__file__).with_name("guided.py")),
+        target,
+        "-max_total_time=20",
+        "-max_len=400",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
 
@@ -232,7 +250,8 @@ def test_shard_indexes(place: Path, content: bytes) -> None:
         json.dumps,
         values
         | st.dictionaries(
-            st.sampled_from(["architectures", "architecture", "model_type", "model_cfg", "pretrained_cfg"]), values
+            st.sampled_from(["architectures", "architecture", "model_type", "model_cfg", "pretrained_cfg"]),
+            values,
         ),
     ).map(str.encode),
 )
@@ -246,7 +265,9 @@ def test_configurations(place: Path, name: str, content: bytes) -> None:
     (place / name).unlink()
 
 
-inputs = st.dictionaries(st.sampled_from(["reference", "path", "content", "commit", "sha256"]), values, max_size=5)
+inputs = st.dictionaries(
+    st.sampled_from(["reference", "path", "content", "commit", "sha256"]), values, max_size=5
+)
 files = st.dictionaries(st.sampled_from(["bytes", "xxh3-128", "sha256"]), values)
 mixtures = st.fixed_dictionaries(dict.fromkeys(["ingredients", "coefficients", "divisor", "blocks"], values))
 manifests = st.fixed_dictionaries(
@@ -264,7 +285,13 @@ manifests = st.fixed_dictionaries(
         "trace": st.lists(values, max_size=3),
         "notes": st.dictionaries(st.sampled_from(["members", "picks"]), values),
     },
-    optional={"format": numbers | values, "versions": values, "created": values, "soupkit": values, "other": values},
+    optional={
+        "format": numbers | values,
+        "versions": values,
+        "created": values,
+        "soupkit": values,
+        "other": values,
+    },
 )
 
 
@@ -272,8 +299,14 @@ manifests = st.fixed_dictionaries(
 @given(st.binary(max_size=60) | st.builds(json.dumps, values | manifests).map(str.encode))
 @example(b'{"command": "merge uniform"}')
 @example(json.dumps(dataclasses.asdict(Manifest(command="x", recipe={}, notes={"members": [3]}))).encode())
-@example(json.dumps(dataclasses.asdict(Manifest(command="x", recipe={}, notes={"members": ["../../../etc"]}))).encode())
-@example(json.dumps(dataclasses.asdict(Manifest(command="x", recipe={}, outputs={"files": {"\0": {}}}))).encode())
+@example(
+    json.dumps(
+        dataclasses.asdict(Manifest(command="x", recipe={}, notes={"members": ["../../../etc"]}))
+    ).encode()
+)
+@example(
+    json.dumps(dataclasses.asdict(Manifest(command="x", recipe={}, outputs={"files": {"\0": {}}}))).encode()
+)
 @example(json.dumps(dataclasses.asdict(Manifest(command="x", recipe={}, inputs=[{"reference": 3}]))).encode())
 def test_manifests(place: Path, content: bytes) -> None:
     (place / MANIFEST_NAME).write_bytes(content)
@@ -281,7 +314,9 @@ def test_manifests(place: Path, content: bytes) -> None:
         lambda: Manifest.read(place),
         lambda: opens(place),
         lambda: verify(Verify(directory=place, inputs=True, threads=1), World(threads=1), silent),
-        lambda: reproduce(Reproduce(directory=place, out=place / "again", dry_run=True), World(threads=1), silent),
+        lambda: reproduce(
+            Reproduce(directory=place, out=place / "again", dry_run=True), World(threads=1), silent
+        ),
         lambda: open_references([str(place)]),
     ]
     for task in tasks:
@@ -294,7 +329,10 @@ def test_manifests(place: Path, content: bytes) -> None:
 
 @fuzz
 @given(
-    values | st.fixed_dictionaries({"ingredients": values, "coefficients": values, "divisor": values, "blocks": values})
+    values
+    | st.fixed_dictionaries(
+        {"ingredients": values, "coefficients": values, "divisor": values, "blocks": values}
+    )
 )
 def test_mixtures(value: Any) -> None:
     try:

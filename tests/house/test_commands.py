@@ -24,7 +24,9 @@ COMMON_OPTIONS = {"json", "quiet", "help"}
 
 def blocks(language: str) -> list[str]:
     """The code blocks of the README in one language."""
-    fences = re.findall(r"^```(\w*)\n(.*?)^```", README.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    fences = re.findall(
+        r"^```(\w*)\n(.*?)^```", README.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL
+    )
     return [text for name, text in fences if name == language]
 
 
@@ -48,7 +50,9 @@ def test_every_command_is_explained(name: str, parsed: list[Any]) -> None:
     kind = COMMANDS[name].recipe_type()
     description = describe(kind)
     assert description.summary.endswith((".", ":"))
-    assert not description.summary.startswith(f"{kind.__name__}(")  # what dataclass writes when there is no docstring
+    assert not description.summary.startswith(
+        f"{kind.__name__}("
+    )  # what dataclass writes when there is no docstring
     assert len(description.summary) <= 120
     assert description.examples
     for example in description.examples:
@@ -92,7 +96,10 @@ def test_every_recipe_file_opens_with_the_command_that_runs_it(path: Path, parse
 
 def test_the_commands_of_the_readme_exist(parsed: list[Any]) -> None:
     lines = [
-        line for language in ("", "sh", "bash", "console") for text in blocks(language) for line in command_lines(text)
+        line
+        for language in ("", "sh", "bash", "console")
+        for text in blocks(language)
+        for line in command_lines(text)
     ]
     assert len(lines) >= 3
     for arguments in lines:

@@ -9,7 +9,18 @@ from pathlib import Path
 from house.package import FILES, PACKAGE, name_of, tree_of
 
 FLOOR = {
-    *("errors", "events", "world", "manifest", "whole", "visible", "processor", "metrics", "commands", "recipe"),
+    *(
+        "errors",
+        "events",
+        "world",
+        "manifest",
+        "whole",
+        "visible",
+        "processor",
+        "metrics",
+        "commands",
+        "recipe",
+    ),
     *("identity", "command_identity", "given", "jsons", "remembered", "asked"),
 }
 LEVELS = [
@@ -35,9 +46,11 @@ def room_of(path: Path) -> str:
 
 
 def imported(path: Path, *, types: bool = True, functions: bool = True) -> set[str]:
-    """The full names of the modules that a file imports; a relative import would be one too many ways to say it.
+    """The full names of the modules that a file imports; a relative import would be one too many ways to say
+    it.
 
-    Without types: not under `if TYPE_CHECKING:`, which never runs. Without functions: only when it is imported itself.
+    Without types: not under `if TYPE_CHECKING:`, which never runs. Without functions: only when it is
+    imported itself.
     """
     found: set[str] = set()
     waiting: list[ast.AST] = [tree_of(path)]
@@ -110,7 +123,8 @@ ONE_ALGEBRA = {"soupkit.align.graph.axes", "soupkit.align.graph.unify"}
 
 
 def test_no_import_goes_in_a_circle() -> None:
-    """Imports inside functions count too; the axis algebra alone is defined by two files in terms of each other."""
+    """Imports inside functions count too; the axis algebra alone is defined by two files in terms of each
+    other."""
     names = {name_of(path) for path in FILES}
     needs = {name_of(path): imported(path, types=False) & names for path in FILES}
     needs["soupkit.align.graph.axes"] -= ONE_ALGEBRA
@@ -127,7 +141,8 @@ def test_no_torch_at_module_level() -> None:
 
 
 def heavy_after(codes: Iterable[str]) -> list[str]:
-    """Which of torch and its friends are loaded after running each code, in forks of one process that ran nothing."""
+    """Which of torch and its friends are loaded after running each code, in forks of one process that ran
+    nothing."""
     check = f"""
 import os, sys
 for code in sys.argv[1:]:

@@ -14,12 +14,14 @@ from hub.server import Hub
 from soupkit.checkpoint.tensors import write_tensors
 
 NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-"""Of every client: nothing on loopback speaks TLS, and reading the system's certificates takes 50 ms a client."""
+"""Of every client: nothing on loopback speaks TLS, and reading the system's certificates takes 50 ms a
+client."""
 
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """The Hub that huggingface_hub speaks to. Its constants were read from the environment when it was imported."""
+    """The Hub that huggingface_hub speaks to. Its constants were read from the environment when it was
+    imported."""
     from huggingface_hub import constants
     from huggingface_hub.utils import close_session
 
@@ -48,7 +50,9 @@ def no_thread_is_left() -> Iterator[None]:
     """What a test starts ends with it."""
     before = set(threading.enumerate())
     yield
-    left = {thread for thread in set(threading.enumerate()) - before if thread.name[:4] not in ("hub_", "tqdm")}
+    left = {
+        thread for thread in set(threading.enumerate()) - before if thread.name[:4] not in ("hub_", "tqdm")
+    }
     for thread in left:
         thread.join(10)
     assert not [thread for thread in left if thread.is_alive()]

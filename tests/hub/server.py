@@ -1,6 +1,8 @@
-"""A Hub on loopback: the parts of the Hugging Face Hub's interface that huggingface_hub speaks, and its faults.
+"""A Hub on loopback: the parts of the Hugging Face Hub's interface that huggingface_hub speaks, and its
+faults.
 
-Two servers, as in life: the Hub itself and, under another origin, the storage that it redirects to for LFS files.
+Two servers, as in life: the Hub itself and, under another origin, the storage that it redirects to for LFS
+files.
 """
 
 from __future__ import annotations
@@ -49,7 +51,9 @@ class Repo:
     gated: bool = False
 
     def commit(self, files: Mapping[str, bytes], branch: str | None) -> str:
-        text = json.dumps([sorted((name, git_sha1(content)) for name, content in files.items()), len(self.commits)])
+        text = json.dumps(
+            [sorted((name, git_sha1(content)) for name, content in files.items()), len(self.commits)]
+        )
         sha = hashlib.sha1(text.encode()).hexdigest()
         self.commits[sha] = dict(files)
         if branch:
@@ -65,10 +69,10 @@ class Repo:
 class Fault:
     """What goes wrong with the next `times` requests whose "METHOD path" matches `where`.
 
-    kind: status, cut (the connection breaks after `after` bytes of the body), truncate (the body ends there as if it
-    were whole), slow (a pause before every 64 KiB), stall (nothing more comes), corrupt (one byte differs), replace
-    (another body), pointer (what git holds in place of an LFS file), whole (ranges are ignored), drop (the connection
-    closes before an answer).
+    kind: status, cut (the connection breaks after `after` bytes of the body), truncate (the body ends there
+    as if it were whole), slow (a pause before every 64 KiB), stall (nothing more comes), corrupt (one byte
+    differs), replace (another body), pointer (what git holds in place of an LFS file), whole (ranges are
+    ignored), drop (the connection closes before an answer).
     """
 
     where: str
@@ -97,7 +101,8 @@ class Request:
 
 
 class Hub:
-    """The state behind both servers, and what tests ask of it. A context manager; ports are the system's choice."""
+    """The state behind both servers, and what tests ask of it. A context manager; ports are the system's
+    choice."""
 
     def __init__(self) -> None:
         self.repos: dict[str, Repo] = {}
@@ -113,7 +118,8 @@ class Hub:
 
     def __enter__(self) -> Hub:
         self._threads = [
-            threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}) for server in self._servers
+            threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+            for server in self._servers
         ]
         for thread in self._threads:
             thread.start()
@@ -140,7 +146,11 @@ class Hub:
         """Commit files, or those of a directory, and return the commit."""
         if isinstance(files, Path):
             root = files
-            files = {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+            files = {
+                path.relative_to(root).as_posix(): path.read_bytes()
+                for path in root.rglob("*")
+                if path.is_file()
+            }
         repo = self.repos.setdefault(name, Repo(**settings))
         sha = repo.commit(files, branch if tag is None else None)
         if tag:
@@ -157,7 +167,9 @@ class Hub:
 
     def asked(self, pattern: str) -> list[Request]:
         """The requests whose "METHOD path" matches."""
-        return [request for request in self.requests if re.search(pattern, f"{request.method} {request.path}")]
+        return [
+            request for request in self.requests if re.search(pattern, f"{request.method} {request.path}")
+        ]
 
     def fault_for(self, text: str) -> Fault | None:
         with self.lock:
@@ -193,7 +205,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.path, self.query = unquote(url.path), parse_qs(url.query)
         headers = {name.lower(): value for name, value in self.headers.items()}
         length = int(headers.get("content-length", 0))
-        self.body = self._chunked() if headers.get("transfer-encoding") == "chunked" else self.rfile.read(length)
+        self.body = (
+            self._chunked() if headers.get("transfer-encoding") == "chunked" else self.rfile.read(length)
+        )
         with hub.lock:
             hub.requests.append(Request(self.command, self.path, headers, self.server.role))
         self.fault = hub.fault_for(f"{self.command} {self.path}")
@@ -266,14 +280,32 @@ class _Handler(BaseHTTPRequestHandler):
         if found:
             repo, sha = found
             siblings = [_sibling(path, content) for path, content in sorted(repo.commits[sha].items())]
-            names = {"_id": "1", "id": name, "modelId": name, "sha": sha, "tags": [], "downloads": 0, "likes": 0}
-            self._json({**names, "private": repo.private, "gated": repo.gated, "disabled": False, "siblings": siblings})
+            names = {
+                "_id": "1",
+                "id": name,
+                "modelId": name,
+                "sha": sha,
+                "tags": [],
+                "downloads": 0,
+                "likes": 0,
+            }
+            self._json(
+                {
+                    **names,
+                    "private": repo.private,
+                    "gated": repo.gated,
+                    "disabled": False,
+                    "siblings": siblings,
+                }
+            )
 
     def _refs(self, name: str) -> None:
         found = self._repo(name)
         if found:
             repo = found[0]
-            branches = [{"name": n, "ref": f"refs/heads/{n}", "targetCommit": s} for n, s in repo.branches.items()]
+            branches = [
+                {"name": n, "ref": f"refs/heads/{n}", "targetCommit": s} for n, s in repo.branches.items()
+            ]
             tags = [{"name": n, "ref": f"refs/tags/{n}", "targetCommit": s} for n, s in repo.tags.items()]
             self._json({"branches": branches, "tags": tags, "converts": []})
 
@@ -281,7 +313,9 @@ class _Handler(BaseHTTPRequestHandler):
         found = self._repo(name, revision)
         if found:
             files = found[0].commits[found[1]].items()
-            self._json([{"type": "file", "oid": git_sha1(c), "path": p, "size": len(c)} for p, c in sorted(files)])
+            self._json(
+                [{"type": "file", "oid": git_sha1(c), "path": p, "size": len(c)} for p, c in sorted(files)]
+            )
 
     def _resolve(self, name: str, revision: str, path: str) -> None:
         found = self._repo(name, revision)
@@ -291,13 +325,19 @@ class _Handler(BaseHTTPRequestHandler):
         content = repo.commits[sha].get(path)
         common = {"X-Repo-Commit": sha}
         if content is None:
-            self._answer(404, b"", common | {"X-Error-Code": "EntryNotFound", "X-Error-Message": "Entry not found"})
+            self._answer(
+                404, b"", common | {"X-Error-Code": "EntryNotFound", "X-Error-Message": "Entry not found"}
+            )
         elif self.fault and self.fault.kind == "pointer":
             self._content(pointer(content), common | {"ETag": f'"{git_sha1(pointer(content))}"'})
         elif path.endswith(LFS):
             digest = sha256(content)
             location = f"{self.server.hub.storage}/blobs/{digest}?signature=x"
-            linked = {"X-Linked-Etag": f'"{digest}"', "X-Linked-Size": str(len(content)), "Location": location}
+            linked = {
+                "X-Linked-Etag": f'"{digest}"',
+                "X-Linked-Size": str(len(content)),
+                "Location": location,
+            }
             self._answer(302, b"", common | linked)
         else:
             self._content(content, common | {"ETag": f'"{git_sha1(content)}"'})
@@ -380,7 +420,8 @@ class _Handler(BaseHTTPRequestHandler):
                 files[entry["value"]["path"]] = base64.b64decode(entry["value"]["content"])
             elif entry["key"] == "lfsFile":
                 content = (
-                    self.server.hub.uploads.get(entry["value"]["oid"]) or self.server.hub.stored[entry["value"]["oid"]]
+                    self.server.hub.uploads.get(entry["value"]["oid"])
+                    or self.server.hub.stored[entry["value"]["oid"]]
                 )
                 files[entry["value"]["path"]] = content
                 self.server.hub.stored[entry["value"]["oid"]] = content
@@ -388,7 +429,9 @@ class _Handler(BaseHTTPRequestHandler):
         sha = repo.commit(files, "refs/pr/1" if pull_request else revision)
         url = f"{self.server.hub.url}/{name}"
         request = f"{url}/discussions/1" if pull_request else None
-        self._json({"commitUrl": f"{url}/commit/{sha}", "commitOid": sha, "pullRequestUrl": request, "success": True})
+        self._json(
+            {"commitUrl": f"{url}/commit/{sha}", "commitOid": sha, "pullRequestUrl": request, "success": True}
+        )
 
     def _json(self, value: Any) -> None:
         self._answer(200, json.dumps(value).encode(), {"Content-Type": "application/json"})

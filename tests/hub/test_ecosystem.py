@@ -59,7 +59,9 @@ def timm_soup(timm_models: list[torch.nn.Module], tmp_path: Path) -> Path:
     for seed, model in enumerate(timm_models):
         value = {"epoch": 3, "arch": TIMM, "state_dict": model.state_dict(), "optimizer": {}, "version": 2}
         torch.save(value, tmp_path / f"run-{seed}.pth.tar")
-    soupkit_("convert", tmp_path / "*.pth.tar", "--model", f"timm:{TIMM},num_classes=7", "--out", tmp_path / "runs")
+    soupkit_(
+        "convert", tmp_path / "*.pth.tar", "--model", f"timm:{TIMM},num_classes=7", "--out", tmp_path / "runs"
+    )
     soupkit_("merge", "uniform", tmp_path / "runs", "--out", tmp_path / "soup")
     return tmp_path / "soup"
 
@@ -92,7 +94,15 @@ def test_a_pushed_soup_in_timm(hub: Hub, timm_soup: Path, monkeypatch: pytest.Mo
 def test_the_wrong_model_is_noticed(timm_models: list[torch.nn.Module], tmp_path: Path, capsys: Any) -> None:
     torch.save(timm_models[0].state_dict(), tmp_path / "m.pt")
     for model in ("timm:test_vit", f"timm:{TIMM},num_classes=9", "timm:no_such_model"):
-        arguments = ["convert", str(tmp_path / "m.pt"), "--model", model, "--out", str(tmp_path / "out"), "--quiet"]
+        arguments = [
+            "convert",
+            str(tmp_path / "m.pt"),
+            "--model",
+            model,
+            "--out",
+            str(tmp_path / "out"),
+            "--quiet",
+        ]
         assert run_command_line(arguments) == 1
         assert "m.pt" in capsys.readouterr().err or model == "timm:no_such_model"
         assert not (tmp_path / "out").exists()
@@ -114,7 +124,9 @@ def test_open_clip(hub: Hub, tiny_clip: str, tmp_path: Path) -> None:
         torch.manual_seed(seed)
         model = open_clip.create_model(tiny_clip).eval()
         state = {f"module.{name}": tensor for name, tensor in model.state_dict().items()}
-        torch.save({"epoch": 1, "name": "x", "state_dict": state, "optimizer": {}}, tmp_path / f"epoch_{seed}.pt")
+        torch.save(
+            {"epoch": 1, "name": "x", "state_dict": state, "optimizer": {}}, tmp_path / f"epoch_{seed}.pt"
+        )
         models.append(model)
     files = [tmp_path / f"epoch_{seed}.pt" for seed in range(2)]
     soupkit_("convert", *files, "--model", f"open_clip:{tiny_clip}", "--out", tmp_path / "runs")

@@ -1,4 +1,5 @@
-"""Everything that goes wrong on the way from the Hub: what the user sees, and that nothing wrong stays behind."""
+"""Everything that goes wrong on the way from the Hub: what the user sees, and that nothing wrong stays
+behind."""
 
 import errno
 import json
@@ -62,7 +63,11 @@ def read(stream: bool) -> dict[str, Any]:
 
 
 PASSING: list[tuple[str, str, dict[str, Any]]] = [
-    *((where, "status", {"status": status}) for where in (API, HEAD, BLOB) for status in (429, 500, 502, 503, 504)),
+    *(
+        (where, "status", {"status": status})
+        for where in (API, HEAD, BLOB)
+        for status in (429, 500, 502, 503, 504)
+    ),
     (API, "status", {"status": 429, "headers": {"Retry-After": "7"}}),
     *((where, "drop", {}) for where in (API, HEAD, RESOLVE, BLOB)),
     *((BLOB, "cut", {"after": after}) for after in (0, 1000, 2_000_000)),
@@ -114,7 +119,9 @@ LASTING: list[tuple[str, str, dict[str, Any], str, str]] = [
 
 
 @MODES
-@pytest.mark.parametrize(("where", "kind", "options", "message", "hint"), LASTING, ids=lambda value: str(value)[:30])
+@pytest.mark.parametrize(
+    ("where", "kind", "options", "message", "hint"), LASTING, ids=lambda value: str(value)[:30]
+)
 def test_what_lasts_is_explained(
     hub: Hub, toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
     where: str, kind: str, options: dict[str, Any], message: str, hint: str, stream: bool,
@@ -142,9 +149,13 @@ def test_a_wrong_hash_is_found_and_thrown_away(hub: Hub, toy: Path, tmp_path: Pa
         hub.fail(BLOB, "corrupt", times=1)
     else:
         hub.fail(BLOB, "replace", body=content[:-1] + bytes([content[-1] ^ 128]), times=1)
-    with pytest.raises(CheckpointError, match=r"arrived with hash [0-9a-f]{64}, the Hub lists .*; it was removed"):
+    with pytest.raises(
+        CheckpointError, match=r"arrived with hash [0-9a-f]{64}, the Hub lists .*; it was removed"
+    ):
         opened["layer.bias"]
-    assert not [path for path in (tmp_path / "hf-cache").rglob("*") if path.is_file() and path.stat().st_size > 10_000]
+    assert not [
+        path for path in (tmp_path / "hf-cache").rglob("*") if path.is_file() and path.stat().st_size > 10_000
+    ]
     assert content_hash(open_checkpoint("org/toy")) == content_hash(open_checkpoint(str(toy)))
 
 
@@ -167,7 +178,9 @@ def test_a_pointer_instead_of_the_file(hub: Hub, toy: Path, stream: bool) -> Non
 def test_a_pointer_after_the_header(hub: Hub, toy: Path, tmp_path: Path) -> None:
     opened = open_checkpoint("org/toy")
     hub.fail(r"(GET|HEAD) .*safetensors", "pointer")
-    with pytest.raises(CheckpointError, match="arrived as a Git LFS pointer instead of the file; it was removed"):
+    with pytest.raises(
+        CheckpointError, match="arrived as a Git LFS pointer instead of the file; it was removed"
+    ):
         opened["layer.bias"]
     hub.faults.clear()
     assert int(opened["steps"]) == 1
@@ -237,7 +250,9 @@ def expect(reference: str, message: str, hint: str) -> None:
 
 def test_no_such_repository(hub: Hub) -> None:
     expect(
-        "org/none", "org/none: no such file or directory here, and no such repository on http", "log in: hf auth login"
+        "org/none",
+        "org/none: no such file or directory here, and no such repository on http",
+        "log in: hf auth login",
     )
     expect("hf://org/none", "hf://org/none: no such repository on http", "check the spelling")
 
@@ -280,7 +295,9 @@ def test_repositories_without_one_checkpoint(hub: Hub, toy: Path) -> None:
 @pytest.mark.parametrize(
     "body", [b"<html>", b"[]", b"{}", b'{"id": "x"}', b'{"id": "x", "sha": "../../x", "siblings": []}']
 )
-def test_an_endpoint_that_is_no_hub(hub: Hub, toy: Path, body: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_endpoint_that_is_no_hub(
+    hub: Hub, toy: Path, body: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("hub.server._Handler._info", lambda handler, *_: handler._answer(200, body))
     expect("org/toy", "does not answer as a Hub does", "check HF_ENDPOINT")
 
@@ -293,7 +310,9 @@ def test_an_endpoint_where_nothing_listens(hub: Hub, monkeypatch: pytest.MonkeyP
         port = free.getsockname()[1]
     monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{port}")
     expect(
-        "org/toy", f"no such file or directory here, and http://127.0.0.1:{port} cannot be reached", "HF_HUB_OFFLINE=1"
+        "org/toy",
+        f"no such file or directory here, and http://127.0.0.1:{port} cannot be reached",
+        "HF_HUB_OFFLINE=1",
     )
 
 
@@ -303,7 +322,11 @@ def test_names_that_lead_outside_are_never_used(hub: Hub, toy: Path, tmp_path: P
     hub.add("org/up", {"model.safetensors": weights, "../../../../evil.json": b"{}", "..\\evil.txt": b"x"})
     open_checkpoint("org/up").fetch()
     hub.add("org/index", {"model.safetensors.index.json": json.dumps(index).encode()})
-    expect("org/index", "which is not the name of a file beside the index", "only name files in its own directory")
+    expect(
+        "org/index",
+        "which is not the name of a file beside the index",
+        "only name files in its own directory",
+    )
     assert not list(tmp_path.rglob("*evil*"))
 
 
@@ -315,7 +338,10 @@ def test_disk_and_permissions(hub: Hub, toy: Path, monkeypatch: pytest.MonkeyPat
         return download
 
     opened = open_checkpoint("org/toy")
-    for number, message in ((errno.ENOSPC, "the disk of the cache is full"), (errno.EACCES, "cannot be written")):
+    for number, message in (
+        (errno.ENOSPC, "the disk of the cache is full"),
+        (errno.EACCES, "cannot be written"),
+    ):
         monkeypatch.setattr("huggingface_hub.hf_hub_download", failing(number))
         with pytest.raises(OutputError, match=message) as caught:
             opened["layer.bias"]
@@ -328,7 +354,9 @@ def test_a_small_disk_is_noticed_before_the_download(
     from collections import namedtuple
 
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr("soupkit.stages.inputs.download.shutil.disk_usage", lambda _path: usage(1, 1, 18 << 20))
+    monkeypatch.setattr(
+        "soupkit.stages.inputs.download.shutil.disk_usage", lambda _path: usage(1, 1, 18 << 20)
+    )
     assert run_command_line(["pull", "org/toy"]) == 1
     assert "the weights to download take 0.00 GB, 0.02 GB are free" in capsys.readouterr().err
     assert not [request for request in hub.asked(BLOB) if request.range is None]
@@ -344,7 +372,8 @@ def test_incompatible_checkpoints_are_found_before_the_download(
 
 
 def test_a_killed_pull_continues(hub: Hub, toy: Path, tmp_path: Path) -> None:
-    """kill -9 of a fork in the second of two files: the first is not fetched again, nothing partial taken for whole."""
+    """kill -9 of a fork in the second of two files: the first is not fetched again, nothing partial taken for
+    whole."""
     other = checkpoint(tmp_path / "other", 2, size=50_000)
     hub.add("org/other", other)
     digest = next(d for d, c in hub.stored.items() if c == (other / "model.safetensors").read_bytes())
@@ -383,7 +412,12 @@ def test_how_long_is_waited() -> None:
 
 def test_only_what_may_pass_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("soupkit.checkpoint.hub.errors._wait", lambda _error, _number: 0.0)
-    for error, tries in ((Answer(404, {}), 1), (Answer(503, {}), 6), (ConnectionError(), 6), (ValueError(), 1)):
+    for error, tries in (
+        (Answer(404, {}), 1),
+        (Answer(503, {}), 6),
+        (ConnectionError(), 6),
+        (ValueError(), 1),
+    ):
         count = []
 
         def call(error: Exception = error, count: list[int] = count) -> None:

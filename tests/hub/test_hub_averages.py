@@ -1,4 +1,5 @@
-"""`merge ema` and `merge swa` over the revisions of one repository: checkpoints of a training that was uploaded."""
+"""`merge ema` and `merge swa` over the revisions of one repository: checkpoints of a training that was
+uploaded."""
 
 from __future__ import annotations
 

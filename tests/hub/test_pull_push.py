@@ -85,7 +85,9 @@ def test_pull_plans(hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 
 @pytest.mark.usefixtures("logged_in")
-def test_push_then_pull_is_the_same(hub: Hub, soup: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_push_then_pull_is_the_same(
+    hub: Hub, soup: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     pushed = run("push", str(soup), "org/soup", "--private", capsys=capsys)
     repo = hub.repos["org/soup"]
     assert repo.private
@@ -114,7 +116,9 @@ def test_an_interrupted_push_continues(hub: Hub, tmp_path: Path, capsys: pytest.
         checkpoint(tmp_path / f"sweep/run-{seed}", seed)
     members = [f"run-{seed}" for seed in range(3)]
     Manifest(command="finetune-sweep", recipe={}, notes={"members": members}).write(tmp_path / "sweep")
-    digest = __import__("hashlib").sha256((tmp_path / "sweep/run-1/model.safetensors").read_bytes()).hexdigest()
+    digest = (
+        __import__("hashlib").sha256((tmp_path / "sweep/run-1/model.safetensors").read_bytes()).hexdigest()
+    )
     hub.fail(f"PUT /upload/{digest}", "status", status=403)
     assert "access is forbidden" in fails("push", str(tmp_path / "sweep"), "org/sweep", capsys=capsys)
     assert len(hub.uploads) >= 1
@@ -128,7 +132,8 @@ def test_an_interrupted_push_continues(hub: Hub, tmp_path: Path, capsys: pytest.
 
 @pytest.mark.usefixtures("logged_in")
 @pytest.mark.parametrize(
-    "where", ["PUT /upload/", "POST .*/preupload/", "POST .*/batch", "POST /api/repos/create", "POST .*/commit/"]
+    "where",
+    ["PUT /upload/", "POST .*/preupload/", "POST .*/batch", "POST /api/repos/create", "POST .*/commit/"],
 )
 @pytest.mark.parametrize(("kind", "status"), [("status", 503), ("status", 429), ("drop", 0)])
 def test_push_tries_again(
@@ -141,7 +146,9 @@ def test_push_tries_again(
 
 
 @pytest.mark.usefixtures("logged_in")
-def test_push_to_a_branch_and_as_a_pull_request(hub: Hub, soup: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_push_to_a_branch_and_as_a_pull_request(
+    hub: Hub, soup: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run("push", str(soup), "org/soup", "--revision", "experiment", capsys=capsys)
     assert "model.safetensors" in hub.repos["org/soup"].commits[hub.repos["org/soup"].branches["experiment"]]
     assert "model.safetensors" not in hub.repos["org/soup"].commits[hub.repos["org/soup"].branches["main"]]
@@ -180,7 +187,9 @@ def test_weights_that_the_manifest_does_not_know_are_refused(
     content = bytearray((soup / "model.safetensors").read_bytes())
     content[-1] ^= 1
     (soup / "model.safetensors").write_bytes(content)
-    assert "the weights are not those that soupkit.json records" in fails("push", str(soup), "org/soup", capsys=capsys)
+    assert "the weights are not those that soupkit.json records" in fails(
+        "push", str(soup), "org/soup", capsys=capsys
+    )
     assert not hub.requests
 
 
@@ -233,13 +242,21 @@ def _with_yaml(answer: dict[str, Any]) -> Any:
 
 
 @pytest.mark.parametrize("sharded", [False, True])
-def test_convert_from_the_hub(hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str], sharded: bool) -> None:
+def test_convert_from_the_hub(
+    hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str], sharded: bool
+) -> None:
     """A repository of pickles, as the error about it suggests."""
     torch = pytest.importorskip("torch")
     old = tmp_path / "old"
     old.mkdir()
-    parts = [{"a": torch.ones(2)}, {"b": torch.zeros(3)}] if sharded else [{"a": torch.ones(2), "b": torch.zeros(3)}]
-    names = [f"pytorch_model-{i + 1:05d}-of-00002.bin" for i in range(2)] if sharded else ["pytorch_model.bin"]
+    parts = (
+        [{"a": torch.ones(2)}, {"b": torch.zeros(3)}]
+        if sharded
+        else [{"a": torch.ones(2), "b": torch.zeros(3)}]
+    )
+    names = (
+        [f"pytorch_model-{i + 1:05d}-of-00002.bin" for i in range(2)] if sharded else ["pytorch_model.bin"]
+    )
     for part, name in zip(parts, names, strict=True):
         torch.save(part, old / name)
     if sharded:
@@ -270,13 +287,21 @@ def test_two_processes_download_the_same(hub: Hub, tmp_path: Path) -> None:
     source = checkpoint(tmp_path / "source", size=20_000)
     hub.add("org/toy", source)
     hub.fail("GET /blobs/", "slow", pause=0.01)
-    environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1"}
+    environment = {
+        **os.environ,
+        "HF_ENDPOINT": hub.url,
+        "HF_HOME": str(tmp_path / "home"),
+        "HF_HUB_DISABLE_XET": "1",
+    }
     commands = [
-        [sys.executable, "-m", "soupkit", "pull", "org/toy", "--out", str(tmp_path / f"out{i}")] for i in (0, 1)
+        [sys.executable, "-m", "soupkit", "pull", "org/toy", "--out", str(tmp_path / f"out{i}")]
+        for i in (0, 1)
     ]
     processes = [subprocess.Popen(command, env=environment, stderr=subprocess.PIPE) for command in commands]
     outcomes = [(process.communicate()[1], process.returncode) for process in processes]
     assert [code for _, code in outcomes] == [0, 0], outcomes
     for i in (0, 1):
-        assert (tmp_path / f"out{i}/model.safetensors").read_bytes() == (source / "model.safetensors").read_bytes()
+        assert (tmp_path / f"out{i}/model.safetensors").read_bytes() == (
+            source / "model.safetensors"
+        ).read_bytes()
     assert not list((tmp_path / "home").rglob("*.incomplete"))

@@ -33,7 +33,18 @@ FORMS = {
     "hf://org/name@refs/pr/3/sub": HubReference("org/name", "refs/pr/3", "sub"),
     "hf://org/name@v1:sub": HubReference("org/name", "v1", "sub"),
 }
-NOT_FORMS = ("name", "a/b/c", "/abs/path", "./org/name", "~/x", "org/name:../../etc", "hf://", "hf://x", "org/", "-o/n")
+NOT_FORMS = (
+    "name",
+    "a/b/c",
+    "/abs/path",
+    "./org/name",
+    "~/x",
+    "org/name:../../etc",
+    "hf://",
+    "hf://x",
+    "org/",
+    "-o/n",
+)
 BRACES = {
     "a/b@step{1000..3000..1000}": ["a/b@step1000", "a/b@step2000", "a/b@step3000"],
     "a/b@{3..1}": ["a/b@3", "a/b@2", "a/b@1"],
@@ -58,7 +69,9 @@ def test_what_is_no_reference(text: str) -> None:
 def test_braces_expand_as_in_a_shell(text: str) -> None:
     assert expand_braces(text) == BRACES[text]
     if "{" in text and Path("/bin/bash").exists():
-        shell = subprocess.run(["/bin/bash", "-c", f"echo {text}"], capture_output=True, text=True, check=True)
+        shell = subprocess.run(
+            ["/bin/bash", "-c", f"echo {text}"], capture_output=True, text=True, check=True
+        )
         assert expand_braces(text) == shell.stdout.split()
 
 
@@ -103,7 +116,9 @@ def test_revisions_subfolders_and_files(hub: Hub, tmp_path: Path) -> None:
     }
     hub.add("org/toy", files)
     hub.add(
-        "org/toy", {"model.safetensors": (checkpoint(tmp_path / "d", 4) / "model.safetensors").read_bytes()}, tag="v2"
+        "org/toy",
+        {"model.safetensors": (checkpoint(tmp_path / "d", 4) / "model.safetensors").read_bytes()},
+        tag="v2",
     )
     for reference, seed in {
         "org/toy": 1,
@@ -179,7 +194,9 @@ def test_the_commit_is_pinned_whatever_happens_to_the_branch(hub: Hub, tmp_path:
     assert int(open_checkpoint(f"org/toy@{first}")["steps"]) == 1
 
 
-def test_tokens_go_to_the_hub_and_not_to_the_storage(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tokens_go_to_the_hub_and_not_to_the_storage(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     hub.add("org/secret", checkpoint(tmp_path / "source"), private=True)
     opened = open_checkpoint("org/secret")
@@ -252,7 +269,9 @@ def test_local_merges_do_not_import_the_hub(tmp_path: Path) -> None:
         str(tmp_path / "out"),
         "--quiet",
     ]
-    done = subprocess.run([sys.executable, "-c", PROCESS, *arguments], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", PROCESS, *arguments], capture_output=True, text=True, check=True
+    )
     assert done.stdout.splitlines()[-1] == "HUB 0 []"
 
 
@@ -260,10 +279,19 @@ def test_the_environment_decides_where_the_hub_is(hub: Hub, tmp_path: Path) -> N
     """The real variables, in a process of its own."""
     hub.add("org/toy", checkpoint(tmp_path / "a", 1), tag="v1")
     hub.add("org/toy", checkpoint(tmp_path / "b", 2), tag="v2")
-    environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1"}
+    environment = {
+        **os.environ,
+        "HF_ENDPOINT": hub.url,
+        "HF_HOME": str(tmp_path / "home"),
+        "HF_HUB_DISABLE_XET": "1",
+    }
     arguments = ["merge", "uniform", "org/toy@v{1..2}", "--out", str(tmp_path / "out"), "--quiet"]
     done = subprocess.run(
-        [sys.executable, "-c", PROCESS, *arguments], capture_output=True, text=True, env=environment, check=True
+        [sys.executable, "-c", PROCESS, *arguments],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=True,
     )
     assert done.stdout.splitlines()[-1] == "HUB 0 ['huggingface_hub']"
     manifest = Manifest.read(tmp_path / "out")

@@ -51,12 +51,17 @@ def test_files_in_the_cache_are_read_from_there(hub: Hub, three: list[Path], tmp
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_reproduce_and_verify_from_the_manifest(hub: Hub, three: list[Path], tmp_path: Path, stream: bool) -> None:
+def test_reproduce_and_verify_from_the_manifest(
+    hub: Hub, three: list[Path], tmp_path: Path, stream: bool
+) -> None:
     """The branch has moved on; the commits in the manifest have not."""
     options = ["--stream"] if stream else []
     hub.add("org/toy", three[0])
     soup = str(tmp_path / "soup")
-    assert run_command_line(["merge", "uniform", "org/toy", "org/toy@v1", "--out", soup, "--quiet", *options]) == 0
+    assert (
+        run_command_line(["merge", "uniform", "org/toy", "org/toy@v1", "--out", soup, "--quiet", *options])
+        == 0
+    )
     hub.add("org/toy", three[2])
     assert run_command_line(["verify", soup, "--inputs", "--quiet"]) == 0
     assert run_command_line(["reproduce", soup, "--out", str(tmp_path / "again"), "--quiet"]) == 0

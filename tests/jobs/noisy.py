@@ -12,11 +12,23 @@ from soupkit.checkpoint.tensors import write_tensors
 from soupkit.cli.app import run_command_line
 
 MODEL = ("finetune", "--model", "timm:test_resnet,num_classes=10,img_size=16", "--data", "digits")
-SIZES = ("--num-train", "300", "--num-held-out", "200", "--num-test", "100", "--batch-size", "30", "--lr", "3e-3")
+SIZES = (
+    "--num-train",
+    "300",
+    "--num-held-out",
+    "200",
+    "--num-test",
+    "100",
+    "--batch-size",
+    "30",
+    "--lr",
+    "3e-3",
+)
 
 
 def noisy_models(folder: Path, *options: str, noises: Sequence[float]) -> list[Path]:
-    """FOLDER/m0, trained on digits, and m1, …: noise of so many standard deviations in its matrices and kernels."""
+    """FOLDER/m0, trained on digits, and m1, …: noise of so many standard deviations in its matrices and
+    kernels."""
     assert run_command_line([*MODEL, *SIZES, *options, "--out", str(folder / "m0"), "--quiet"]) == 0
     tensors = dict(Checkpoint(folder / "m0"))
     for k, noise in enumerate(noises, 1):

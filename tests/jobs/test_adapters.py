@@ -26,7 +26,8 @@ from soupkit.merge.families.low_rank import EXACT, low_rank
 Save = Callable[..., Path]
 Tensors = dict[str, np.ndarray]
 SHAPES = {
-    "embed.weight": (30, 16), "layers.0.q.weight": (16, 16), "layers.1.q.weight": (24, 16), "conv.weight": (6, 4, 3, 3),
+    "embed.weight": (30, 16), "layers.0.q.weight": (16, 16), "layers.1.q.weight": (24, 16), "conv.weight": (6,
+    4, 3, 3),
     "norm.weight": (16,),
 }  # fmt: skip
 
@@ -54,7 +55,9 @@ def factors(rng: np.random.Generator, shape: tuple[int, ...], rank: int) -> tupl
     return rng.normal(size=(rank, shape[1])), rng.normal(size=(shape[0], rank))
 
 
-def write_adapter(folder: Path, modules: dict[str, int], *, more: Tensors | None = None, **config: Any) -> Tensors:
+def write_adapter(
+    folder: Path, modules: dict[str, int], *, more: Tensors | None = None, **config: Any
+) -> Tensors:
     """An adapter of ranks {module: rank}; returns the changes B·A without any scale."""
     rng = np.random.default_rng(len(modules))
     folder.mkdir()
@@ -62,14 +65,24 @@ def write_adapter(folder: Path, modules: dict[str, int], *, more: Tensors | None
     for module, rank in modules.items():
         shape = SHAPES[f"{module}.weight"]
         a, b = (value.astype(np.float32) for value in factors(rng, shape, rank))
-        names = ("lora_embedding_A", "lora_embedding_B") if module == "embed" else ("lora_A.weight", "lora_B.weight")
+        names = (
+            ("lora_embedding_A", "lora_embedding_B")
+            if module == "embed"
+            else ("lora_A.weight", "lora_B.weight")
+        )
         if module == "embed":
             a, b = b.T.copy(), a.T.copy()  # PEFT embeds with (lora_B @ lora_A).T
         tensors |= {f"base_model.model.{module}.{name}": value for name, value in zip(names, (a, b))}
         product = b.reshape(len(b), -1).astype(np.float64) @ a.reshape(len(a), -1).astype(np.float64)
         changes[f"{module}.weight"] = (product.T if module == "embed" else product).reshape(shape)
     write_tensors(folder, tensors, file_name="adapter_model.safetensors")
-    values = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "base_model_name_or_path": "nowhere/base", **config}
+    values = {
+        "peft_type": "LORA",
+        "r": 4,
+        "lora_alpha": 8,
+        "base_model_name_or_path": "nowhere/base",
+        **config,
+    }
     (folder / "adapter_config.json").write_text(json.dumps(values))
     return changes
 
@@ -98,7 +111,9 @@ def test_scales_of_the_configuration(
     view = Adapted(Checkpoint(base), open_adapter(tmp_path / "lora"))
     for module, scale in scales.items():
         name = f"{module}.weight"
-        np.testing.assert_allclose(view[name] - base_tensors()[name], scale * changes[name], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(
+            view[name] - base_tensors()[name], scale * changes[name], rtol=1e-4, atol=1e-5
+        )
 
 
 def test_factors_of_transposed_layers(base: Path, tmp_path: Path) -> None:
@@ -118,7 +133,9 @@ def test_modules_to_save_replace_and_base_layers_are_recognized(base: Path, tmp_
     changes = write_adapter(tmp_path / "lora", {"layers.0.q": 4}, more=more)
     view = Adapted(Checkpoint(base), open_adapter(tmp_path / "lora"))
     np.testing.assert_array_equal(view["norm.weight"], norm)
-    np.testing.assert_allclose(view["layers.0.q.weight"], 1 + 2 * changes["layers.0.q.weight"], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        view["layers.0.q.weight"], 1 + 2 * changes["layers.0.q.weight"], rtol=1e-5, atol=1e-5
+    )
 
 
 def test_reads_of_any_part_give_the_same_bits(base: Path, tmp_path: Path) -> None:
@@ -163,7 +180,9 @@ def test_products_are_averaged_and_never_factors(base: Path, tmp_path: Path) -> 
     two = write_adapter(tmp_path / "two", {"layers.0.q": 4, "conv": 4})
     refs = [tmp_path / "one", tmp_path / "two"]
     out = tmp_path / "out"
-    assert call("merge", "task-arithmetic", *refs, "--base", base, "--weight", 0.5, "--out", out, "--quiet") == 0
+    assert (
+        call("merge", "task-arithmetic", *refs, "--base", base, "--weight", 0.5, "--out", out, "--quiet") == 0
+    )
     name = "layers.0.q.weight"
     expected = base_tensors()[name] + one[name] + two[name]  # ½ · (8 / 4) each
     np.testing.assert_allclose(Checkpoint(out)[name], expected, rtol=1e-5, atol=1e-5)
@@ -173,7 +192,10 @@ def test_products_are_averaged_and_never_factors(base: Path, tmp_path: Path) -> 
 def test_adapters_are_recorded_verified_and_reproduced(base: Path, tmp_path: Path) -> None:
     write_adapter(tmp_path / "lora", {"layers.0.q": 4, "conv": 4})
     out = tmp_path / "out"
-    assert call("merge", "ties", tmp_path / "lora", "--base", base, "--density", 0.5, "--out", out, "--quiet") == 0
+    assert (
+        call("merge", "ties", tmp_path / "lora", "--base", base, "--density", 0.5, "--out", out, "--quiet")
+        == 0
+    )
     weights = tmp_path / "lora" / "adapter_model.safetensors"
     assert Manifest.read(out).inputs[0]["content"] == content_hash(Checkpoint(weights))
     assert call("verify", out, "--inputs", "--quiet") == 0
@@ -186,7 +208,9 @@ def test_without_a_base_the_adapter_names_its_own(
     base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     changes = write_adapter(tmp_path / "lora", {"layers.0.q": 4}, base_model_name_or_path=str(base))
-    assert call("merge", "slerp", base, tmp_path / "lora", "--t", 1, "--out", tmp_path / "out", "--quiet") == 0
+    assert (
+        call("merge", "slerp", base, tmp_path / "lora", "--t", 1, "--out", tmp_path / "out", "--quiet") == 0
+    )
     name = "layers.0.q.weight"
     np.testing.assert_allclose(
         Checkpoint(tmp_path / "out")[name], base_tensors()[name] + 2 * changes[name], rtol=1e-5, atol=1e-5
@@ -206,7 +230,9 @@ def test_adapters_that_are_no_lora_are_refused(config: dict[str, Any], tmp_path:
 def test_an_adapter_of_another_model_is_refused(save: Save, tmp_path: Path) -> None:
     write_adapter(tmp_path / "lora", {"layers.1.q": 4})
     smaller = Checkpoint(save("smaller", {"layers.1.q.weight": np.zeros((8, 16), np.float32)}))
-    with pytest.raises(CompatibilityError, match=r"'layers.1.q.weight' as \[24, 16\], the base has \[8, 16\]"):
+    with pytest.raises(
+        CompatibilityError, match=r"'layers.1.q.weight' as \[24, 16\], the base has \[8, 16\]"
+    ):
         Adapted(smaller, open_adapter(tmp_path / "lora"))
     other = Checkpoint(save("other", {"w": np.zeros(3, np.float32)}))
     with pytest.raises(CompatibilityError, match=r"which .*other does not have"):
@@ -226,14 +252,20 @@ UNMERGEABLE: dict[str, tuple[dict[str, Any], str, str]] = {
     "activated": ({"alora_invocation_tokens": [1]}, "only after certain tokens", "cannot be merged"),
     "columns": ({"use_dora": True}, "use_dora scales", "merge_and_unload"),
     "quantized": ({"use_qalora": True}, "use_qalora groups", "merge_and_unload"),
-    "a later idea": ({"use_new_idea": True}, "use_new_idea may change what its factors mean", "merge_and_unload"),
+    "a later idea": (
+        {"use_new_idea": True},
+        "use_new_idea may change what its factors mean",
+        "merge_and_unload",
+    ),
     "prompts": ({"peft_type": "PROMPT_TUNING"}, "of type PROMPT_TUNING", "inputs, not weights"),
     "another type": ({"peft_type": "IA3"}, "of type IA3", "merge_and_unload"),
 }
 
 
 @pytest.mark.parametrize("name", UNMERGEABLE)
-def test_what_cannot_be_merged_exactly_is_refused_with_the_reason(name: str, base: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_merged_exactly_is_refused_with_the_reason(
+    name: str, base: Path, tmp_path: Path
+) -> None:
     config, message, hint = UNMERGEABLE[name]
     write_adapter(tmp_path / "lora", {"layers.0.q": 4}, **config)
     with pytest.raises(CheckpointError, match=message) as error:
@@ -245,7 +277,9 @@ def test_what_cannot_be_merged_exactly_is_refused_with_the_reason(name: str, bas
 
 @pytest.mark.parametrize("beginning", [True, False, "gaussian", "eva", "orthogonal", None])
 def test_beginnings_that_leave_the_base_alone(beginning: Any, base: Path, tmp_path: Path) -> None:
-    changes = write_adapter(tmp_path / "lora", {"layers.0.q": 4}, init_lora_weights=beginning, exclude_modules=["x"])
+    changes = write_adapter(
+        tmp_path / "lora", {"layers.0.q": 4}, init_lora_weights=beginning, exclude_modules=["x"]
+    )
     view = Adapted(Checkpoint(base), open_adapter(tmp_path / "lora"))
     name = "layers.0.q.weight"
     np.testing.assert_allclose(view[name] - base_tensors()[name], 2 * changes[name], rtol=1e-4, atol=1e-5)
@@ -266,10 +300,14 @@ def test_factors_may_have_a_bias_of_their_own(save: Save, tmp_path: Path) -> Non
         open_adapter(tmp_path / "alone")
 
 
-@pytest.mark.parametrize("name", ["q.lora_magnitude_vector", "q.token_adapter.trainable_tokens_delta", "q.ia3_l"])
+@pytest.mark.parametrize(
+    "name", ["q.lora_magnitude_vector", "q.token_adapter.trainable_tokens_delta", "q.ia3_l"]
+)
 def test_tensors_that_are_no_factors_are_never_weights(name: str, tmp_path: Path) -> None:
     write_adapter(
-        tmp_path / "lora", {"layers.0.q": 4}, more={f"base_model.model.layers.0.{name}": np.ones(2, np.float32)}
+        tmp_path / "lora",
+        {"layers.0.q": 4},
+        more={f"base_model.model.layers.0.{name}": np.ones(2, np.float32)},
     )
     with pytest.raises(CheckpointError, match="no factor of a plain LoRA"):
         open_adapter(tmp_path / "lora")
@@ -290,7 +328,12 @@ TIED = {"architectures": ["LlamaForCausalLM"], "tie_word_embeddings": True}
 )
 @pytest.mark.parametrize("saved_whole", [False, True])
 def test_one_of_two_tied_tensors_cannot_change(
-    saved_whole: bool, config: dict[str, Any], module: str, metadata: dict[str, str], save: Save, tmp_path: Path
+    saved_whole: bool,
+    config: dict[str, Any],
+    module: str,
+    metadata: dict[str, str],
+    save: Save,
+    tmp_path: Path,
 ) -> None:
     path = save("tied", {"model.embed_tokens.weight": np.ones((4, 3), np.float32)}, metadata=metadata)
     (path / "config.json").write_text(json.dumps(config))
@@ -298,7 +341,9 @@ def test_one_of_two_tied_tensors_cannot_change(
     tensors = {f"{prefix}.lora_A.weight": np.ones((1, 3)), f"{prefix}.lora_B.weight": np.ones((4, 1))}
     if saved_whole:
         tensors = {f"{prefix}.weight": np.ones((4, 3))}
-    write_adapter(tmp_path / "lora", {}, more={name: value.astype(np.float32) for name, value in tensors.items()})
+    write_adapter(
+        tmp_path / "lora", {}, more={name: value.astype(np.float32) for name, value in tensors.items()}
+    )
     with pytest.raises(CompatibilityError, match="ties to another tensor") as error:
         Adapted(Checkpoint(path), open_adapter(tmp_path / "lora"))
     assert "untie" in str(error.value.hint)
@@ -321,7 +366,9 @@ def test_another_base_than_the_adapter_names_is_told(
     (other / "config.json").write_text((base / "config.json").read_text())
     assert base_mismatch(open_adapter(tmp_path / "lora"), Checkpoint(base)) is None
     assert base_mismatch(open_adapter(tmp_path / "lora"), Checkpoint(base / "model.safetensors")) is None
-    assert call("merge", "task-arithmetic", tmp_path / "lora", "--base", other, "--out", tmp_path / "out") == 0
+    assert (
+        call("merge", "task-arithmetic", tmp_path / "lora", "--base", other, "--out", tmp_path / "out") == 0
+    )
     assert f"names {base} as its base, and is merged into {other}" in capsys.readouterr().err
 
 
@@ -364,7 +411,9 @@ def test_large_matrices_are_decomposed_by_sampling() -> None:
     np.testing.assert_array_equal(found.a, low_rank(matrix, 8).a)
 
 
-def test_integers_that_changed_are_named(save: Save, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_integers_that_changed_are_named(
+    save: Save, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     tuned, base = (
         save(name, {"l.weight": np.full((4, 4), k, np.float32), "ids": np.full((2, 2), k)})
         for k, name in ((1, "a"), (0, "b"))
@@ -404,6 +453,8 @@ def test_what_is_no_matrix_is_dropped_aloud_or_saved(
     options = ["--rank", 1, "--others", "save", "--out", tmp_path / "saved", "--quiet"]
     assert call("extract-lora", tuned, "--base", base, *options) == 0
     again = tmp_path / "again"
-    assert call("merge", "task-arithmetic", tmp_path / "saved", "--base", base, "--out", again, "--quiet") == 0
+    assert (
+        call("merge", "task-arithmetic", tmp_path / "saved", "--base", base, "--out", again, "--quiet") == 0
+    )
     for name, value in tensors.items():
         np.testing.assert_allclose(Checkpoint(again)[name], value, rtol=1e-5, atol=1e-5)

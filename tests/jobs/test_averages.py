@@ -1,4 +1,5 @@
-"""`merge swa|ema|posthoc-ema` as a user runs them: against stepping in exact arithmetic, and in the right order."""
+"""`merge swa|ema|posthoc-ema` as a user runs them: against stepping in exact arithmetic, and in the right
+order."""
 
 from __future__ import annotations
 
@@ -25,7 +26,11 @@ def trajectory(save: Save) -> list[dict[str, np.ndarray]]:
     rng = np.random.default_rng(0)
     weights = rng.normal(size=(6, 2000)).cumsum(axis=0).astype(np.float32)
     states = [
-        {"w": row[:1900].reshape(19, 100), "bn.running_var": np.abs(row[1900:]), "bn.num_batches_tracked": np.array(k)}
+        {
+            "w": row[:1900].reshape(19, 100),
+            "bn.running_var": np.abs(row[1900:]),
+            "bn.num_batches_tracked": np.array(k),
+        }
         for k, row in enumerate(weights)
     ]
     for step, state in zip(STEPS, states):
@@ -76,7 +81,9 @@ def test_ema_warms_up_as_in_training(trajectory: list[dict[str, np.ndarray]], tm
     np.testing.assert_array_max_ulp(Checkpoint(tmp_path / "soup")["w"], average.astype(np.float32), maxulp=1)
 
 
-def test_swa_is_the_exact_mean_of_those_that_count(trajectory: list[dict[str, np.ndarray]], tmp_path: Path) -> None:
+def test_swa_is_the_exact_mean_of_those_that_count(
+    trajectory: list[dict[str, np.ndarray]], tmp_path: Path
+) -> None:
     run("merge", "swa", *in_order(tmp_path), "--start", 1, "--every", 2, "--out", tmp_path / "soup")
     wanted = (trajectory[2]["w"].astype(np.float64) + trajectory[4]["w"].astype(np.float64)) / 2
     np.testing.assert_array_equal(Checkpoint(tmp_path / "soup")["w"], wanted.astype(np.float32))
@@ -92,7 +99,9 @@ def test_copies_give_themselves_back(method: tuple[object, ...], save: Save, tmp
 
 
 @pytest.mark.usefixtures("trajectory")
-def test_a_glob_is_taken_by_its_numbers_and_said_to_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_glob_is_taken_by_its_numbers_and_said_to_be(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     glob = tmp_path / "runs" / "step-*"
     run("merge", "ema", *in_order(tmp_path), "--out", tmp_path / "right")
     run("merge", "ema", glob, "--order", "number", "--out", tmp_path / "number")
@@ -116,8 +125,12 @@ def _flat(capsys: pytest.CaptureFixture[str]) -> str:
     return " ".join(capsys.readouterr().err.split())
 
 
-@pytest.mark.parametrize("names", [("checkpoint-500", "checkpoint-1000", "checkpoint-1500"), ("e=9", "e=10", "e=11")])
-def test_the_last_checkpoint_of_a_glob_is_the_newest(save: Save, tmp_path: Path, names: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    "names", [("checkpoint-500", "checkpoint-1000", "checkpoint-1500"), ("e=9", "e=10", "e=11")]
+)
+def test_the_last_checkpoint_of_a_glob_is_the_newest(
+    save: Save, tmp_path: Path, names: tuple[str, ...]
+) -> None:
     for value, name in zip((500.0, 1000.0, 1500.0), names):
         save(f"runs/{name}", {"w": np.full(2, value, np.float32)})
     run("merge", "ema", tmp_path / "runs/*", "--decay", 0.5, "--out", tmp_path / "ema")
@@ -138,7 +151,11 @@ def test_what_has_no_place_in_the_order_is_refused(
         assert "leave epoch_latest out, with a pattern such as 'epoch_[0-9]*'" in text
     run("merge", "swa", tmp_path / "runs1/epoch_[0-9]*", "--out", tmp_path / "soup")
     run(
-        "merge", "swa", *(tmp_path / "runs1" / f"epoch_{name}" for name in (9, 10, "latest")), "--out", tmp_path / "all"
+        "merge",
+        "swa",
+        *(tmp_path / "runs1" / f"epoch_{name}" for name in (9, 10, "latest")),
+        "--out",
+        tmp_path / "all",
     )
 
 
@@ -195,7 +212,9 @@ def test_posthoc_ema_finds_a_width_that_was_not_kept(save: Save, tmp_path: Path)
 
 
 @pytest.mark.usefixtures("trajectory")
-def test_bad_input_is_refused_before_anything_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_input_is_refused_before_anything_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     runs, out = in_order(tmp_path), ("--out", tmp_path / "soup")
     assert "nothing is averaged in 6 steps" in fail(capsys, "merge", "swa", *runs, "--start", 6, *out)
     assert "decay is 1.0" in fail(capsys, "merge", "ema", *runs, "--decay", 1, *out)

@@ -1,4 +1,5 @@
-"""CLIP models with batch norm (the RN50 family): every command that re-estimates statistics, on a tiny one."""
+"""CLIP models with batch norm (the RN50 family): every command that re-estimates statistics, on a tiny
+one."""
 
 from __future__ import annotations
 
@@ -18,7 +19,13 @@ from soupkit.task.images.models import ModelSpec, build
 CONFIG: dict[str, Any] = {
     "model_cfg": {
         "embed_dim": 16,
-        "vision_cfg": {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8, "patch_size": None, "head_width": 8},
+        "vision_cfg": {
+            "image_size": 32,
+            "layers": [1, 1, 1, 1],
+            "width": 8,
+            "patch_size": None,
+            "head_width": 8,
+        },
         "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
     },
     "preprocess_cfg": {},
@@ -63,8 +70,20 @@ def test_statistics_of_the_image_tower_are_re_estimated(
         assert again["outputs"]["content"] == soup["outputs"]["content"]
 
 
-def test_a_curve_keeps_one_text_tower(models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ("curve", "fit", models / "c0", models / "c1", *DATA, "--batch-size", 8, "--out", tmp_path / "curve")
+def test_a_curve_keeps_one_text_tower(
+    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = (
+        "curve",
+        "fit",
+        models / "c0",
+        models / "c1",
+        *DATA,
+        "--batch-size",
+        8,
+        "--out",
+        tmp_path / "curve",
+    )
     assert run_command_line([*map(str, words)]) == 1
     said = " ".join(capsys.readouterr().err.split())
     assert "of the text tower differs: a curve keeps one head" in said

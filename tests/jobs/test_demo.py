@@ -28,7 +28,10 @@ def load(*settings: str) -> Steps:
 
 def scores(top1: float) -> dict[str, Any]:
     score = {"value": top1, "standard_error": 0.01, "num_examples": 700}
-    return {split: {"top1": score | {"value": top1 + 0.001 * (split == "held_out")}} for split in ("held_out", "test")}
+    return {
+        split: {"top1": score | {"value": top1 + 0.001 * (split == "held_out")}}
+        for split in ("held_out", "test")
+    }
 
 
 def outcome(out: Path, seed: int) -> dict[str, Any]:
@@ -80,11 +83,14 @@ def test_several_seeds_report_their_mean_and_its_standard_error(fake_steps: None
 
 
 def test_the_recipe_keeps_selection_and_report_apart() -> None:
-    """Few training examples, at least 500 held-out and 700 test, the same split in every step that uses digits."""
+    """Few training examples, at least 500 held-out and 700 test, the same split in every step that uses
+    digits."""
     steps = {step.name: step.recipe for step in load("seed=3", "num_runs=12").steps}
     digits = [recipe for recipe in steps.values() if getattr(recipe, "data", None) == "digits"]
     assert len(digits) == 5
-    assert {(recipe.num_train, recipe.num_held_out, recipe.split_seed) for recipe in digits} == {(100, 700, 3)}
+    assert {(recipe.num_train, recipe.num_held_out, recipe.split_seed) for recipe in digits} == {
+        (100, 700, 3)
+    }
     assert 1797 - 100 - 700 >= 700
     assert steps["sweep"].num_runs == 12
     assert metric_of(steps["greedy"]) == "top1"

@@ -36,14 +36,20 @@ def test_integers_are_in_no_figure(
     save: Save, tmp_path: Path, capsys: pytest.CaptureFixture[str], left: Any, right: Any, first: list[Any]
 ) -> None:
     w, v = np.array([3.0, 4.0], np.float32), np.array([3.0, 4.5], np.float32)
-    a, b = save("a", {"w": w, "bn.num_batches_tracked": left}), save("b", {"w": v, "bn.num_batches_tracked": right})
+    a, b = (
+        save("a", {"w": w, "bn.num_batches_tracked": left}),
+        save("b", {"w": v, "bn.num_batches_tracked": right}),
+    )
     result, said = diff(a, b, capsys)
     assert result["overall"]["relative_distance"] == pytest.approx(0.1)
     assert [row["tensor"] for row in result["tensors"]] == ["w"]
     (row,) = result["integers"]
     assert row["first"] == first
     assert row["num_different"] == int((left != right).sum())
-    assert f"integers differ in 1 of 1 tensors, for example bn.num_batches_tracked: {first[0]} and {first[1]}" in said
+    assert (
+        f"integers differ in 1 of 1 tensors, for example bn.num_batches_tracked: {first[0]} and {first[1]}"
+        in said
+    )
     result, said = diff(a, a, capsys)
     assert result["num_equal"] == 2
     assert result["integers"][0]["first"] is None

@@ -64,13 +64,21 @@ LOWEST, HIGHEST = 3.0, 27.0
 )
 @pytest.mark.parametrize("command", ["greedy", "interpolate"])
 def test_the_best_is_the_best_by_the_name_of_the_metric(
-    models: list[Path], scorer: Any, tmp_path: Path, capsys: Any, metric: str, options: Any, value: float, said: str,
+    models: list[Path], scorer: Any, tmp_path: Path, capsys: Any, metric: str, options: Any, value: float,
+    said: str,
     command: str,
 ) -> None:  # fmt: skip
     given = models[1:] if value == HIGHEST else models[:2]
     more = ("--at", "0,1") if command == "interpolate" else ()
-    arguments = (*given, *more, "--score-command", scorer(json.dumps({metric: "VALUE"}).replace('"VALUE"', "VALUE")))
-    soup, err = run(capsys, "merge", command, *arguments, "--metric", metric, *options, "--out", tmp_path / "o")
+    arguments = (
+        *given,
+        *more,
+        "--score-command",
+        scorer(json.dumps({metric: "VALUE"}).replace('"VALUE"', "VALUE")),
+    )
+    soup, err = run(
+        capsys, "merge", command, *arguments, "--metric", metric, *options, "--out", tmp_path / "o"
+    )
     assert Checkpoint(tmp_path / "o")["w"].tolist() == [value]
     assert list(soup["metrics"].get("held_out", {metric: 0})) == [metric]
     assert said in err if said else "better when" not in err
@@ -88,7 +96,9 @@ def test_an_unknown_metric_is_refused_before_anything_is_scored(
     assert not (tmp_path / "o").exists()
 
 
-def test_evolve_minimises_what_is_better_lower(models: list[Path], scorer: Any, tmp_path: Path, capsys: Any) -> None:
+def test_evolve_minimises_what_is_better_lower(
+    models: list[Path], scorer: Any, tmp_path: Path, capsys: Any
+) -> None:
     arguments = (*models[:2], "--score-command", scorer("VALUE"), "--metric", "cer", "--evaluations", 5)
     soup, _ = run(capsys, "merge", "evolve", *arguments, "--out", tmp_path / "o")
     assert soup["metrics"]["held_out"]["cer"]["value"] < 6 == soup["notes"]["uniform"]["value"]
@@ -98,7 +108,9 @@ def test_evolve_minimises_what_is_better_lower(models: list[Path], scorer: Any, 
 def test_a_score_without_a_name_is_called_score_and_is_better_when_higher(
     models: list[Path], scorer: Any, tmp_path: Path, capsys: Any, text: str
 ) -> None:
-    soup, err = run(capsys, "merge", "greedy", *models, "--score-command", scorer(text), "--out", tmp_path / "o")
+    soup, err = run(
+        capsys, "merge", "greedy", *models, "--score-command", scorer(text), "--out", tmp_path / "o"
+    )
     assert soup["notes"]["picks"] == [str(models[2])]
     assert set(soup["metrics"]["held_out"]) == {"score"}
     assert "called score, and higher is better" in err
@@ -123,7 +135,9 @@ def test_another_number_is_not_taken_for_the_one_that_was_named(
     arguments = ("--score-command", scorer(text), *options, "--out", tmp_path / "o")
     _, err = run(capsys, "merge", "greedy", *models, *arguments, code=1)
     assert said in err
-    _, err = run(capsys, "evaluate", models[0], *arguments[:-2], code=1 if options or "b" in text or "_" in text else 0)
+    _, err = run(
+        capsys, "evaluate", models[0], *arguments[:-2], code=1 if options or "b" in text or "_" in text else 0
+    )
 
 
 def test_an_explicit_direction_makes_a_single_number_of_any_name_the_score(
@@ -166,8 +180,12 @@ def test_an_unknown_recorded_metric_is_refused_with_the_option_that_helps(
     assert soup["notes"]["picks"] == [str(models[2])]
 
 
-def test_what_records_no_finite_number_is_never_among_the_best(models: list[Path], tmp_path: Path, capsys: Any) -> None:
+def test_what_records_no_finite_number_is_never_among_the_best(
+    models: list[Path], tmp_path: Path, capsys: Any
+) -> None:
     for path, value in zip(models, (float("nan"), 9.0, 27.0), strict=True):
         Manifest(command="evaluate", recipe={}, metrics={"held_out": {"loss": {"value": value}}}).write(path)
-    soup, _ = run(capsys, "merge", "uniform", *models, "--top", 1, "--by", "held_out.loss", "--out", tmp_path / "o")
+    soup, _ = run(
+        capsys, "merge", "uniform", *models, "--top", 1, "--by", "held_out.loss", "--out", tmp_path / "o"
+    )
     assert [entry["reference"] for entry in soup["inputs"]] == [str(models[1])]

@@ -67,7 +67,10 @@ def test_every_row_is_what_the_task_computes(models: Path) -> None:
         assert str(models / "resnet-0") not in result["notes"]["comparisons"][split]
     tables = [event for event in events if isinstance(event, Table)]
     assert [table.title for table in tables] == ["held-out, n = 150", "test, n = 100"]
-    assert [row[0] for row in tables[0].rows] == [*(str(models / name) for name in names), "ensemble of softmax"]
+    assert [row[0] for row in tables[0].rows] == [
+        *(str(models / name) for name in names),
+        "ensemble of softmax",
+    ]
     assert {type(event) for event in events} >= {Started, Finished}
 
 
@@ -97,7 +100,10 @@ def test_what_is_written(models: Path, tmp_path: Path) -> None:
     manifest = Manifest.read(out)
     assert manifest.to_json() == result
     assert manifest.command == "evaluate"
-    assert [entry["reference"] for entry in manifest.inputs] == [str(models / "resnet-0"), str(models / "vit")]
+    assert [entry["reference"] for entry in manifest.inputs] == [
+        str(models / "resnet-0"),
+        str(models / "vit"),
+    ]
     assert all(entry["content"].startswith("xxh3-128:") for entry in manifest.inputs)
     assert set(manifest.outputs["files"]) == {"scores.json", "scores.csv"}
     assert json.loads((out / "scores.json").read_text())["metrics"] == result["metrics"]
@@ -151,7 +157,9 @@ def test_an_external_program_that_fails_leaves_nothing(models: Path, tmp_path: P
         ({"baseline": "/no/such/place"}, SoupkitError, "no such file"),
     ],
 )
-def test_what_cannot_work_is_refused(models: Path, values: dict[str, Any], error: type[Exception], words: str) -> None:
+def test_what_cannot_work_is_refused(
+    models: Path, values: dict[str, Any], error: type[Exception], words: str
+) -> None:
     with pytest.raises(error) as caught:
         run(recipe(models / "vit", **values))
     assert words in str(caught.value)

@@ -48,7 +48,9 @@ def saved(save: Save, name: str, seed: int, **options: Any) -> Path:
 def test_layers_are_stacked_and_numbered_anew(save: Save, tmp_path: Path) -> None:
     a, b = saved(save, "a", 1), saved(save, "b", 2)
     out = tmp_path / "out"
-    assert call("merge", "passthrough", a, b, "--layers", "0:3", "--layers", "1:3", "--out", out, "--quiet") == 0
+    assert (
+        call("merge", "passthrough", a, b, "--layers", "0:3", "--layers", "1:3", "--out", out, "--quiet") == 0
+    )
     written, first, second = Checkpoint(out), model(1), model(2)
     expected = {
         "model.embed_tokens.weight": first["model.embed_tokens.weight"],
@@ -72,16 +74,26 @@ def test_one_checkpoint_may_come_twice_and_be_scaled(save: Save, tmp_path: Path)
     a = saved(save, "a", 1)
     out = tmp_path / "out"
     layers = ["--layers", "0:2", "--layers", "1:3"]
-    assert call("merge", "passthrough", a, a, *layers, "--set", "* @2-3: {scale: 0.5}", "--out", out, "--quiet") == 0
+    assert (
+        call("merge", "passthrough", a, a, *layers, "--set", "* @2-3: {scale: 0.5}", "--out", out, "--quiet")
+        == 0
+    )
     written, source = Checkpoint(out), model(1)
     np.testing.assert_array_equal(written["model.layers.1.mlp.weight"], source["model.layers.1.mlp.weight"])
-    np.testing.assert_array_equal(written["model.layers.2.mlp.weight"], source["model.layers.1.mlp.weight"] / 2)
+    np.testing.assert_array_equal(
+        written["model.layers.2.mlp.weight"], source["model.layers.1.mlp.weight"] / 2
+    )
     np.testing.assert_array_equal(written["model.norm.weight"], source["model.norm.weight"])
 
 
-def test_a_model_stacked_on_itself_counts_once(save: Save, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_model_stacked_on_itself_counts_once(
+    save: Save, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     a = saved(save, "a", 1)
-    assert call("merge", "passthrough", a, a, "--layers", "0:2", "--layers", "1:3", "--out", tmp_path / "out") == 0
+    assert (
+        call("merge", "passthrough", a, a, "--layers", "0:2", "--layers", "1:3", "--out", tmp_path / "out")
+        == 0
+    )
     assert "counts twice" not in capsys.readouterr().err
 
 
@@ -157,7 +169,9 @@ def test_other_differences_are_still_errors() -> None:
     assert views == [a, b]
     a = model(1)
     b = model(2, rows=12) | {"model.norm.weight": np.zeros(5, np.float32)}
-    assert match_vocabularies([a, b], "pad")[1] is None  # 10 and 12 rows here, 4 and 5 there: no one vocabulary
+    assert (
+        match_vocabularies([a, b], "pad")[1] is None
+    )  # 10 and 12 rows here, 4 and 5 there: no one vocabulary
     with pytest.raises(CompatibilityError):
         match_vocabularies([model(1), model(2, rows=12)], "error")
 
@@ -166,7 +180,8 @@ def test_other_differences_are_still_errors() -> None:
 
 
 def test_layers_that_would_not_be_loaded_are_refused(save: Save, tmp_path: Path) -> None:
-    """Layer 3 has experts and the configuration does not say why: where it comes to stand, none would be loaded."""
+    """Layer 3 has experts and the configuration does not say why: where it comes to stand, none would be
+    loaded."""
     tensors = model(1, layers=4)
     tensors["model.layers.3.experts"] = tensors.pop("model.layers.3.mlp.weight")
     path = save("odd", tensors)

@@ -35,7 +35,9 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, Any
     return result
 
 
-def greedy(capsys: pytest.CaptureFixture[str], models: list[Path], out: Path, *options: object) -> dict[str, Any]:
+def greedy(
+    capsys: pytest.CaptureFixture[str], models: list[Path], out: Path, *options: object
+) -> dict[str, Any]:
     return run(capsys, "merge", "greedy", *models, *DATA, "--out", out, *options)
 
 
@@ -89,8 +91,22 @@ def test_batch_norm_can_be_kept_or_refreshed(
 ) -> None:
     kept = greedy(capsys, models[:3], tmp_path / "keep", "--bn", "keep", "--accept", "ge", "--metric", "nll")
     first = Checkpoint(Path(kept["notes"]["picks"][0]))
-    np.testing.assert_array_equal(Checkpoint(tmp_path / "keep")["bn1.running_mean"], first["bn1.running_mean"])
-    run(capsys, "merge", "uniform", *models[:3], "--bn", "refresh", *DATA, "--batch-size", 16, "--out", tmp_path / "u")
+    np.testing.assert_array_equal(
+        Checkpoint(tmp_path / "keep")["bn1.running_mean"], first["bn1.running_mean"]
+    )
+    run(
+        capsys,
+        "merge",
+        "uniform",
+        *models[:3],
+        "--bn",
+        "refresh",
+        *DATA,
+        "--batch-size",
+        16,
+        "--out",
+        tmp_path / "u",
+    )
     run(capsys, "merge", "uniform", *models[:3], "--out", tmp_path / "plain")
     refreshed, plain = Checkpoint(tmp_path / "u"), Checkpoint(tmp_path / "plain")
     assert not np.array_equal(refreshed["bn1.running_var"], plain["bn1.running_var"])
@@ -107,12 +123,23 @@ print('{"loss": %r}' % max(abs(weight - 1) for weight in weights))
 """
 
 
-def test_an_external_scorer_drives_a_greedy_soup(save: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_external_scorer_drives_a_greedy_soup(
+    save: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """w = 0.5, 1.4, 3.0; the loss is |w − 1|: 1.4 is best alone, with 0.5 it is 0.05, and 3.0 only spoils."""
     paths = [save(f"s{k}", {"w": np.full(3, value, np.float32)}) for k, value in enumerate((0.5, 1.4, 3.0))]
     (tmp_path / "score.py").write_text(SCORER)
     command = f"{shlex.quote(sys.executable)} -S {shlex.quote(str(tmp_path / 'score.py'))} {{checkpoint}}"
-    options = ("--score-command", command, "--metric", "loss", "--direction", "min", "--out", tmp_path / "soup")
+    options = (
+        "--score-command",
+        command,
+        "--metric",
+        "loss",
+        "--direction",
+        "min",
+        "--out",
+        tmp_path / "soup",
+    )
     soup = run(capsys, "merge", "greedy", *paths, *options)
     assert soup["notes"]["picks"] == [str(paths[1]), str(paths[0])]
     assert soup["metrics"]["held_out"]["loss"]["value"] == pytest.approx(0.05)
@@ -125,7 +152,10 @@ def test_a_failing_scorer_is_reported_with_its_output(
     save: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = save("s", {"w": np.ones(3, np.float32)})
-    command = f'{shlex.quote(sys.executable)} -c \'import sys; print("half way"); sys.exit("no data {{checkpoint}}")\''
+    command = (
+        f'{shlex.quote(sys.executable)} -c \'import sys; print("half way"); sys.exit("no data '
+        f"{{checkpoint}}\")'"
+    )
     arguments = ["merge", "greedy", str(path), "--score-command", command, "--out", str(tmp_path / "soup")]
     assert run_command_line(arguments) == 1
     err = capsys.readouterr().err

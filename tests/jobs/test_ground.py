@@ -1,4 +1,5 @@
-"""Learned soups that leave the ground: steps that diverge, soups worse than uniform, batch norm while learning."""
+"""Learned soups that leave the ground: steps that diverge, soups worse than uniform, batch norm while
+learning."""
 
 from __future__ import annotations
 
@@ -14,7 +15,18 @@ from soupkit.cli.app import run_command_line
 from soupkit.recipe.soup import MergeTwa
 from soupkit.stages.learning.search import Outcome, Search
 
-DATA = ("--data", "digits", "--num-train", "64", "--num-held-out", "200", "--num-test", "50", "--threads", "1")
+DATA = (
+    "--data",
+    "digits",
+    "--num-train",
+    "64",
+    "--num-held-out",
+    "200",
+    "--num-test",
+    "50",
+    "--threads",
+    "1",
+)
 K = 3
 
 
@@ -62,7 +74,19 @@ def test_what_is_worse_than_uniform_is_not_written_unless_forced(
 def test_a_step_that_leaves_the_ground_ends_with_what_to_do(
     models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ("merge", "twa", models / "m*", *DATA, "--fit", "held_out", "--bn", "refresh", "--lr", 1e5, "--no-plots")
+    words = (
+        "merge",
+        "twa",
+        models / "m*",
+        *DATA,
+        "--fit",
+        "held_out",
+        "--bn",
+        "refresh",
+        "--lr",
+        1e5,
+        "--no-plots",
+    )
     _, told = run(capsys, *words, "--out", tmp_path / "x", code=1)
     assert "the loss" in told
     assert "--lr" in told
@@ -74,7 +98,11 @@ def test_twa_learns_with_batch_statistics_and_writes_re_estimated_ones(
 ) -> None:
     words = ("merge", "twa", models / "m*", *DATA, "--fit", "held_out", "--epochs", 2, "--no-plots", "--out")
     soup, _ = run(capsys, *words, tmp_path / "soup")
-    assert {key: soup["recipe"][key] for key in ("bn", "step", "lr")} == {"bn": "batch", "step": "block", "lr": 0.1}
+    assert {key: soup["recipe"][key] for key in ("bn", "step", "lr")} == {
+        "bn": "batch",
+        "step": "block",
+        "lr": 0.1,
+    }
     assert soup["notes"]["batch_statistics"]
     assert soup["notes"]["dimensions"] == [K]
     assert soup["notes"]["ranks"] == 1

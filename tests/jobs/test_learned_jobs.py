@@ -18,7 +18,18 @@ from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.cli.app import run_command_line
 from soupkit.manifest import Manifest
 
-DATA = ("--data", "digits", "--num-train", "64", "--num-held-out", "120", "--num-test", "60", "--threads", "1")
+DATA = (
+    "--data",
+    "digits",
+    "--num-train",
+    "64",
+    "--num-held-out",
+    "120",
+    "--num-test",
+    "60",
+    "--threads",
+    "1",
+)
 K = 4
 
 
@@ -42,7 +53,9 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, Any
     return result
 
 
-def merge(capsys: pytest.CaptureFixture[str], method: str, models: Path, out: Path, *options: object) -> dict[str, Any]:
+def merge(
+    capsys: pytest.CaptureFixture[str], method: str, models: Path, out: Path, *options: object
+) -> dict[str, Any]:
     return run(capsys, "merge", method, models / "m*", *DATA, "--out", out, *options)
 
 
@@ -91,7 +104,9 @@ def test_a_soup_is_learned_written_scored_and_made_again(
     assert not [entry for entry in tmp_path.iterdir() if entry.name.startswith(".")]
 
 
-def test_resident_forms_learn_nearly_the_same(models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_resident_forms_learn_nearly_the_same(
+    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     options = ("--epochs", 1, "--lr", "0.2", "--bn", "average", "--no-plots")
     exact = merge(capsys, "mehl", models, tmp_path / "exact", *options, "--resident", "float32")
     assert np.abs(coefficients(exact) - 1 / K).max() > 0.1
@@ -158,19 +173,32 @@ def test_batch_norm_statistics_are_as_asked_for(
 def test_dry_run_prints_the_memory_and_writes_nothing(
     models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    plan = merge(capsys, "mehl", models, tmp_path / "s", "--dry-run", "--max-memory", "8GiB", "--resident", "int8")
+    plan = merge(
+        capsys, "mehl", models, tmp_path / "s", "--dry-run", "--max-memory", "8GiB", "--resident", "int8"
+    )
     assert plan["memory"]["limit"] == 8 << 30
     assert plan["memory"]["form"] == "int8"
     assert plan["memory"]["total"] == sum(plan["memory"]["bytes"].values())
     assert list(tmp_path.iterdir()) == []
-    arguments = ["merge", "mehl", str(models / "m*"), *DATA, "--out", str(tmp_path / "s"), "--max-memory", "1MB"]
+    arguments = [
+        "merge",
+        "mehl",
+        str(models / "m*"),
+        *DATA,
+        "--out",
+        str(tmp_path / "s"),
+        "--max-memory",
+        "1MB",
+    ]
     assert run_command_line(arguments) == 2
     assert "max_memory is 1 MB" in capsys.readouterr().err
 
 
 def test_the_best_can_be_left_out(models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """m1 … m3 record .4, .3, .2, and m0 what it scored."""
-    recorded = {path.name: Manifest.read(path).metrics["held_out"]["top1"]["value"] for path in models.glob("m*")}
+    recorded = {
+        path.name: Manifest.read(path).metrics["held_out"]["top1"]["value"] for path in models.glob("m*")
+    }
     worst = sorted(sorted(recorded, key=lambda name: recorded[name])[:2])
     for method in ("learned", "greedy"):
         options = ("--epochs", 1, "--no-plots") if method == "learned" else ()
@@ -202,12 +230,16 @@ def test_what_leaves_one_checkpoint_is_refused(
         assert "here is one" in capsys.readouterr().err
 
 
-def test_twa_starts_where_it_is_told(models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_twa_starts_where_it_is_told(
+    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """With a learning rate of next to nothing, the soup is the start."""
     options = ("--fit", "held_out", "--epochs", 1, "--lr", "1e-12", "--weight-decay", 0, "--no-plots")
     average = merge(capsys, "twa", models, tmp_path / "average", *options)
     np.testing.assert_allclose(coefficients(average)[:, 0], 1 / K, atol=1e-4)
-    second = merge(capsys, "twa", models, tmp_path / "second", *options, "--start", "1", "--every", 2, "--force")
+    second = merge(
+        capsys, "twa", models, tmp_path / "second", *options, "--start", "1", "--every", 2, "--force"
+    )
     assert [Path(entry["reference"]).name for entry in second["inputs"]] == ["m1", "m3"]
     np.testing.assert_allclose(coefficients(second)[:, 0], [0, 1], atol=1e-4)
 
@@ -229,7 +261,9 @@ print('{"loss": %r}' % max(abs(weight - 1) for weight in weights))
 """
 
 
-def test_evolve_searches_with_an_external_scorer(save: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_evolve_searches_with_an_external_scorer(
+    save: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """w = 0, 0, 2: the loss |w − 1| is least where the last has half of the weight."""
     paths = [save(f"s{k}", {"w": np.full(3, value, np.float32)}) for k, value in enumerate((0.0, 0.0, 2.0))]
     (tmp_path / "score.py").write_text(SCORER)
@@ -245,12 +279,15 @@ def test_evolve_searches_with_an_external_scorer(save: Any, tmp_path: Path, caps
 def test_a_killed_search_goes_on_to_the_same_coefficients(
     models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """kill -9 of a fork of this process, as soon as two epochs are in the journal; then the same command again."""
+    """kill -9 of a fork of this process, as soon as two epochs are in the journal; then the same command
+    again."""
     options = ("--epochs", 4, "--lr", "0.2", "--no-plots")
     whole = merge(capsys, "mehl", models, tmp_path / "whole", *options)
     out, journal = tmp_path / "soup", tmp_path / ".soup.soupkit-journal"
     words = ["merge", "mehl", models / "m*", *DATA, "--out", out, *options, "--quiet"]
-    assert fork(killed_after_two_epochs, [str(word) for word in words], folder=tmp_path / "process").wait() == -9
+    assert (
+        fork(killed_after_two_epochs, [str(word) for word in words], folder=tmp_path / "process").wait() == -9
+    )
     assert not out.exists()
     assert _finished_epochs(journal) == 2
     soup = merge(capsys, "mehl", models, out, *options)

@@ -30,7 +30,9 @@ def tensors(seed: int, *, rows: int = 40) -> dict[str, np.ndarray]:
 
 @pytest.fixture
 def models(save: Save) -> list[Path]:
-    paths = [save(name, tensors(k), max_shard_bytes=500 * (k == 1)) for k, name in enumerate(("base", "a", "b"))]
+    paths = [
+        save(name, tensors(k), max_shard_bytes=500 * (k == 1)) for k, name in enumerate(("base", "a", "b"))
+    ]
     for path in paths:
         (path / "config.json").write_text('{"architectures": ["Net"], "num_hidden_layers": 3}')
         (path / "tokenizer.json").write_text("{}")
@@ -59,7 +61,8 @@ def test_every_method_writes_verifies_and_reproduces(name: str, models: list[Pat
     out = tmp_path / "out"
     assert call(*command(name, models, out)) == 0
     assert {path.name for path in out.iterdir()} == {
-        "config.json", "generation_config.json", "tokenizer.json", "model.safetensors", "soupkit.json", "README.md",
+        "config.json", "generation_config.json", "tokenizer.json", "model.safetensors", "soupkit.json",
+        "README.md",
     }  # fmt: skip
     written = Checkpoint(out)
     assert written.slots == Checkpoint(models[0]).slots
@@ -107,12 +110,21 @@ def test_reproduce_says_what_is_other_here_than_where_it_was_made(
 
 
 def test_settings_reach_the_tensors(models: list[Path], tmp_path: Path) -> None:
-    more = ["--weight", "1,0", "--set", "layers.*.mlp: {weight: {0: [0, 1]}}", "--set", "embed: {lambda: 0.5}"]
+    more = [
+        "--weight",
+        "1,0",
+        "--set",
+        "layers.*.mlp: {weight: {0: [0, 1]}}",
+        "--set",
+        "embed: {lambda: 0.5}",
+    ]
     assert call(*command("task-arithmetic", models, tmp_path / "out", *more)) == 0
     written, base, a = Checkpoint(tmp_path / "out"), tensors(0), tensors(1)
     for layer, weight in enumerate((0.0, 0.5, 1.0)):
         name = f"layers.{layer}.mlp.weight"
-        np.testing.assert_allclose(written[name], base[name] + weight * (a[name] - base[name]), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(
+            written[name], base[name] + weight * (a[name] - base[name]), rtol=1e-5, atol=1e-6
+        )
     np.testing.assert_allclose(
         written["embed.weight"], (base["embed.weight"] + a["embed.weight"]) / 2, rtol=1e-5, atol=1e-6
     )
@@ -124,7 +136,8 @@ def test_the_same_merge_from_a_recipe_file(models: list[Path], tmp_path: Path) -
     base, a, b = models
     recipe = tmp_path / "ties.yaml"
     values = {
-        "command": "merge ties", "refs": [str(a), str(b)], "base": str(base), "out": str(tmp_path / "from-file"),
+        "command": "merge ties", "refs": [str(a), str(b)], "base": str(base),
+        "out": str(tmp_path / "from-file"),
         "lambda": 0.7, "density": 0.5, "set": {"layers.*.mlp": {"density": [0.2, 0.8]}},
     }  # fmt: skip
     recipe.write_text(json.dumps(values))
@@ -185,7 +198,9 @@ def test_what_makes_no_sense_is_refused_and_nothing_is_left(
     assert sorted(tmp_path.iterdir()) == before
 
 
-@pytest.mark.parametrize(("name", "count"), [("slerp", 3), ("nearswap", 2), ("model-stock", 1), ("fusion", 1)])
+@pytest.mark.parametrize(
+    ("name", "count"), [("slerp", 3), ("nearswap", 2), ("model-stock", 1), ("fusion", 1)]
+)
 def test_the_number_of_checkpoints_is_checked(
     name: str, count: int, save: Save, models: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -199,11 +214,15 @@ def test_fisher_and_regmean_read_their_files(models: list[Path], save: Save, tmp
     rng = np.random.default_rng(0)
     shapes = {name: value.shape for name, value in tensors(0).items() if value.dtype == np.float32}
     fisher = [
-        {name: np.abs(rng.normal(size=shape)).astype(np.float32) for name, shape in shapes.items()} for _ in range(2)
+        {name: np.abs(rng.normal(size=shape)).astype(np.float32) for name, shape in shapes.items()}
+        for _ in range(2)
     ]
     files = [save(f"fisher-{k}", each) for k, each in enumerate(fisher)]
     options = [word for file in files for word in ("--statistics", file)]
-    assert call("merge", "fisher", *models[1:], *options, "--floor", 1e-12, "--out", tmp_path / "f", "--quiet") == 0
+    assert (
+        call("merge", "fisher", *models[1:], *options, "--floor", 1e-12, "--out", tmp_path / "f", "--quiet")
+        == 0
+    )
     a, b = tensors(1)["bias"], tensors(2)["bias"]
     expected = (fisher[0]["bias"] * a + fisher[1]["bias"] * b) / (fisher[0]["bias"] + fisher[1]["bias"])
     np.testing.assert_allclose(Checkpoint(tmp_path / "f")["bias"], expected, rtol=1e-6)
@@ -211,11 +230,16 @@ def test_fisher_and_regmean_read_their_files(models: list[Path], save: Save, tmp
     inputs = [rng.normal(size=(20, 8)) for _ in range(2)]
     grams = [save(f"grams-{k}", {"layers.1.mlp.weight": x.T @ x}) for k, x in enumerate(inputs)]
     options = [word for file in grams for word in ("--statistics", file)]
-    assert call("merge", "regmean", *models[1:], *options, "--shrink", 1, "--out", tmp_path / "r", "--quiet") == 0
+    assert (
+        call("merge", "regmean", *models[1:], *options, "--shrink", 1, "--out", tmp_path / "r", "--quiet")
+        == 0
+    )
     layers = [tensors(k)["layers.1.mlp.weight"] for k in (1, 2)]
     target = np.concatenate([x @ w.T for x, w in zip(inputs, layers)])
     expected = np.linalg.lstsq(np.concatenate(inputs), target, rcond=None)[0].T
-    np.testing.assert_allclose(Checkpoint(tmp_path / "r")["layers.1.mlp.weight"], expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        Checkpoint(tmp_path / "r")["layers.1.mlp.weight"], expected, rtol=1e-4, atol=1e-5
+    )
     np.testing.assert_allclose(Checkpoint(tmp_path / "r")["bias"], (a + b) / 2, rtol=1e-6)
     assert call("reproduce", tmp_path / "r", "--out", tmp_path / "again", "--quiet") == 0
 
@@ -231,7 +255,9 @@ def test_one_file_of_statistics_for_each_checkpoint(
 def test_trimmed_batch_norm_statistics_are_warned_of(
     name: str, warned: bool, save: Save, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    paths = [save(f"bn-{k}", tensors(k) | {"bn.running_var": np.full(4, 1.0 + k, np.float32)}) for k in range(3)]
+    paths = [
+        save(f"bn-{k}", tensors(k) | {"bn.running_var": np.full(4, 1.0 + k, np.float32)}) for k in range(3)
+    ]
     words = [word for word in command(name, paths, tmp_path / "out") if word != "--quiet"]
     assert call(*words) == 0
     assert ("batch-norm statistics are merged like weights" in capsys.readouterr().err) is warned

@@ -1,4 +1,5 @@
-"""`merge uniform|weighted`, `verify`, `reproduce`, `inspect`, `diff` as a user runs them, on real directories."""
+"""`merge uniform|weighted`, `verify`, `reproduce`, `inspect`, `diff` as a user runs them, on real
+directories."""
 
 from __future__ import annotations
 
@@ -86,7 +87,9 @@ def test_top_takes_the_best_by_what_the_manifests_record(
 ) -> None:
     manifest = run("merge", "uniform", *runs, "--top", 2, "--out", tmp_path / "a", capsys=capsys)
     assert [entry["reference"] for entry in manifest["inputs"]] == [str(runs[1]), str(runs[2])]
-    lowest = run("merge", "uniform", *runs, "--top", 1, "--by", "held_out.nll", "--out", tmp_path / "b", capsys=capsys)
+    lowest = run(
+        "merge", "uniform", *runs, "--top", 1, "--by", "held_out.nll", "--out", tmp_path / "b", capsys=capsys
+    )
     assert [entry["reference"] for entry in lowest["inputs"]] == [str(runs[1])]
     assert "must not choose" in fail(
         capsys, "merge", "uniform", *runs, "--top", 1, "--by", "test.top1", "--out", "x", code=2
@@ -103,9 +106,19 @@ def test_batch_norm_statistics_can_be_kept(runs: list[Path], tmp_path: Path) -> 
     assert not np.array_equal(soup["conv.weight"], Checkpoint(runs[0])["conv.weight"])
 
 
-def test_weighted_and_shards_and_dtype(runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_weighted_and_shards_and_dtype(
+    runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "soup"
-    options = ("--coefficients", "0.2,0.3,0.4", "--normalize", "--dtype", "float16", "--max-shard-size", "1KB")
+    options = (
+        "--coefficients",
+        "0.2,0.3,0.4",
+        "--normalize",
+        "--dtype",
+        "float16",
+        "--max-shard-size",
+        "1KB",
+    )
     run("merge", "weighted", *runs, *options, "--out", out)
     soup = Checkpoint(out)
     assert len(soup.files) == 2
@@ -118,7 +131,9 @@ def test_weighted_and_shards_and_dtype(runs: list[Path], tmp_path: Path, capsys:
     )
 
 
-def test_verify_finds_what_changed(runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verify_finds_what_changed(
+    runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "soup"
     run("merge", "uniform", *runs, "--out", out)
     run("verify", out, "--inputs")
@@ -129,7 +144,9 @@ def test_verify_finds_what_changed(runs: list[Path], tmp_path: Path, capsys: pyt
     assert "weights: content xxh3-128" in capsys.readouterr().err
 
 
-def test_verify_finds_a_changed_companion(runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verify_finds_a_changed_companion(
+    runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "soup"
     run("merge", "uniform", *runs, "--out", out)
     (out / "README.md").write_text("people edit model cards")
@@ -197,7 +214,9 @@ def test_equal_weights_under_two_names_are_pointed_out(
 ) -> None:
     shutil.copytree(runs[0], tmp_path / "copy")
     assert (
-        run_command_line(["merge", "uniform", *map(str, runs), str(tmp_path / "copy"), "--out", str(tmp_path / "s")])
+        run_command_line(
+            ["merge", "uniform", *map(str, runs), str(tmp_path / "copy"), "--out", str(tmp_path / "s")]
+        )
         == 0
     )
     assert "holds exactly the same weights" in capsys.readouterr().err

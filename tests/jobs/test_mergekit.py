@@ -1,4 +1,5 @@
-"""`merge mergekit` on checkpoints: whose configuration goes along, adapters, vocabularies, and what is recorded."""
+"""`merge mergekit` on checkpoints: whose configuration goes along, adapters, vocabularies, and what is
+recorded."""
 
 from __future__ import annotations
 
@@ -42,7 +43,12 @@ def models(place: Path) -> None:
     for seed, name in enumerate(("base", "a", "b")):
         (place / name).mkdir()
         write_tensors(place / name, tensors(seed))
-        config = {"architectures": ["Net"], "num_hidden_layers": LAYERS, "vocab_size": ROWS, "rms_norm_eps": seed / 10}
+        config = {
+            "architectures": ["Net"],
+            "num_hidden_layers": LAYERS,
+            "vocab_size": ROWS,
+            "rms_norm_eps": seed / 10,
+        }
         (place / name / "config.json").write_text(json.dumps(config))
         vocabulary = {"model": {"vocab": {f"t{row}": row for row in range(ROWS)}}, "added_tokens": []}
         (place / name / "tokenizer.json").write_text(json.dumps(vocabulary))
@@ -79,7 +85,9 @@ def refused(text: str, capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def config_of(out: str = "out") -> tuple[float, str]:
-    config, tokenizer = (json.loads(Path(out, name).read_text()) for name in ("config.json", "tokenizer_config.json"))
+    config, tokenizer = (
+        json.loads(Path(out, name).read_text()) for name in ("config.json", "tokenizer_config.json")
+    )
     return config["rms_norm_eps"], tokenizer["chat_template"]
 
 
@@ -96,7 +104,8 @@ TWO = "models: [{model: a}, {model: b}]\n"
         ("merge_method: slerp\nbase_model: b\n" + TWO + "parameters: {t: 0.3}\n", (0.2, "b")),
         ("merge_method: karcher\nbase_model: base\n" + TWO, (0.0, "base")),
         (
-            "merge_method: passthrough\nbase_model: b\nslices: [{sources: [{model: a, layer_range: [0, 2]}]}]\n",
+            "merge_method: passthrough\nbase_model: b\nslices: [{sources: [{model: a, layer_range: [0, "
+            "2]}]}]\n",
             (0.2, "b"),
         ),
     ],
@@ -108,7 +117,10 @@ def test_configuration_and_tokenizer_are_those_of_base_model(text: str, expected
 
 def test_an_adapter_lands_on_the_model_before_the_plus(capsys: pytest.CaptureFixture[str]) -> None:
     changes = adapter()
-    text = "merge_method: task_arithmetic\nbase_model: base\nmodels: [{model: a+ad, parameters: {weight: 0.5}}]\n"
+    text = (
+        "merge_method: task_arithmetic\nbase_model: base\nmodels: [{model: a+ad, parameters: "
+        "{weight: 0.5}}]\n"
+    )
     found = merged(text)
     assert "names base as its base, and is merged into a" in capsys.readouterr().err
     old, one = tensors(0), tensors(1)
@@ -124,7 +136,9 @@ def test_an_adapter_lands_on_the_model_before_the_plus(capsys: pytest.CaptureFix
 
 
 @pytest.mark.parametrize(
-    "model", ["a+ad", "{model: a, lora: ad}", "{model: {path: a}, lora: {path: ad}}"], ids=["text", "short", "long"]
+    "model",
+    ["a+ad", "{model: a, lora: ad}", "{model: {path: a}, lora: {path: ad}}"],
+    ids=["text", "short", "long"],
 )
 @pytest.mark.parametrize("method", ["linear", "passthrough"])
 def test_an_adapter_is_baked_in(method: str, model: str) -> None:
@@ -138,11 +152,15 @@ def test_an_adapter_is_baked_in(method: str, model: str) -> None:
 
 def test_a_range_of_layers_is_a_model_of_that_depth() -> None:
     ranges = "{model: a, layer_range: [0, 2], parameters: {weight: 1}}, {model: b, layer_range: [1, 3]}"
-    found = merged(f"merge_method: linear\nslices: [{{sources: [{ranges}], parameters: {{weight: 3}}}}]\n", "--quiet")
+    found = merged(
+        f"merge_method: linear\nslices: [{{sources: [{ranges}], parameters: {{weight: 3}}}}]\n", "--quiet"
+    )
     assert json.loads(Path("out/config.json").read_text())["num_hidden_layers"] == 2
     one, two = tensors(1), tensors(2)
     for layer in range(2):
-        expected = (one[f"model.layers.{layer}.mlp.weight"] + 3 * two[f"model.layers.{layer + 1}.mlp.weight"]) / 4
+        expected = (
+            one[f"model.layers.{layer}.mlp.weight"] + 3 * two[f"model.layers.{layer + 1}.mlp.weight"]
+        ) / 4
         np.testing.assert_allclose(found[f"model.layers.{layer}.mlp.weight"], expected, rtol=1e-6)
     assert len(found) == 5
 
@@ -159,7 +177,8 @@ def test_a_range_of_layers_is_a_model_of_that_depth() -> None:
             "has no layers 1 to 3",
         ),
         (
-            "merge_method: linear\nslices: [{sources: [{model: a, layer_range: [0, 9]}]}]\nparameters: {weight: 1}\n",
+            "merge_method: linear\nslices: [{sources: [{model: a, layer_range: [0, 9]}]}]\nparameters: "
+            "{weight: 1}\n",
             "has no layers 0 to 8",
         ),
     ],
@@ -199,7 +218,9 @@ def test_vocabularies_in_another_order_are_refused_where_a_tokenizer_is_asked_fo
     merged(plain, "--quiet", "--mismatch", "warn")
 
 
-def test_one_vocabulary_is_followed_and_rows_without_a_token_are_not_cut(capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_vocabulary_is_followed_and_rows_without_a_token_are_not_cut(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     merged(ASKED.replace("tokenizer_source: base", "tokenizer: {source: base}"), "--quiet")
     assert config_of() == (0.1, "a")
     for name in ("a", "b"):

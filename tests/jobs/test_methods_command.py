@@ -1,4 +1,5 @@
-"""A method is declared once: in its recipe and its function, which `soupkit methods` and every command go by."""
+"""A method is declared once: in its recipe and its function, which `soupkit methods` and every command go
+by."""
 
 from __future__ import annotations
 
@@ -76,7 +77,8 @@ def call(*words: object) -> int:
 @pytest.mark.usefixtures("toy")
 def test_two_files_add_a_method(save: Save, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     refs = [
-        save(name, {"w": np.array([1.0, value], np.float32)}) for name, value in (("a", 2.0), ("b", 4.0), ("c", 5.0))
+        save(name, {"w": np.array([1.0, value], np.float32)})
+        for name, value in (("a", 2.0), ("b", 4.0), ("c", 5.0))
     ]
     words = ["merge", "toy-push", refs[1], "--base", refs[0], "--lambda", "0.5", "--quiet"]
     assert call(*words, "--force", "1", "--set", "w: {force: 1.5}", "--out", tmp_path / "out") == 0

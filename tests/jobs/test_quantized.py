@@ -60,7 +60,9 @@ def test_codes_are_multiplied_by_their_scales(layout: str, save: Save) -> None:
 
 
 def test_a_merge_of_fp8_checkpoints_is_the_merge_of_their_weights(save: Save, tmp_path: Path) -> None:
-    (a, first), (b, second) = (saved(save, name, seed, layout="blocks") for name, seed in (("a", 1), ("b", 2)))
+    (a, first), (b, second) = (
+        saved(save, name, seed, layout="blocks") for name, seed in (("a", 1), ("b", 2))
+    )
     out = tmp_path / "out"
     options = ["--base", a, "--weight", 0.5, "--dtype", "float32", "--out", out, "--quiet"]
     assert call("merge", "task-arithmetic", b, *options) == 0
@@ -89,7 +91,11 @@ def test_scales_that_do_not_fit_are_refused(save: Save) -> None:
 def test_tied_tensors_are_merged_once_and_stay_tied(save: Save, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     paths = [
-        save(name, {"embed": rng.normal(size=(4, 3)).astype(np.float32)}, metadata={"format": "pt", "head": "embed"})
+        save(
+            name,
+            {"embed": rng.normal(size=(4, 3)).astype(np.float32)},
+            metadata={"format": "pt", "head": "embed"},
+        )
         for name in ("a", "b")
     ]
     assert set(Checkpoint(paths[0])) == {"embed", "head"}

@@ -1,4 +1,5 @@
-"""Every command that computes with weights refuses codes by name, before it scores, builds or writes anything."""
+"""Every command that computes with weights refuses codes by name, before it scores, builds or writes
+anything."""
 
 from __future__ import annotations
 
@@ -53,7 +54,8 @@ COMMANDS = [
 
 @pytest.fixture
 def models(save: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """PLAIN, PLAIN2 and CODES: as many tensors of the same names, and a configuration that speaks of GPTQ in one."""
+    """PLAIN, PLAIN2 and CODES: as many tensors of the same names, and a configuration that speaks of GPTQ in
+    one."""
     tensors = {"l.qweight": np.zeros((4, 2), np.int32), "l.scales": np.ones((1, 2), np.float16)}
     for name, kind in (("PLAIN", np.float32), ("PLAIN2", np.float32), ("CODES", np.int32)):
         path = save(name, {**tensors, "l.qweight": tensors["l.qweight"].astype(kind)})

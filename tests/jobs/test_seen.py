@@ -1,4 +1,5 @@
-"""Whoever chooses or reports says that checkpoints were fitted to the examples; soups know what went into them."""
+"""Whoever chooses or reports says that checkpoints were fitted to the examples; soups know what went into
+them."""
 
 from __future__ import annotations
 
@@ -52,7 +53,9 @@ def common(then: Splits, now: Splits, split: Any, role: Any) -> int:
     return len(np.intersect1d(then.part(split).indices, now.part(role).indices))
 
 
-@pytest.mark.parametrize(("how", "split"), [("trained", "train"), ("selected", "held_out"), ("learned", "train")])
+@pytest.mark.parametrize(
+    ("how", "split"), [("trained", "train"), ("selected", "held_out"), ("learned", "train")]
+)
 def test_counts_are_of_the_examples_themselves(tmp_path: Path, how: str, split: str) -> None:
     then, now = open_data(recipe(num_train=400)), recipe(num_train=300, num_held_out=200, split_seed=1)
     run = made(tmp_path / "run", then, how=how, split=split)
@@ -147,13 +150,19 @@ def test_a_merge_carries_it_and_a_damaged_record_is_no_reason_to_stop(
 ) -> None:
     paths = [save(name, {"w": np.ones(3, np.float32)}) for name in "ab"]
     made(paths[0], open_data(recipe(num_train=400)))
-    Manifest(command="finetune", recipe={}, notes={"data": {"data": 3}}, inputs=[{"reference": "x", "seen": 7}]).write(
-        paths[1]
-    )
-    commands = [("uniform", *paths), ("slerp", *paths, "--t", "0.5"), ("task-arithmetic", paths[0], "--base", paths[1])]
+    Manifest(
+        command="finetune", recipe={}, notes={"data": {"data": 3}}, inputs=[{"reference": "x", "seen": 7}]
+    ).write(paths[1])
+    commands = [
+        ("uniform", *paths),
+        ("slerp", *paths, "--t", "0.5"),
+        ("task-arithmetic", paths[0], "--base", paths[1]),
+    ]
     for command, *refs in commands:
         out = tmp_path / command
-        code = run_command_line([str(word) for word in ("merge", command, *refs, "--out", out, "--json", "--quiet")])
+        code = run_command_line(
+            [str(word) for word in ("merge", command, *refs, "--out", out, "--json", "--quiet")]
+        )
         assert code == 0, capsys.readouterr().err
         written = json.loads((out / "soupkit.json").read_text())
         assert [entry["how"] for entry in seen_by(out)] == ["trained"], written["inputs"]

@@ -1,4 +1,5 @@
-"""Stacks of layers are loaded by transformers whole, and compute what a model built by hand of the same layers does."""
+"""Stacks of layers are loaded by transformers whole, and compute what a model built by hand of the same
+layers does."""
 
 from __future__ import annotations
 
@@ -17,8 +18,10 @@ transformers = pytest.importorskip("transformers")
 
 NUM = 4
 SMALL: dict[str, Any] = {
-    "vocab_size": 20, "hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": NUM, "num_attention_heads": 2,
-    "num_key_value_heads": 1, "head_dim": 4, "max_position_embeddings": 32, "pad_token_id": 0, "bos_token_id": 1,
+    "vocab_size": 20, "hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": NUM,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1, "head_dim": 4, "max_position_embeddings": 32, "pad_token_id": 0,
+    "bos_token_id": 1,
     "eos_token_id": 2,
 }  # fmt: skip
 FULL, SLIDING = "full_attention", "sliding_attention"
@@ -76,7 +79,8 @@ TEXTS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "deepseek": (
         "DeepseekV3",
         {
-            "first_k_dense_replace": 4, "n_routed_experts": 2, "kv_lora_rank": 4, "q_lora_rank": 4, "v_head_dim": 4,
+            "first_k_dense_replace": 4, "n_routed_experts": 2, "kv_lora_rank": 4, "q_lora_rank": 4,
+            "v_head_dim": 4,
             "qk_nope_head_dim": 4, "qk_rope_head_dim": 4, "num_key_value_heads": 2,
         },
         {"first_k_dense_replace": 6},
@@ -128,7 +132,8 @@ def test_language_models(name: str, build: Callable[..., Path]) -> None:
 
 TEXT = {key: value for key, value in SMALL.items() if key != "head_dim"}
 VISION = {
-    "hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": NUM, "num_attention_heads": 2, "image_size": 8,
+    "hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": NUM, "num_attention_heads": 2,
+    "image_size": 8,
     "patch_size": 4,
 }  # fmt: skip
 SIDES = {
@@ -151,7 +156,9 @@ def qwen2_vl(num: int) -> Any:
 
 def clip(num: int) -> Any:
     vision = VISION | {"num_hidden_layers": num}
-    return transformers.CLIPModel(transformers.CLIPConfig(text_config=TEXT, vision_config=vision, projection_dim=8))
+    return transformers.CLIPModel(
+        transformers.CLIPConfig(text_config=TEXT, vision_config=vision, projection_dim=8)
+    )
 
 
 PIXELS = {"pixel_values": torch.linspace(-1, 1, 192).reshape(1, 3, 8, 8)}
@@ -159,7 +166,8 @@ TOWERS: dict[str, tuple[Callable[[int], Any], str, str | None, dict[str, Any]]] 
     "qwen2-vl text": (qwen2_vl, "model.language_model.layers", "model.layers", {"input_ids": TOKENS}),
     "clip images": (clip, "vision_model.encoder.layers", None, {"input_ids": TOKENS} | PIXELS),
     "t5 decoder": (
-        lambda num: transformers.T5ForConditionalGeneration(transformers.T5Config(**T5, num_decoder_layers=num)),
+        lambda num: transformers.T5ForConditionalGeneration(transformers.T5Config(**T5,
+        num_decoder_layers=num)),
         "decoder.block", None, PAIR,
     ),
     "bart encoder": (

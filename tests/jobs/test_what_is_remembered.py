@@ -1,4 +1,5 @@
-"""Remembered scores, predictions, points and steps are of what is there now; a cache that fails stops nothing."""
+"""Remembered scores, predictions, points and steps are of what is there now; a cache that fails stops
+nothing."""
 
 from __future__ import annotations
 
@@ -30,7 +31,8 @@ SCORER = """
 import struct, sys
 print(sys.argv[1], file=open("calls.log", "a"))
 weights = open(sys.argv[1] + "/model.safetensors", "rb").read()
-value = struct.unpack("<f" if b'"F32"' in weights else "<e", weights[-4:] if b'"F32"' in weights else weights[-2:])[0]
+value = struct.unpack("<f" if b'"F32"' in weights else "<e", weights[-4:] if b'"F32"' in weights else
+weights[-2:])[0]
 print({})
 """
 COMMAND = f"{sys.executable} -S score.py {{checkpoint}}"
@@ -55,8 +57,10 @@ SCORER_OF_TABLES = """
 import json, struct, sys
 data = open(sys.argv[1] + "/model.safetensors", "rb").read()
 start = 8 + int.from_bytes(data[:8], "little")
-place = {name: start + entry["data_offsets"][0] for name, entry in json.loads(data[8:start]).items() if name in "wt"}
-print(10 * (struct.unpack_from("<f", data, place["w"])[0] == 0.5) + struct.unpack_from("<q", data, place["t"])[0])
+place = {name: start + entry["data_offsets"][0] for name, entry in json.loads(data[8:start]).items() if name
+in "wt"}
+print(10 * (struct.unpack_from("<f", data, place["w"])[0] == 0.5) + struct.unpack_from("<q", data,
+place["t"])[0])
 """
 
 
@@ -148,7 +152,9 @@ def test_no_cache_and_fresh_scores(three: Path) -> None:
     assert calls() == 1
 
 
-@pytest.mark.parametrize("damage", [lambda b: b"", lambda b: b[:-9], lambda b: b"x" * 99], ids=["empty", "cut", "x"])
+@pytest.mark.parametrize(
+    "damage", [lambda b: b"", lambda b: b[:-9], lambda b: b"x" * 99], ids=["empty", "cut", "x"]
+)
 def test_damaged_scores_are_scored_again(three: Path, damage: Callable[[bytes], bytes]) -> None:
     first = picks()
     for path in (cache_folder() / "scores").iterdir():
@@ -159,13 +165,18 @@ def test_damaged_scores_are_scored_again(three: Path, damage: Callable[[bytes], 
 def go(text: str, **options: Any) -> list[str]:
     Path("r.yaml").write_text(text)
     told: list[str] = []
-    run(Run(file=Path("r.yaml"), **options), ALONE, lambda e: told.append(e.message) if isinstance(e, Told) else None)
+    run(
+        Run(file=Path("r.yaml"), **options),
+        ALONE,
+        lambda e: told.append(e.message) if isinstance(e, Told) else None,
+    )
     return [message for message in told if message.startswith("step")]
 
 
 GREEDY = f"""
 steps:
-  g: {{command: merge greedy, refs: [m1, m2, m4], metric: score, direction: max, score_command: "{COMMAND}", out: g}}
+  g: {{command: merge greedy, refs: [m1, m2, m4], metric: score, direction: max, score_command: "{COMMAND}",
+  out: g}}
 """
 
 
@@ -178,7 +189,9 @@ steps:
     ],
     ids=["scorer", "helper", "config"],
 )
-def test_a_step_is_unchanged_only_with_what_it_read(three: Path, change: Callable[[], object], why: str) -> None:
+def test_a_step_is_unchanged_only_with_what_it_read(
+    three: Path, change: Callable[[], object], why: str
+) -> None:
     go(GREEDY)
     assert "complete and unchanged" in go(GREEDY)[0]
     change()
@@ -243,7 +256,9 @@ def render(seed: int) -> None:
 def images(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, ...]:
     monkeypatch.chdir(tmp_path)
     for plot in ("plane_plot", "path_plot"):  # nothing here looks at them
-        monkeypatch.setattr(f"soupkit.report.curves.{plot}", lambda path, *_values, **_options: path.write_bytes(b""))
+        monkeypatch.setattr(
+            f"soupkit.report.curves.{plot}", lambda path, *_values, **_options: path.write_bytes(b"")
+        )
     render(0)
     return tuple(str(built / f"m{number}") for number in range(3))
 
@@ -292,7 +307,10 @@ def test_a_cache_that_cannot_be_written_stops_nothing(
 
 def test_a_step_whose_data_changed_runs_again(images: tuple[str, ...]) -> None:
     refs = json.dumps(images[:2])
-    text = f"steps: {{g: {{command: merge greedy, refs: {refs}, metric: nll, out: g, data: imgs, num_held_out: 8}}}}"
+    text = (
+        f"steps: {{g: {{command: merge greedy, refs: {refs}, metric: nll, out: g, data: imgs, "
+        f"num_held_out: 8}}}}"
+    )
     go(text)
     assert "complete and unchanged" in go(text)[0]
     render(3)

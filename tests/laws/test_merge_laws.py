@@ -23,17 +23,26 @@ Tensors = dict[str, np.ndarray]
 Save = Callable[..., Path]
 
 # density 1 and normalized, where a law needs all entries and a mean
-GENTLE: dict[str, float] = {"density": 1.0, "normalize": 1.0, "gamma": 0.0, "epsilon": 0.0, "lambda": 1.0, "t": 0.25}
+GENTLE: dict[str, float] = {
+    "density": 1.0,
+    "normalize": 1.0,
+    "gamma": 0.0,
+    "epsilon": 0.0,
+    "lambda": 1.0,
+    "t": 0.25,
+}
 SPARSE: dict[str, float] = {"density": 0.3, "gamma": 0.05, "epsilon": 0.2, "lambda": 0.7, "t": 0.25}
 OTHERS: dict[str, float] = {
-    "weight": 1.0, "rows": 0, "rescale": 1, "normalize": 0, "task": 1, "threshold": 0.4, "agree": 2, "fence": 1.5,
+    "weight": 1.0, "rows": 0, "rescale": 1, "normalize": 0, "task": 1, "threshold": 0.4, "agree": 2,
+    "fence": 1.5,
     "iterations": 50, "tolerance": 1e-9, "floor": 1e-6, "shrink": 0.9, "scale": 1.0,
 }  # fmt: skip
 ALL = list(METHODS)
 ON_BASE = [name for name, method in METHODS.items() if method.base == "required"]
 ORDERED = ("slerp", "tall-mask", "fusion")
 ANY_ORDER = [name for name, method in METHODS.items() if not (name in ORDERED or "draws" in method.asks)]
-# Not among them: sums that scale with the number of models (consensus, tall-mask take no mean), and random masks.
+# Not among them: sums that scale with the number of models (consensus, tall-mask take no mean), and random
+# masks.
 IDENTITY = [name for name in ALL if name not in ("tall-mask",)]
 
 
@@ -76,7 +85,13 @@ def merge(
     memory = Memory(slots)
     seed = options.pop("seed", 0)
     streamed = merge_tensors(
-        Inputs(models, base), method, parameters, memory, slots=slots, seed=seed, options=StreamOptions(**options)
+        Inputs(models, base),
+        method,
+        parameters,
+        memory,
+        slots=slots,
+        seed=seed,
+        options=StreamOptions(**options),
     )
     return memory.tensors, streamed
 
@@ -107,14 +122,18 @@ def assert_same(a: Tensors, b: Tensors, *, rtol: float = 0.0, atol: float = 0.0)
     assert a.keys() == b.keys()
     for name in a:
         if rtol or atol:
-            np.testing.assert_allclose(a[name].astype(float), b[name].astype(float), rtol=rtol, atol=atol, err_msg=name)
+            np.testing.assert_allclose(
+                a[name].astype(float), b[name].astype(float), rtol=rtol, atol=atol, err_msg=name
+            )
         else:
             np.testing.assert_array_equal(a[name], b[name], err_msg=name)
 
 
 @pytest.mark.parametrize("name", IDENTITY)
 def test_identical_models_give_themselves(name: str) -> None:
-    copies = [{key: value.copy() for key, value in MODELS[0].items()} for _ in range(METHODS[name].inputs[1] or 3)]
+    copies = [
+        {key: value.copy() for key, value in MODELS[0].items()} for _ in range(METHODS[name].inputs[1] or 3)
+    ]
     base = BASE if name in ON_BASE else None
     values = GENTLE | ({"t": 10.0} if name == "nearswap" else {})
     merged, _ = merge(name, copies, base, values=values)
@@ -143,7 +162,8 @@ def test_lambda_zero_gives_the_base_and_lambda_scales(name: str) -> None:
 def test_shapes_and_dtypes_are_kept(name: str, dtype: Any) -> None:
     base = model(0, dtype=dtype)
     models = [
-        model(seed, dtype=dtype, around={key: value.astype(float) for key, value in base.items()}) for seed in (1, 2, 3)
+        model(seed, dtype=dtype, around={key: value.astype(float) for key, value in base.items()})
+        for seed in (1, 2, 3)
     ]
     chosen, _ = inputs_of(name, models)
     merged, _ = merge(name, chosen, base if name in ON_BASE else None)
@@ -155,7 +175,9 @@ def test_shapes_and_dtypes_are_kept(name: str, dtype: Any) -> None:
 @pytest.mark.parametrize("name", ALL)
 def test_low_precision_inputs_lose_nothing_but_the_last_rounding(name: str) -> None:
     """A merge of bfloat16 models is the merge of the same values in float32, rounded once."""
-    narrow = [{key: value.astype(ml_dtypes.bfloat16) for key, value in each.items()} for each in (BASE, *MODELS)]
+    narrow = [
+        {key: value.astype(ml_dtypes.bfloat16) for key, value in each.items()} for each in (BASE, *MODELS)
+    ]
     wide = [{key: value.astype(np.float32) for key, value in each.items()} for each in narrow]
     models, base = inputs_of(name, narrow[1:])
     wide_models, _ = inputs_of(name, wide[1:])
@@ -200,12 +222,15 @@ def test_another_seed_gives_other_bits(name: str) -> None:
 
 @pytest.mark.parametrize("name", ALL)
 def test_a_large_tensor_is_merged_in_pieces_as_a_whole(name: str) -> None:
-    """A tensor of several pieces and its first piece alone, where the method looks at entries or rows by themselves."""
+    """A tensor of several pieces and its first piece alone, where the method looks at entries or rows by
+    themselves."""
     if name in ("regmean",):
         pytest.skip("reads whole tensors")
     rng = np.random.default_rng(0)
     base = {"w": rng.normal(size=(2 * STRATUM // 64 + 3, 64)).astype(np.float32)}
-    models = [{"w": (base["w"] + 0.1 * rng.normal(size=base["w"].shape)).astype(np.float32)} for _ in range(3)]
+    models = [
+        {"w": (base["w"] + 0.1 * rng.normal(size=base["w"].shape)).astype(np.float32)} for _ in range(3)
+    ]
     chosen, _ = inputs_of(name, models)
     merged, streamed = merge(name, chosen, base if name in ON_BASE else None)
     assert np.isfinite(merged["w"]).all()
@@ -246,7 +271,9 @@ def test_rotating_the_inputs_rotates_the_merge(name: str) -> None:
 @pytest.mark.parametrize("name", ["nuslerp", "multislerp", "karcher"])
 def test_an_optional_base_moves_the_origin(name: str) -> None:
     """With a base, the merge is base + the merge of the differences."""
-    models, _ = inputs_of(name, [{key: value.astype(float) for key, value in each.items()} for each in MODELS])
+    models, _ = inputs_of(
+        name, [{key: value.astype(float) for key, value in each.items()} for each in MODELS]
+    )
     base = {key: value.astype(float) for key, value in BASE.items()}
     differences = [{key: each[key] - base[key] for key in base} for each in models]
     merged, _ = merge(name, models, base)

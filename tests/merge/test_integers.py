@@ -32,7 +32,9 @@ def linear(models: list[Any], **options: Any) -> tuple[Tensors, Streamed]:
     slots = check_compatible(models).slots
     memory = Memory(slots)
     names = [f"m{k}" for k in range(len(models))]
-    return memory.tensors, stream(models, uniform(names), memory, slots=slots, options=StreamOptions(**options))
+    return memory.tensors, stream(
+        models, uniform(names), memory, slots=slots, options=StreamOptions(**options)
+    )
 
 
 def by_method(models: list[Any], **options: Any) -> tuple[Tensors, Streamed]:
@@ -103,7 +105,9 @@ def test_only_counters_take_the_largest_unasked(engine: Engine, values: np.ndarr
     if counter:
         assert (engine(models)[0]["n"] == np.maximum(values, other)).all()
     else:
-        with pytest.raises(CompatibilityError, match=r"ingredient 1: integer tensor 'n' differs .*have no mean"):
+        with pytest.raises(
+            CompatibilityError, match=r"ingredient 1: integer tensor 'n' differs .*have no mean"
+        ):
             engine(models)
     assert (engine(models, integers="first")[0]["n"] == values).all()
     assert (engine([{"n": values}, {"n": values.copy()}])[0]["n"] == values).all()
@@ -118,7 +122,9 @@ def test_a_base_with_other_codes_is_told_of() -> None:
         memory = Memory(slots)
         given = {"weight": np.ones(1), "normalize": False}
         method, chosen = METHODS["task-arithmetic"], StreamOptions(**options)
-        merge_tensors(Inputs([model], base), method, lambda _: dict(given), memory, slots=slots, options=chosen)
+        merge_tensors(
+            Inputs([model], base), method, lambda _: dict(given), memory, slots=slots, options=chosen
+        )
         return memory.tensors
 
     with pytest.raises(CompatibilityError, match=r"ingredient 1: integer tensor 'n' differs"):

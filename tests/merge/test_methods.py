@@ -1,4 +1,5 @@
-"""Every method against a reference of its own: whole arrays, plain loops and sorts, straight from the papers."""
+"""Every method against a reference of its own: whole arrays, plain loops and sorts, straight from the
+papers."""
 
 from __future__ import annotations
 
@@ -83,7 +84,11 @@ def test_elections_with_any_weights(weight: list[float], normalize: bool) -> Non
 
 def test_ties_by_hand() -> None:
     """Two of three agree on plus, the third is trimmed away; then a cancelling pair; then a lone entry."""
-    arrays = [np.array([3.0, 2.0, 0.0, 0.1]), np.array([1.0, -2.0, 5.0, 0.1]), np.array([-0.5, 0.1, 0.1, -4.0])]
+    arrays = [
+        np.array([3.0, 2.0, 0.0, 0.1]),
+        np.array([1.0, -2.0, 5.0, 0.1]),
+        np.array([-0.5, 0.1, 0.1, -4.0]),
+    ]
     result = run("ties", arrays, weight=[1.0] * 3, density=[0.5, 0.75, 0.25], normalize=True)
     np.testing.assert_array_equal(result, [2.0, 0.0, 5.0, -4.0])
 
@@ -106,7 +111,9 @@ def test_breadcrumbs(name: str, shape: tuple[int, ...]) -> None:
 def test_task_arithmetic(normalize: bool) -> None:
     arrays, weight = vectors((4, 5)), [0.5, -0.25, 1.0]
     expected = reference_sum(arrays, weight, normalize)
-    np.testing.assert_allclose(run("task-arithmetic", arrays, weight=weight, normalize=normalize), expected, rtol=1e-14)
+    np.testing.assert_allclose(
+        run("task-arithmetic", arrays, weight=weight, normalize=normalize), expected, rtol=1e-14
+    )
 
 
 def test_weights_that_sum_to_zero_are_not_divided_by() -> None:
@@ -124,7 +131,9 @@ def test_tall_masks_and_consensus() -> None:
         expected = sum(arrays) * (sum(mask.astype(int) for mask in masks) >= agree)
         result = run("consensus", arrays, weight=[1.0] * 3, threshold=threshold, agree=agree)
         np.testing.assert_allclose(result, expected, rtol=1e-14)
-    np.testing.assert_allclose(run("tall-mask", arrays, task=1, threshold=threshold), total * masks[1], rtol=1e-14)
+    np.testing.assert_allclose(
+        run("tall-mask", arrays, task=1, threshold=threshold), total * masks[1], rtol=1e-14
+    )
 
 
 # Spheres.
@@ -135,7 +144,9 @@ def test_slerp_is_the_circle() -> None:
     a, b = np.array([1.0, 0.0, 0.0]), np.array([0.0, 1.0, 0.0])
     for t in (0.0, 0.3, 0.5, 1.0):
         angle = t * math.pi / 2
-        np.testing.assert_allclose(run("slerp", [a, b], t=t), [math.cos(angle), math.sin(angle), 0], atol=1e-15)
+        np.testing.assert_allclose(
+            run("slerp", [a, b], t=t), [math.cos(angle), math.sin(angle), 0], atol=1e-15
+        )
 
 
 def test_slerp_agrees_with_scipy() -> None:
@@ -208,7 +219,9 @@ def test_karcher_mean_is_where_the_logarithms_cancel() -> None:
         angle = math.acos(unit @ mean)
         gradient += share * angle / math.sin(angle) * (unit - (unit @ mean) * mean)
     assert np.linalg.norm(gradient) < 1e-8
-    assert np.linalg.norm(result) == pytest.approx(np.average([np.linalg.norm(a) for a in arrays], weights=weight))
+    assert np.linalg.norm(result) == pytest.approx(
+        np.average([np.linalg.norm(a) for a in arrays], weights=weight)
+    )
 
 
 def test_zero_tensors_on_the_sphere() -> None:
@@ -326,7 +339,9 @@ def test_regmean_solves_its_least_squares() -> None:
     np.testing.assert_allclose(result, expected, rtol=1e-10)
     diagonal = run("regmean", weights, weight=[1.0, 1.0], grams=grams, shrink=0.0)
     scales = [np.diag(gram) for gram in grams]
-    np.testing.assert_allclose(diagonal, (weights[0] * scales[0] + weights[1] * scales[1]) / sum(scales), rtol=1e-12)
+    np.testing.assert_allclose(
+        diagonal, (weights[0] * scales[0] + weights[1] * scales[1]) / sum(scales), rtol=1e-12
+    )
 
 
 def test_regmean_refuses_gram_matrices_that_do_not_fit() -> None:
@@ -349,7 +364,8 @@ def random_parameters(name: str, num: int, density: float, **more: Any) -> dict[
 
 @pytest.mark.parametrize("name", RANDOM)
 def test_random_methods_keep_every_entry_with_its_probability(name: str) -> None:
-    """Over many seeds: each entry is kept as often as it should be, and the rescaled results average to the input."""
+    """Over many seeds: each entry is kept as often as it should be, and the rescaled results average to the
+    input."""
     shape, density, seeds = (3, 8), 0.5, 2000
     (array,) = vectors(shape, num=1)
     results = np.stack(
@@ -371,7 +387,9 @@ def test_random_methods_keep_every_entry_with_its_probability(name: str) -> None
 @pytest.mark.parametrize("name", RANDOM)
 def test_random_masks_of_two_ingredients_are_independent(name: str) -> None:
     arrays = [np.ones((8, 32)), np.full((8, 32), 1000.0)]
-    sums = run(name, arrays, draws=Draws(0, "w"), **random_parameters(name, 2, 0.5, rescale=False, normalize=False))
+    sums = run(
+        name, arrays, draws=Draws(0, "w"), **random_parameters(name, 2, 0.5, rescale=False, normalize=False)
+    )
     both = np.isclose(sums, 1001.0).mean()
     assert 0.15 < both < 0.35
     assert {float(value) for value in np.unique(sums)} == {0.0, 1.0, 1000.0, 1001.0}
@@ -397,7 +415,14 @@ def test_without_rescaling_entries_stay_what_they_are() -> None:
 
 def test_della_refuses_probabilities_out_of_range() -> None:
     with pytest.raises(RecipeError, match="leaves the range from 0 to 1"):
-        run("della-ties", vectors((4, 4)), weight=[1.0] * 3, density=[0.1] * 3, epsilon=[0.5] * 3, draws=Draws(0, "w"))
+        run(
+            "della-ties",
+            vectors((4, 4)),
+            weight=[1.0] * 3,
+            density=[0.1] * 3,
+            epsilon=[0.5] * 3,
+            draws=Draws(0, "w"),
+        )
 
 
 # What is kept: exactly k, in pieces of any size.
@@ -408,7 +433,12 @@ SPARSE: dict[str, Callable[[float], dict[str, Any]]] = {
     "dare-linear": lambda density: {"density": [density], "draws": Draws(0, "w")},
     "dare-ties": lambda density: {"density": [density], "draws": Draws(0, "w")},
     "della-linear": lambda density: {"density": [density], "epsilon": [0.0], "draws": Draws(0, "w")},
-    "della-ties": lambda density: {"density": [density], "epsilon": [0.0], "draws": Draws(0, "w"), "normalize": False},
+    "della-ties": lambda density: {
+        "density": [density],
+        "epsilon": [0.0],
+        "draws": Draws(0, "w"),
+        "normalize": False,
+    },
     "breadcrumbs": lambda density: {"density": [density], "gamma": [0.05]},
     "breadcrumbs-ties": lambda density: {"density": [density], "gamma": [0.05]},
 }
@@ -435,7 +465,11 @@ def test_ties_go_to_the_lower_index(name: str) -> None:
 CUT_ANYWHERE = {
     "task-arithmetic": {"weight": np.array([1.0, 0.5])},
     "ties": {"weight": np.array([1.0, 0.5]), "density": np.array([0.3, 0.2])},
-    "breadcrumbs": {"weight": np.array([1.0, 0.5]), "density": np.array([0.3, 0.2]), "gamma": np.array([0.1, 0.01])},
+    "breadcrumbs": {
+        "weight": np.array([1.0, 0.5]),
+        "density": np.array([0.3, 0.2]),
+        "gamma": np.array([0.1, 0.01]),
+    },
     "consensus": {"weight": np.array([1.0, 0.5])},
     "dare-ties": {"weight": np.array([1.0, 0.5]), "density": np.array([0.3, 0.2]), "draws": Draws(0, "w")},
 }
@@ -455,7 +489,14 @@ def test_pieces_do_not_change_the_bits(name: str) -> None:
 def test_pieces_of_rows_do_not_change_the_bits_of_della() -> None:
     length = 1000
     arrays = vectors((100, length), num=2)
-    parameters = {"weight": np.ones(2), "density": np.full(2, 0.4), "epsilon": np.full(2, 0.2), "draws": Draws(0, "w")}
+    parameters = {
+        "weight": np.ones(2),
+        "density": np.full(2, 0.4),
+        "epsilon": np.full(2, 0.2),
+        "draws": Draws(0, "w"),
+    }
     whole, cut = Arrays(arrays), Arrays(arrays, piece=length * (STRATUM // length))
     function = METHODS["della-ties"].function
-    np.testing.assert_array_equal(whole.merged(function(whole, **parameters)), cut.merged(function(cut, **parameters)))
+    np.testing.assert_array_equal(
+        whole.merged(function(whole, **parameters)), cut.merged(function(cut, **parameters))
+    )

@@ -37,7 +37,9 @@ def spoilt(place: int, value: float) -> Any:
     return dataclasses.replace(METHODS["passthrough"], name="spoilt", function=function)
 
 
-def made(method: Any, tensors: dict[str, np.ndarray], *, dtype: str | None = None, **options: Any) -> np.ndarray:
+def made(
+    method: Any, tensors: dict[str, np.ndarray], *, dtype: str | None = None, **options: Any
+) -> np.ndarray:
     slots = check_compatible([tensors]).slots
     slots = {name: slot._replace(dtype=dtype or slot.dtype) for name, slot in slots.items()}
     memory = Memory(slots)
@@ -66,7 +68,11 @@ def test_a_shared_mask_hides_nothing_beside_it() -> None:
 
 @pytest.mark.parametrize("dtype", ["F16", "F8_E4M3", "F8_E5M2"])
 def test_a_number_too_large_for_the_dtype_is_an_overflow(dtype: str) -> None:
-    tensors = {"w": np.array([1, -np.inf, 2, 3], np.float32)} if dtype != "F8_E4M3" else {"w": np.ones(4, np.float32)}
+    tensors = (
+        {"w": np.array([1, -np.inf, 2, 3], np.float32)}
+        if dtype != "F8_E4M3"
+        else {"w": np.ones(4, np.float32)}
+    )
     with pytest.raises(CheckpointError, match=f"tensor 'w' overflows {dtype}"):
         made(spoilt(3, 1e6), tensors, dtype=dtype)
 

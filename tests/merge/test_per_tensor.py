@@ -66,7 +66,9 @@ def test_task_vectors_are_exact_to_the_last_bit() -> None:
 def test_hashes_of_tensors_that_straddle_blocks(save: Save) -> None:
     rng = np.random.default_rng(0)
     shapes = {"w": (BLOCK + 5,), "rows": (700, 777), "none": (0,), "one": ()}
-    tensors = [{name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()} for _ in range(3)]
+    tensors = [
+        {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()} for _ in range(3)
+    ]
     stored = [Checkpoint(save(str(k), each)) for k, each in enumerate(tensors)]
     for method in (ADD, METHODS["model-stock"]):
         keep = {"weight": np.ones(2)} if method is ADD else {}
@@ -155,7 +157,10 @@ def test_overflow_of_the_written_dtype_is_an_error() -> None:
 
 @pytest.mark.parametrize("dtype", [ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2])
 def test_fp8_in_and_out(dtype: Any) -> None:
-    base, model = {"w": np.array([1.0, -2.0, 0.5]).astype(dtype)}, {"w": np.array([1.5, -2.0, 0.25]).astype(dtype)}
+    base, model = (
+        {"w": np.array([1.0, -2.0, 0.5]).astype(dtype)},
+        {"w": np.array([1.5, -2.0, 0.25]).astype(dtype)},
+    )
     tensors, _ = add([model], base)
     np.testing.assert_array_equal(tensors["w"].astype(float), model["w"].astype(float))
     wide, _ = add([model, dict(model)], base, dtype="F32")
@@ -163,7 +168,10 @@ def test_fp8_in_and_out(dtype: Any) -> None:
 
 
 def test_mixed_dtypes_are_read_as_they_are() -> None:
-    base, model = {"w": np.array([1.0, 2.0], np.float16)}, {"w": np.array([1.5, 3.0]).astype(ml_dtypes.bfloat16)}
+    base, model = (
+        {"w": np.array([1.0, 2.0], np.float16)},
+        {"w": np.array([1.5, 3.0]).astype(ml_dtypes.bfloat16)},
+    )
     tensors, _ = add([model], base)
     assert tensors["w"].dtype == np.float32
     np.testing.assert_array_equal(tensors["w"], [1.5, 3.0])
@@ -177,7 +185,9 @@ def test_an_error_of_a_method_names_the_tensor() -> None:
     method = MergeMethod("refuse", refuse)
     slots = check_compatible([{"w": np.ones(2, np.float32)}]).slots
     with pytest.raises(RecipeError, match="tensor 'w': no") as caught:
-        merge_tensors(Inputs([{"w": np.ones(2, np.float32)}]), method, lambda _: {}, Memory(slots), slots=slots)
+        merge_tensors(
+            Inputs([{"w": np.ones(2, np.float32)}]), method, lambda _: {}, Memory(slots), slots=slots
+        )
     assert caught.value.hint == "never"
 
 
@@ -204,7 +214,8 @@ class Nowhere:
     def write(self, name, start, values): pass
 def run(name, stem):
     method = METHODS[name]
-    values = {"weight": np.ones(2), "density": np.full(2, 0.2), "gamma": np.full(2, 0.01), "epsilon": np.full(2, 0.1)}
+    values = {"weight": np.ones(2), "density": np.full(2, 0.2), "gamma": np.full(2, 0.01), "epsilon":
+    np.full(2, 0.1)}
     values |= {"t": 0.3, "task": 0, "scale": 1.0}
     if name == "sce": values["density"] = 0.2
     given = {key: value for key, value in values.items() if key in method.parameters}
@@ -212,7 +223,8 @@ def run(name, stem):
     models = found[: (method.inputs[1] or 2)]
     inputs = Inputs(models, found[2] if method.base == "required" else None)
     slots = check_compatible(found).slots
-    merge_tensors(inputs, method, lambda _: dict(given), Nowhere(), slots=slots, options=StreamOptions(threads=1))
+    merge_tensors(inputs, method, lambda _: dict(given), Nowhere(), slots=slots,
+    options=StreamOptions(threads=1))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 for name in names:
     if (child := os.fork()) == 0:
@@ -228,7 +240,8 @@ BOUNDED = [name for name, method in METHODS.items() if method.pieces != "tensor"
 
 @pytest.fixture(scope="module")
 def grown(tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
-    """MB by which each method grows from tensors of 1 MB to ones of 32 MB: in forks of a process that ran nothing."""
+    """MB by which each method grows from tensors of 1 MB to ones of 32 MB: in forks of a process that ran
+    nothing."""
     from soupkit.checkpoint.tensors import write_tensors
 
     folder = tmp_path_factory.mktemp("large")
@@ -244,5 +257,6 @@ def grown(tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
 
 @pytest.mark.parametrize("name", BOUNDED)
 def test_memory_does_not_grow_with_the_tensor(name: str, grown: dict[str, float]) -> None:
-    """The table's promise: a piece, or at most 16 MB more to find a cut; never the tensor (3 × 64 MB in float64)."""
+    """The table's promise: a piece, or at most 16 MB more to find a cut; never the tensor (3 × 64 MB in
+    float64)."""
     assert grown[name] < (18 if "8 MB" in METHODS[name].memory else 6)

@@ -1,4 +1,5 @@
-"""Running averages as mixtures: closed forms against stepping, timm's decay, and the integrals of post-hoc EMA."""
+"""Running averages as mixtures: closed forms against stepping, timm's decay, and the integrals of post-hoc
+EMA."""
 
 from __future__ import annotations
 
@@ -69,7 +70,9 @@ def test_swa_rates_are_those_of_the_exact_mean() -> None:
 
 
 def test_the_warmup_is_timms() -> None:
-    utils = pytest.importorskip("soupkit.task.torchvision_ops") and pytest.importorskip("timm.utils.model_ema")
+    utils = pytest.importorskip("soupkit.task.torchvision_ops") and pytest.importorskip(
+        "timm.utils.model_ema"
+    )
     torch = pytest.importorskip("torch")
     for start, gamma, power in ((0, 1.0, 2 / 3), (7, 12.0, 0.75)):
         theirs = utils.ModelEmaV3(
@@ -82,7 +85,8 @@ def test_the_warmup_is_timms() -> None:
 
 
 def test_widths_are_the_papers() -> None:
-    """Karras et al. 2024, §3.1: σ_rel 0.05 and 0.10 are γ 16.97 and 6.94; the width is that of the profile."""
+    """Karras et al. 2024, §3.1: σ_rel 0.05 and 0.10 are γ 16.97 and 6.94; the width is that of the
+    profile."""
     assert PowerEma.of_width(0.05).gamma == pytest.approx(16.97, abs=5e-3)
     assert PowerEma.of_width(0.10).gamma == pytest.approx(6.94, abs=5e-3)
     for sigma in (0.01, 0.05, 0.2, 0.28):
@@ -99,7 +103,8 @@ def test_the_profile_is_the_coefficients() -> None:
 
 
 def continuous_solution(snapshots: Sequence[Snapshot], target: Snapshot) -> np.ndarray:
-    """The paper's least squares, its integrals done numerically, with the sum of coefficients fixed to one."""
+    """The paper's least squares, its integrals done numerically, with the sum of coefficients fixed to
+    one."""
 
     def product(a: Snapshot, b: Snapshot) -> float:
         p = lambda s, t: (s.rule.gamma + 1) * t**s.rule.gamma / s.step ** (s.rule.gamma + 1)  # noqa: E731
@@ -118,7 +123,9 @@ def test_synthesis_tends_to_the_papers_integrals() -> None:
     tracked = [PowerEma.of_width(sigma) for sigma in (0.05, 0.1)]
     for num_steps, tolerance in ((400, 2e-2), (40_000, 2e-4)):
         snapshots = [
-            Snapshot(rule, t) for rule in tracked for t in range(num_steps // 4, num_steps + 1, num_steps // 4)
+            Snapshot(rule, t)
+            for rule in tracked
+            for t in range(num_steps // 4, num_steps + 1, num_steps // 4)
         ]
         target = Snapshot(PowerEma.of_width(0.15), num_steps)
         found, _ = synthesise(snapshots, target)
@@ -126,7 +133,8 @@ def test_synthesis_tends_to_the_papers_integrals() -> None:
 
 
 def test_synthesis_finds_an_ema_that_was_not_kept() -> None:
-    """A random walk of weights: the mixture of snapshots is close to the EMA that stepping would have kept."""
+    """A random walk of weights: the mixture of snapshots is close to the EMA that stepping would have
+    kept."""
     weights = np.random.default_rng(0).normal(size=(1024, 50)).cumsum(axis=0)
     tracked = [PowerEma.of_width(sigma) for sigma in (0.05, 0.1)]
     snapshots = [Snapshot(rule, t) for rule in tracked for t in range(128, 1025, 128)]

@@ -66,7 +66,9 @@ def test_few_numbers_are_held(monkeypatch: pytest.MonkeyPatch) -> None:
     """The candidates that are partitioned stay few, whatever the size of the tensor."""
     held = []
     partition = np.partition
-    monkeypatch.setattr(np, "partition", lambda values, place: held.append(values.size) or partition(values, place))
+    monkeypatch.setattr(
+        np, "partition", lambda values, place: held.append(values.size) or partition(values, place)
+    )
     monkeypatch.setattr(select, "MOST_CANDIDATES", 1000)
     rng = np.random.default_rng(0)
     cut(Arrays([rng.normal(size=200_000)], piece=4096), [40_000])

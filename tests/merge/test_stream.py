@@ -49,7 +49,10 @@ def models(count: int, dtype: Any, *, seed: int = 0) -> list[Tensors]:
     shapes: dict[str, tuple[int, ...]] = {"a": (300, 7), "b": (5,), "c": (), "d": (2, 3, 4), "e": (0, 3)}
     base = {name: rng.normal(size=shape) for name, shape in shapes.items()}
     return [
-        {name: np.asarray(value + 0.1 * rng.normal(size=value.shape)).astype(dtype) for name, value in base.items()}
+        {
+            name: np.asarray(value + 0.1 * rng.normal(size=value.shape)).astype(dtype)
+            for name, value in base.items()
+        }
         for _ in range(count)
     ]
 
@@ -72,7 +75,9 @@ def test_every_dtype_matches_a_float64_reference(dtype: Any) -> None:
     for name in ingredients[0]:
         exact = sum(c * model[name].astype(np.float64) for c, model in zip(coefficients, ingredients))
         if dtype is np.float64:
-            np.testing.assert_allclose(result[name], exact, rtol=1e-12, atol=1e-14)  # ours sums in long double
+            np.testing.assert_allclose(
+                result[name], exact, rtol=1e-12, atol=1e-14
+            )  # ours sums in long double
         else:
             np.testing.assert_array_equal(result[name], nearest(np.asarray(exact), np.dtype(dtype)))
 
@@ -103,9 +108,13 @@ def test_narrow_dtypes_are_rounded_once(name: str, data: st.DataObject) -> None:
     # values just beside the midpoints of the narrow dtype: where rounding twice goes wrong
     middle = np.array(drawn).astype(dtype).astype(np.float64)
     step = (
-        np.abs(np.spacing(np.array(drawn).astype(dtype)).astype(np.float64)) / 2 if name == "F16" else middle * 2.0**-8
+        np.abs(np.spacing(np.array(drawn).astype(dtype)).astype(np.float64)) / 2
+        if name == "F16"
+        else middle * 2.0**-8
     )
-    values = np.concatenate([drawn, middle + step, (middle + step) * (1 + 2.0**-40), (middle + step) * (1 - 2.0**-40)])
+    values = np.concatenate(
+        [drawn, middle + step, (middle + step) * (1 + 2.0**-40), (middle + step) * (1 - 2.0**-40)]
+    )
     values = values[np.abs(values) <= limit]
     out = np.empty(values.size, dtype)
     with np.errstate(all="ignore"):
@@ -123,7 +132,8 @@ def test_rounding_keeps_nan_and_infinities() -> None:
 
 
 def test_double_rounding_would_differ() -> None:
-    """1 + 2⁻⁸ + 2⁻³³: float32 rounds it onto bfloat16's midpoint, from where ties-to-even goes down, not up."""
+    """1 + 2⁻⁸ + 2⁻³³: float32 rounds it onto bfloat16's midpoint, from where ties-to-even goes down, not
+    up."""
     value = np.array([1 + 2.0**-8 + 2.0**-33])
     out = np.empty(1, ml_dtypes.bfloat16)
     Rounding(1).into(value.copy(), out)
@@ -133,7 +143,9 @@ def test_double_rounding_would_differ() -> None:
 
 @pytest.mark.parametrize("kind", ["F32", "BF16"])
 def test_the_bits_depend_on_nothing_but_the_weights(kind: str, save: Save) -> None:
-    ingredients = [{"big": np.tile(model["a"].reshape(-1), 200), **model} for model in models(3, NUMPY_DTYPES[kind])]
+    ingredients = [
+        {"big": np.tile(model["a"].reshape(-1), 200), **model} for model in models(3, NUMPY_DTYPES[kind])
+    ]
     assert ingredients[0]["big"].size > BLOCK
     mixture = weighted(names(3), [0.2, 0.3, 0.5])
     reference = combine(ingredients, mixture)
@@ -291,4 +303,8 @@ def test_a_mixture_survives_json() -> None:
     mixture = Mixture(("a", "b"), np.array([[0.1, 1 / 3], [0.9, 2 / 3]]), 3.0, {"x": 1})
     again = Mixture.from_json(json.loads(json.dumps(mixture.to_json())))
     assert again.coefficients.tobytes() == mixture.coefficients.tobytes()
-    assert (again.ingredients, again.divisor, again.blocks) == (mixture.ingredients, mixture.divisor, mixture.blocks)
+    assert (again.ingredients, again.divisor, again.blocks) == (
+        mixture.ingredients,
+        mixture.divisor,
+        mixture.blocks,
+    )

@@ -11,27 +11,57 @@ TWO = "models: [{model: fa}, {model: fb}]\n"
 
 def one(parameters: str, *, more: str = "") -> str:
     """A linear merge of two models, the first with some parameters."""
-    return f"{L}models: [{{model: fa, parameters: {parameters}}}, {{model: fb, parameters: {{weight: 0.5}}}}]\n{more}"
+    return (
+        f"{L}models: [{{model: fa, parameters: {parameters}}}, {{model: fb, parameters: {{weight: "
+        f"0.5}}}}]\n{more}"
+    )
 
 
 REFUSED = {
     "models null": (L + "models:\n", "either `models` or `slices`, got neither"),
-    "models and slices": (L + M + "slices: [{sources: [{model: a, layer_range: [0, 1]}]}]\n", "models and slices"),
+    "models and slices": (
+        L + M + "slices: [{sources: [{model: a, layer_range: [0, 1]}]}]\n",
+        "models and slices",
+    ),
     "models a mapping": (L + "models: {model: fa}\n", "models: expected a list"),
     "models of strings": (L + "models: [fa, fb]\n", "the model 'fa'"),
     "slices of strings": (L + "slices: [fa]\n", r"slices\[0\]: expected key: value pairs"),
-    "sources missing": (L + "slices: [{parameters: {weight: 1}}]\n", r"slices\[0\].sources: expected a list, got null"),
-    "no layer_range": (L + "slices: [{sources: [{model: fa}]}]\n", "layer_range: expected .FIRST, STOP., got null"),
-    "layer_range of one": (P + "slices: [{sources: [{model: fa, layer_range: [4]}]}]\n", "expected .FIRST, STOP."),
-    "of three": (P + "slices: [{sources: [{model: fa, layer_range: [0, 1, 2]}]}]\n", "expected .FIRST, STOP."),
+    "sources missing": (
+        L + "slices: [{parameters: {weight: 1}}]\n",
+        r"slices\[0\].sources: expected a list, got null",
+    ),
+    "no layer_range": (
+        L + "slices: [{sources: [{model: fa}]}]\n",
+        "layer_range: expected .FIRST, STOP., got null",
+    ),
+    "layer_range of one": (
+        P + "slices: [{sources: [{model: fa, layer_range: [4]}]}]\n",
+        "expected .FIRST, STOP.",
+    ),
+    "of three": (
+        P + "slices: [{sources: [{model: fa, layer_range: [0, 1, 2]}]}]\n",
+        "expected .FIRST, STOP.",
+    ),
     "a string": (P + "slices: [{sources: [{model: fa, layer_range: '0-4'}]}]\n", "expected .FIRST, STOP."),
-    "floats": (P + "slices: [{sources: [{model: fa, layer_range: [0, 2.5]}]}]\n", "expected an integer, got 2.5"),
-    "words": (P + "slices: [{sources: [{model: fa, layer_range: [0, x]}]}]\n", "expected an integer, got 'x'"),
-    "booleans": (P + "slices: [{sources: [{model: fa, layer_range: [false, true]}]}]\n", "expected an integer"),
+    "floats": (
+        P + "slices: [{sources: [{model: fa, layer_range: [0, 2.5]}]}]\n",
+        "expected an integer, got 2.5",
+    ),
+    "words": (
+        P + "slices: [{sources: [{model: fa, layer_range: [0, x]}]}]\n",
+        "expected an integer, got 'x'",
+    ),
+    "booleans": (
+        P + "slices: [{sources: [{model: fa, layer_range: [false, true]}]}]\n",
+        "expected an integer",
+    ),
     "to -1": (P + "slices: [{sources: [{model: fa, layer_range: [0, -1]}]}]\n", "holds no layers"),
     "reversed": (P + "slices: [{sources: [{model: fa, layer_range: [3, 1]}]}]\n", "holds no layers"),
     "empty": (P + "slices: [{sources: [{model: fa, layer_range: [2, 2]}]}]\n", "holds no layers"),
-    "infinite": (P + "slices: [{sources: [{model: fa, layer_range: [0, .inf]}]}]\n", "expected an integer, got inf"),
+    "infinite": (
+        P + "slices: [{sources: [{model: fa, layer_range: [0, .inf]}]}]\n",
+        "expected an integer, got inf",
+    ),
     "two sources": (
         P + "slices: [{sources: [{model: fa, layer_range: [0,2]}, {model: fb, layer_range: [0,2]}]}]\n",
         "passthrough: 2 models, expected 1",
@@ -57,7 +87,10 @@ REFUSED = {
     "weight []": (one("{weight: []}"), "expected a number or a list of numbers"),
     "weight [[1]]": (one("{weight: [[1]]}"), "expected a number or a list of numbers"),
     "gradient of words": (one("{weight: [a, b]}"), "got 'a'"),
-    "one condition": (one("{weight: {filter: mlp, value: 0.3}}"), "'weight' is missing for the tensors that no filter"),
+    "one condition": (
+        one("{weight: {filter: mlp, value: 0.3}}"),
+        "'weight' is missing for the tensors that no filter",
+    ),
     "no value": (one("{weight: [{filter: mlp}, {value: 1}]}"), "has no value"),
     "filter list": (one("{weight: [{filter: [q, k], value: 1}, {value: 1}]}"), "filter: expected text"),
     "filter pattern": (one("{weight: [{filter: 'q*', value: 1}, {value: 1}]}"), "is in no tensor's name"),
@@ -89,8 +122,14 @@ REFUSED = {
     "typo in a parameter": (one("{weight: 1, wieght: 2}"), "did you mean 'weight'"),
     "typo in a model": (L + "models: [{model: fa, paramters: {weight: 1}}]\n", "did you mean 'parameters'"),
     "typo at the top": (L + M + "base_modle: x\n", "did you mean 'base_model'"),
-    "typo in a slice": (L + "slices: [{source: [{model: a, layer_range: [0, 1]}]}]\n", "did you mean 'sources'"),
-    "typo in a source": (P + "slices: [{sources: [{model: a, layer_rnage: [0, 1]}]}]\n", "did you mean 'layer_range'"),
+    "typo in a slice": (
+        L + "slices: [{source: [{model: a, layer_range: [0, 1]}]}]\n",
+        "did you mean 'sources'",
+    ),
+    "typo in a source": (
+        P + "slices: [{sources: [{model: a, layer_rnage: [0, 1]}]}]\n",
+        "did you mean 'layer_range'",
+    ),
     "typo in a reference": (L + "models: [{model: {modle: a, model: b}}]\n", "did you mean 'model'"),
     "typo in a path": (L + "models: [{model: {model: {path: a, revison: b}}}]\n", "did you mean 'revision'"),
     "typo in tokenizer": (L + M + "tokenizer: {sourc: base}\n", "did you mean 'source'"),
@@ -104,8 +143,14 @@ REFUSED = {
         "no effect",
     ),
     "a key that is no text": (L + M + "3: x\n", "the key 3 is not text"),
-    "slerp of three": ("merge_method: slerp\nbase_model: base\n" + TWO + "parameters: {t: 0.5}\n", "2 models beside"),
-    "slerp without base": ("merge_method: slerp\n" + TWO + "parameters: {t: 0.5}\n", "slerp without base_model"),
+    "slerp of three": (
+        "merge_method: slerp\nbase_model: base\n" + TWO + "parameters: {t: 0.5}\n",
+        "2 models beside",
+    ),
+    "slerp without base": (
+        "merge_method: slerp\n" + TWO + "parameters: {t: 0.5}\n",
+        "slerp without base_model",
+    ),
     "t without a rest": (
         "merge_method: slerp\nbase_model: fa\n" + TWO + "parameters: {t: [{filter: mlp, value: 1}]}\n",
         "'t' is",
@@ -131,7 +176,10 @@ REFUSED = {
     "two revisions": (L + "models: [{model: a@b@c}]\n", "PATH@REVISION"),
     "a pattern": (L + "models: [{model: 'runs/*'}]\n", "is a pattern"),
     "spaces": (L + "models: [{model: ' fa '}]\n", "spaces around it"),
-    "architecture": (L + "models: [{model: {model: a, override_architecture: X}}]\n", "knows no architectures"),
+    "architecture": (
+        L + "models: [{model: {model: a, override_architecture: X}}]\n",
+        "knows no architectures",
+    ),
     "base a list": (T.replace("base_model: base", "base_model: [base]") + M, "base_model: the model"),
     "dtype a list": (L + M + "dtype: [float32]\n", "dtype: expected text"),
     "out_dtype": (L + M + "out_dtype: fp8\n", "dtype 'fp8'"),
@@ -140,7 +188,10 @@ REFUSED = {
     "union": (L + M + "tokenizer_source: union\n", "built from several"),
     "tokenizer {}": (L + M + "tokenizer: {}\n", "built from several"),
     "tokens": (L + M + "tokenizer: {source: base, tokens: {a: {source: fa}}}\n", "makes no new rows"),
-    "both": (L + M + "tokenizer: {source: base}\ntokenizer_source: base\n", "both tokenizer_source and tokenizer"),
+    "both": (
+        L + M + "tokenizer: {source: base}\ntokenizer_source: base\n",
+        "both tokenizer_source and tokenizer",
+    ),
     "another tokenizer": (
         L + M + "base_model: fa\ntokenizer_source: fb\n",
         "the tokenizer of fb with the configuration",
@@ -170,7 +221,10 @@ REFUSED = {
     "boolean gradient": (T + M + "parameters: {normalize: [true, false]}\n", "a gradient of booleans"),
     "boolean 2": (T + M + "parameters: {normalize: 2}\n", "expected true or false"),
     "mask a word": (T + M + "parameters: {int8_mask: perhaps}\n", "expected true or false"),
-    "max_iter 2.5": ("merge_method: karcher\n" + TWO + "parameters: {max_iter: 2.5}\n", "expected an integer"),
+    "max_iter 2.5": (
+        "merge_method: karcher\n" + TWO + "parameters: {max_iter: 2.5}\n",
+        "expected an integer",
+    ),
     "a filter of a moved layer": (
         P + "slices: [{sources: [{model: a, layer_range: [2, 4], parameters: "
         "{scale: [{filter: layers.3., value: 2}]}}]}]\n",
@@ -191,5 +245,8 @@ REFUSED = {
     ),
     "no text": ("", "it is no mapping"),
     "text": ("hello", "it is no mapping"),
-    "a long filter": (one("{weight: [{filter: " + "x" * 3000 + ", value: 1}, {value: 1}]}"), "is in no tensor's name"),
+    "a long filter": (
+        one("{weight: [{filter: " + "x" * 3000 + ", value: 1}, {value: 1}]}"),
+        "is in no tensor's name",
+    ),
 }

@@ -12,9 +12,15 @@ from soupkit.errors import RecipeError
 from soupkit.recipe.expect import parse_condition
 
 RESULTS: dict[str, Any] = {
-    "soup": {"metrics": {"test": {"top1": {"value": 0.9, "standard_error": 0.01}}}, "picks": [4, 7], "note": "fine"},
+    "soup": {
+        "metrics": {"test": {"top1": {"value": 0.9, "standard_error": 0.01}}},
+        "picks": [4, 7],
+        "note": "fine",
+    },
     "best": {"test": {"top1": {"value": 0.85}}, "num": 3},
-    "several": {"metrics": {"runs/v1.5": {"test": {"top1": 0.5}}, "runs/v1": {"test": {"top1": 0.6}}, "a b": {"x": 1}}},
+    "several": {
+        "metrics": {"runs/v1.5": {"test": {"top1": 0.5}}, "runs/v1": {"test": {"top1": 0.6}}, "a b": {"x": 1}}
+    },
     "one": {"metrics": {"test": {"top1": 0.7}}, "inputs": [{"reference": "../runs/v1.5"}]},
     "files": {"files": {"model-1.0.safetensors": {"bytes": 12}, "model-1": {"0": 1}}},
 }
@@ -122,7 +128,13 @@ def test_exit_codes_tell_unmet_from_impossible(
     monkeypatch.chdir(tmp_path)
     for k in range(2):
         save(f"m.{k}", {"w": np.full(3, k, np.float32)})
-    step = {"command": "merge uniform", "refs": ["m.0", "m.1"], "threads": 1, "out": "o", "expect": [condition]}
+    step = {
+        "command": "merge uniform",
+        "refs": ["m.0", "m.1"],
+        "threads": 1,
+        "out": "o",
+        "expect": [condition],
+    }
     Path("r.yaml").write_text(json.dumps({"steps": {"s": step}}))
     assert run_command_line(["run", "r.yaml", "--quiet"]) == code
     assert Path("o").exists() == written

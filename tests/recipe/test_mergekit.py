@@ -27,14 +27,19 @@ def test_plain_numbers_become_options() -> None:
         {
             "merge_method": "della",
             "base_model": "base",
-            "models": [*models("a", weight=0.5, density=0.3), *models("b", weight=1, density=0.6), {"model": "base"}],
+            "models": [
+                *models("a", weight=0.5, density=0.3),
+                *models("b", weight=1, density=0.6),
+                {"model": "base"},
+            ],
             "parameters": {"lambda": 0.7, "epsilon": 0.05, "int8_mask": True},
             "dtype": "bfloat16",
         }
     )
     assert found.command == "merge della-ties"
     assert found.options == {
-        "base": "base", "refs": ["a", "b"], "weight": [0.5, 1], "density": [0.3, 0.6], "lambda": 0.7, "epsilon": 0.1,
+        "base": "base", "refs": ["a", "b"], "weight": [0.5, 1], "density": [0.3, 0.6], "lambda": 0.7,
+        "epsilon": 0.1,
         "normalize": True, "dtype": "bfloat16",
     }  # fmt: skip
     assert any("--seed" in note for note in found.notes)
@@ -80,12 +85,16 @@ def test_every_translation_is_a_recipe(name: str) -> None:
 
 
 def test_slerp_starts_at_the_base() -> None:
-    found = read({"merge_method": "slerp", "base_model": "b", "models": models("a", "b"), "parameters": {"t": 0.3}})
+    found = read(
+        {"merge_method": "slerp", "base_model": "b", "models": models("a", "b"), "parameters": {"t": 0.3}}
+    )
     assert found.options["refs"] == ["b", "a"]
 
 
 def test_adapters_are_named_by_themselves() -> None:
-    found = read({"merge_method": "task_arithmetic", "base_model": "base", "models": models("base+lora", weight=1)})
+    found = read(
+        {"merge_method": "task_arithmetic", "base_model": "base", "models": models("base+lora", weight=1)}
+    )
     assert found.options["refs"] == ["lora"]
 
 
@@ -98,8 +107,14 @@ def test_adapters_are_named_by_themselves() -> None:
         ({"merge_method": "ties", "models": models("a", weight=1)}, "ties without base_model"),
         ({"merge_method": "ties", "models": models("a"), "base_model": "b"}, "'weight' is missing"),
         ({"merge_method": "linear", "models": models("a", weight=1, wieght=1)}, "the parameter 'wieght'"),
-        ({"merge_method": "linear", "models": models("a", weight=1), "modules": {}}, "does not know the key 'modules'"),
-        ({"merge_method": "linear", "models": models("a", weight=1), "tokenizer_source": "union"}, "a tokenizer built"),
+        (
+            {"merge_method": "linear", "models": models("a", weight=1), "modules": {}},
+            "does not know the key 'modules'",
+        ),
+        (
+            {"merge_method": "linear", "models": models("a", weight=1), "tokenizer_source": "union"},
+            "a tokenizer built",
+        ),
         ({"merge_method": "linear", "models": models("a", weight=1), "dtype": "int4"}, "dtype 'int4'"),
         ({"merge_method": "linear", "models": ["a"]}, "the model 'a'"),
         ({"merge_method": "passthrough", "models": models("a", "b")}, "passthrough: 2 models, expected 1"),

@@ -68,7 +68,9 @@ def test_a_base_with_an_adapter_and_the_base_of_a_slice() -> None:
     assert found.options["refs"] == ["base+two", "base"]
     assert found.config == "base"
     sources = "{model: a, layer_range: [1, 3], parameters: {weight: 1}}, {model: own, layer_range: [0, 2]}"
-    sliced = read(f"merge_method: ties\nbase_model: base\nslices: [{{base_model: own, sources: [{sources}]}}]\n")
+    sliced = read(
+        f"merge_method: ties\nbase_model: base\nslices: [{{base_model: own, sources: [{sources}]}}]\n"
+    )
     assert sliced.options["base"] == "own"
     assert sliced.options["layers"] == ["1:3", "0:2"]
     assert sliced.config == "base"
@@ -81,7 +83,9 @@ def test_the_configuration_is_that_of_base_model() -> None:
     second = read(f"{L}{M}base_model: fb\ntokenizer_source: base\n")
     assert (second.command, second.config, second.tokenizer) == ("merge linear", "fb", "fb")
     assert read(f"{L}{M}tokenizer_source: fb\n").config == "fb"
-    assert read(f"{P}base_model: c\nslices: [{{sources: [{{model: a, layer_range: [0, 2]}}]}}]\n").config == "c"
+    assert (
+        read(f"{P}base_model: c\nslices: [{{sources: [{{model: a, layer_range: [0, 2]}}]}}]\n").config == "c"
+    )
 
 
 def test_karcher_takes_the_base_for_one_more_model() -> None:
@@ -156,7 +160,12 @@ def test_slices_with_parameters_of_their_own() -> None:
          "parameters": {"t": 0.1}},
         {"sources": [{"model": "base", "layer_range": [1, 4]}, {"model": "a", "layer_range": [1, 4]}]},
     ]  # fmt: skip
-    config = {"merge_method": "slerp", "base_model": "base", "slices": slices, "parameters": {"t": [0.5, 1.0]}}
+    config = {
+        "merge_method": "slerp",
+        "base_model": "base",
+        "slices": slices,
+        "parameters": {"t": [0.5, 1.0]},
+    }
     text = yaml.safe_dump(config)
     assert read(text).options["layers"] == ["0:2,1:4"]
     found = {name: values(text, name, "t", names=LAYERS)[0] for name in LAYERS}
@@ -176,7 +185,10 @@ def test_conditions_alone_are_enough_for_a_step_length() -> None:
     ("text", "note"),
     [
         (T + M + "parameters: {density: 0.3}\n", "density has no effect in task_arithmetic"),
-        ("merge_method: nuslerp\n" + M + "parameters: {nuslerp_row_wise: 1.0}\n", "no effect while nuslerp_flatten"),
+        (
+            "merge_method: nuslerp\n" + M + "parameters: {nuslerp_row_wise: 1.0}\n",
+            "no effect while nuslerp_flatten",
+        ),
         (L + M + "dtype: bfloat16\nout_dtype: float32\n", "rounds to bfloat16"),
         (L + M + "name: mine\n", "name 'mine'"),
     ],
@@ -199,5 +211,10 @@ def test_every_method_reads_a_slice() -> None:
         models = models[1:2] if name == "passthrough" else models
         sources: list[dict[str, Any]] = [{"model": model, "layer_range": [1, 3]} for model in models]
         required = dict.fromkeys(method.required, 0.5)
-        config = {"merge_method": name, "base_model": "base", "slices": [{"sources": sources}], "parameters": required}
+        config = {
+            "merge_method": name,
+            "base_model": "base",
+            "slices": [{"sources": sources}],
+            "parameters": required,
+        }
         assert read(yaml.safe_dump(config)).options["layers"] == ["1:3"], name

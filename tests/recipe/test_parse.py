@@ -116,7 +116,9 @@ def test_messages_name_place_key_value_and_expectation() -> None:
     assert error.exit_code == 2
     assert refusal({"refs": ["a"], "limit": "x"}).message == "limit is 'x', expected an integer"
     assert refusal({"refs": ["a"], "count": None}).message == "count is null, expected an integer"
-    assert refusal({"refs": ["a"], "kind": "medain"}).message == "kind is 'medain', expected one of mean, median"
+    assert (
+        refusal({"refs": ["a"], "kind": "medain"}).message == "kind is 'medain', expected one of mean, median"
+    )
     assert refusal({"refs": ["a"], "kind": "medain"}).hint == "did you mean 'median'?"
     assert refusal({"refs": "a"}).hint == "write a list: refs: [a]"
 
@@ -142,7 +144,8 @@ def test_dashes_are_not_keys_but_are_understood() -> None:
 
 def test_round_trip_through_json() -> None:
     recipe = parse_recipe(
-        Everything, {"refs": ["a", "b"], "out": "x/y", "points": "0,0.1", "limit": 3, "rate": 0.1 + 0.2, "flag": True}
+        Everything,
+        {"refs": ["a", "b"], "out": "x/y", "points": "0,0.1", "limit": 3, "rate": 0.1 + 0.2, "flag": True},
     )
     values = json.loads(json.dumps(recipe_to_json(recipe)))
     assert set(values) == {field.name for field in dataclasses.fields(Everything)}

@@ -77,7 +77,9 @@ def write(recipe: Any, command: str, value: float, inputs: list[dict[str, Any]])
             command=command,
             recipe=recipe_to_json(recipe),
             inputs=inputs,
-            outputs={"files": {"model.safetensors": {"bytes": (directory / "model.safetensors").stat().st_size}}},
+            outputs={
+                "files": {"model.safetensors": {"bytes": (directory / "model.safetensors").stat().st_size}}
+            },
             metrics={"test": {"sum": {"value": value}}},
         )
         manifest.write(directory)
@@ -114,7 +116,9 @@ def test_a_second_run_does_nothing_and_returns_the_same(go: Callable[..., list[s
     assert results["soup"]["metrics"]["test"]["sum"]["value"] == 6
 
 
-def test_a_changed_option_runs_its_step_and_what_reads_it(go: Callable[..., list[str]], tmp_path: Path) -> None:
+def test_a_changed_option_runs_its_step_and_what_reads_it(
+    go: Callable[..., list[str]], tmp_path: Path
+) -> None:
     go()
     with pytest.raises(ExpectationError):
         go("other.value=7")
@@ -125,7 +129,9 @@ def test_a_changed_option_runs_its_step_and_what_reads_it(go: Callable[..., list
     assert ran == []
 
 
-def test_a_rebuilt_input_counts_even_with_the_same_weights(go: Callable[..., list[str]], tmp_path: Path) -> None:
+def test_a_rebuilt_input_counts_even_with_the_same_weights(
+    go: Callable[..., list[str]], tmp_path: Path
+) -> None:
     go()
     (tmp_path / "runs/base/soupkit.json").unlink()
     (tmp_path / "runs/base/model.safetensors").unlink()
@@ -206,7 +212,9 @@ def test_dry_run_says_what_would_run_and_runs_nothing(go: Callable[..., list[str
 
 def test_an_unmet_expectation_names_it_and_what_was_seen(go: Callable[..., list[str]]) -> None:
     events: list[Event] = []
-    expect = 'soup.expect=["test.sum.value == 6", "test.sum > base:test.sum + 5", "test.sum < other:test.sum"]'
+    expect = (
+        'soup.expect=["test.sum.value == 6", "test.sum > base:test.sum + 5", "test.sum < other:test.sum"]'
+    )
     with pytest.raises(ExpectationError) as caught:
         go(expect, report=events.append)
     assert caught.value.exit_code == 3
@@ -231,9 +239,9 @@ def test_a_killed_sweep_and_a_sweep_without_a_member_are_no_complete_ones(tmp_pa
         (tmp_path / name).mkdir()
 
     def members(*names: str) -> None:
-        Manifest(command="finetune-sweep", recipe=recipe_to_json(recipe), notes={"members": list(names)}).write(
-            tmp_path
-        )
+        Manifest(
+            command="finetune-sweep", recipe=recipe_to_json(recipe), notes={"members": list(names)}
+        ).write(tmp_path)
 
     members("run-000", "run-001")
     assert decide(step, []) == Decision(True, "2 of 3 runs are finished")

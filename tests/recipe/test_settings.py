@@ -79,8 +79,18 @@ def test_a_setting_speaks_of_all_ingredients_or_of_one() -> None:
 
 def test_a_setting_may_speak_of_some_layers() -> None:
     names = [f"model.layers.{i}.mlp.up.weight" for i in range(5)]
-    assert [values(name, "mlp @1-2: {lambda: 0.5}")["lambda"] for name in names] == [[1.0], [0.5], [0.5], [1.0], [1.0]]
-    assert [values(name, "'* @3': {lambda: [0, 1]}")["lambda"] for name in names[2:]] == [[1.0], [0.75], [1.0]]
+    assert [values(name, "mlp @1-2: {lambda: 0.5}")["lambda"] for name in names] == [
+        [1.0],
+        [0.5],
+        [0.5],
+        [1.0],
+        [1.0],
+    ]
+    assert [values(name, "'* @3': {lambda: [0, 1]}")["lambda"] for name in names[2:]] == [
+        [1.0],
+        [0.75],
+        [1.0],
+    ]
     assert values("embed.weight", "* @0-9: {lambda: 0.5}") == DEFAULTS
 
 
@@ -117,8 +127,12 @@ def test_a_reference_must_be_unambiguous() -> None:
 
 def test_yaml_takes_a_mapping_where_the_command_line_takes_texts() -> None:
     common = {"refs": ["a"], "base": "b", "out": "o", "lambda": 0.5}
-    mapping = parse_recipe(MergeTies, common | {"set": {"layers.*.mlp": {"weight": [0.2, 0.8]}, "*": {"density": 1}}})
-    listed = parse_recipe(MergeTies, common | {"set": ["layers.*.mlp: {weight: [0.2, 0.8]}", "'*': {density: 1}"]})
+    mapping = parse_recipe(
+        MergeTies, common | {"set": {"layers.*.mlp": {"weight": [0.2, 0.8]}, "*": {"density": 1}}}
+    )
+    listed = parse_recipe(
+        MergeTies, common | {"set": ["layers.*.mlp: {weight: [0.2, 0.8]}", "'*': {density: 1}"]}
+    )
     assert mapping.lambda_ == 0.5
     settings = [parse_settings(recipe.set, known=KNOWN, references=["a"]) for recipe in (mapping, listed)]
     assert settings[0] == settings[1]

@@ -48,7 +48,10 @@ def test_steps_in_order_with_variables_of_their_own_type() -> None:
     )
     assert soup.recipe == MergeUniform(refs=("a", "b"), top=3, by="held_out.top1", out=Path("runs/two/soup"))
     assert scores.recipe.refs == ("runs/two/soup",)
-    assert [condition.text for condition in scores.expect] == ["test.top1 >= 0.9", "test.top1 > soup:recipe.top"]
+    assert [condition.text for condition in scores.expect] == [
+        "test.top1 >= 0.9",
+        "test.top1 > soup:recipe.top",
+    ]
 
 
 def test_settings_reach_variables_steps_and_variables_made_of_variables() -> None:
@@ -71,8 +74,18 @@ def test_one_command(tmp_path: Path) -> None:
         ("top: ${top}", "topp: 3", "f.yaml: step soup: unknown key 'topp'", "did you mean 'top'?"),
         ("top: ${top}", "top: 3.5", "f.yaml: step soup: top is 3.5, expected an integer", None),
         ("top: ${top}", "top: 0", "f.yaml: step soup: top is 0, expected at least 1", None),
-        ("top: ${top}", "top: ${tpo}", "f.yaml: step soup: there is no variable 'tpo'", "did you mean 'top'?"),
-        ("merge uniform", "merge unifrom", "unknown command 'merge unifrom'", "did you mean 'merge uniform'?"),
+        (
+            "top: ${top}",
+            "top: ${tpo}",
+            "f.yaml: step soup: there is no variable 'tpo'",
+            "did you mean 'top'?",
+        ),
+        (
+            "merge uniform",
+            "merge unifrom",
+            "unknown command 'merge unifrom'",
+            "did you mean 'merge uniform'?",
+        ),
         ("command: evaluate", "command: run", "unknown command 'run'", ""),
         ("    command: evaluate\n", "", "f.yaml: step scores: names no command", ""),
         ("soup:recipe.top", "suop:recipe.top", "there is no step 'suop'", "did you mean 'soup'?"),
@@ -186,7 +199,9 @@ STEP = 'steps: {{s: {{command: {command}, {options}, expect: ["{path} >= 0"]}}}}
         ("inspect", "refs: [a]", "parameters"),
     ],
 )
-def test_what_no_result_can_hold_is_found_before_the_first_step(command: str, options: str, path: str) -> None:
+def test_what_no_result_can_hold_is_found_before_the_first_step(
+    command: str, options: str, path: str
+) -> None:
     error = refusal(STEP.format(command=command, options=options, path=path))
     assert f"the result of {command} cannot hold {path!r}" in error.message
 

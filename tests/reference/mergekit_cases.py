@@ -1,6 +1,7 @@
 """Small models and mergekit files, for which mergekit's own results are kept in `mergekit.npz`.
 
-`python tests/reference/mergekit_cases.py PYTHON` makes that file again, with the mergekit of another interpreter.
+`python tests/reference/mergekit_cases.py PYTHON` makes that file again, with the mergekit of another
+interpreter.
 """
 
 from __future__ import annotations
@@ -40,14 +41,18 @@ def shapes() -> Iterator[tuple[str, tuple[int, ...]]]:
 def write_models(folder: Path) -> None:
     """base, a, b, c: the base and three models near it."""
     config = {
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "torch_dtype": "float32", "hidden_size": HIDDEN,
-        "num_hidden_layers": LAYERS, "intermediate_size": INNER, "vocab_size": VOCABULARY, "num_attention_heads": 2,
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "torch_dtype": "float32",
+        "hidden_size": HIDDEN,
+        "num_hidden_layers": LAYERS, "intermediate_size": INNER, "vocab_size": VOCABULARY,
+        "num_attention_heads": 2,
         "num_key_value_heads": 2, "tie_word_embeddings": False, "rms_norm_eps": 1e-5, "hidden_act": "silu",
     }  # fmt: skip
     base = {name: np.random.default_rng(k).normal(size=shape) for k, (name, shape) in enumerate(shapes())}
     for seed, model in enumerate(("base", "a", "b", "c")):
         rng = np.random.default_rng(1000 + seed)
-        tensors = {name: value + 0.3 * bool(seed) * rng.normal(size=value.shape) for name, value in base.items()}
+        tensors = {
+            name: value + 0.3 * bool(seed) * rng.normal(size=value.shape) for name, value in base.items()
+        }
         (folder / model).mkdir(parents=True)
         write_tensors(folder / model, {name: value.astype(np.float32) for name, value in tensors.items()})
         (folder / model / "config.json").write_text(json.dumps(config))
@@ -57,10 +62,14 @@ def write_models(folder: Path) -> None:
 def _write_adapter(folder: Path, *, base: Path) -> None:
     """A LoRA of rank 2 on two matrices of every layer."""
     rng, tensors, sizes = np.random.default_rng(5), {}, dict(shapes())
-    for name in (f"model.layers.{i}.{part}" for i in range(LAYERS) for part in ("self_attn.q_proj", "mlp.down_proj")):
+    for name in (
+        f"model.layers.{i}.{part}" for i in range(LAYERS) for part in ("self_attn.q_proj", "mlp.down_proj")
+    ):
         rows, columns = sizes[f"{name}.weight"]
         tensors[f"base_model.model.{name}.lora_A.weight"] = rng.normal(size=(2, columns)).astype(np.float32)
-        tensors[f"base_model.model.{name}.lora_B.weight"] = (0.3 * rng.normal(size=(rows, 2))).astype(np.float32)
+        tensors[f"base_model.model.{name}.lora_B.weight"] = (0.3 * rng.normal(size=(rows, 2))).astype(
+            np.float32
+        )
     folder.mkdir()
     write_tensors(folder, tensors, file_name="adapter_model.safetensors")
     config = {
@@ -101,12 +110,15 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "linear-filters": {
         "merge_method": "linear",
-        "models": [*_models("a", weight=[{"filter": "mlp", "value": 0.2}, {"value": 0.7}]), *_models("b", weight=1.0)],
+        "models": [*_models("a", weight=[{"filter": "mlp", "value": 0.2}, {"value": 0.7}]), *_models("b",
+        weight=1.0)],
     },
-    "slerp": {"merge_method": "slerp", "models": _models("a"), "base_model": "base", "parameters": {"t": 0.3}},
+    "slerp": {"merge_method": "slerp", "models": _models("a"), "base_model": "base",
+    "parameters": {"t": 0.3}},
     "slerp-gradient": {
         "merge_method": "slerp",
-        "slices": [{"sources": [{"model": "base", "layer_range": [0, 4]}, {"model": "a", "layer_range": [0, 4]}]}],
+        "slices": [{"sources": [{"model": "base", "layer_range": [0, 4]}, {"model": "a", "layer_range": [0,
+        4]}]}],
         "base_model": "base",
         "parameters": {"t": GRADIENT},
     },
@@ -117,7 +129,8 @@ CASES: dict[str, dict[str, Any]] = {
         "base_model": "base",
         "parameters": {"nuslerp_flatten": False},
     },
-    "multislerp": {"merge_method": "multislerp", "models": _models("a", "b", "c", weight=1.0), "base_model": "base"},
+    "multislerp": {"merge_method": "multislerp", "models": _models("a", "b", "c", weight=1.0),
+    "base_model": "base"},
     "karcher": {"merge_method": "karcher", "models": _models("a", "b", "c"), "parameters": {"max_iter": 50}},
     "task-arithmetic": {
         "merge_method": "task_arithmetic",
@@ -135,7 +148,8 @@ CASES: dict[str, dict[str, Any]] = {
         "models": _models("a", "b", "c", weight=0.5),
         "base_model": "base",
         "parameters": {
-            "density": [{"filter": "q_proj", "value": 0.25}, {"value": 0.5}], "normalize": False, "lambda": 0.7,
+            "density": [{"filter": "q_proj", "value": 0.25}, {"value": 0.5}], "normalize": False,
+            "lambda": 0.7,
         },
     },
     "breadcrumbs": {
@@ -161,7 +175,8 @@ CASES: dict[str, dict[str, Any]] = {
         "base_model": "base",
         "parameters": {"select_topk": 0.25},
     },
-    "nearswap": {"merge_method": "nearswap", "models": _models("a"), "base_model": "base", "parameters": {"t": 0.1}},
+    "nearswap": {"merge_method": "nearswap", "models": _models("a"), "base_model": "base",
+    "parameters": {"t": 0.1}},
     "fusion": {"merge_method": "arcee_fusion", "models": _models("a"), "base_model": "base"},
     "dare-everything": {
         "merge_method": "dare_ties",
@@ -225,14 +240,17 @@ CASES: dict[str, dict[str, Any]] = {
         merge_method="ties", base_model="base", parameters={"lambda": [0.5, 1.5]},
     ),
     "model-stock-part": _sliced(
-        [_source("a", 1, 3), _source("b", 1, 3), _source("base", 1, 3)], merge_method="model_stock", base_model="base"
+        [_source("a", 1, 3), _source("b", 1, 3), _source("base", 1, 3)], merge_method="model_stock",
+        base_model="base"
     ),
     "nearswap-filters": {
-        "merge_method": "nearswap", "models": _models("a"), "base_model": "base", "parameters": {"t": GRADIENT},
+        "merge_method": "nearswap", "models": _models("a"), "base_model": "base",
+        "parameters": {"t": GRADIENT},
     },
     "passthrough-adapter": {"merge_method": "passthrough", "models": _models("a+lora", scale=SCALE)},
     "passthrough-gradients": _sliced(
-        [_source("a", 0, 3, scale=[{"filter": "o_proj", "value": [0.1, 0.9]}, {"filter": "embed", "value": 3.0},
+        [_source("a", 0, 3, scale=[{"filter": "o_proj", "value": [0.1, 0.9]}, {"filter": "embed",
+        "value": 3.0},
                                    {"value": 1.0}])],
         [_source("b+lora", 1, 4, scale=[{"filter": "lm_head", "value": 0.3}, {"value": [2.0, 1.0]}])],
         merge_method="passthrough",
@@ -270,7 +288,11 @@ def main(python: str) -> None:
         folder = Path(temporary)
         write_models(folder)
         for name in CASES:
-            command = [Path(python).parent / "mergekit-yaml", write_case(name, folder), folder / f"out-{name}"]
+            command = [
+                Path(python).parent / "mergekit-yaml",
+                write_case(name, folder),
+                folder / f"out-{name}",
+            ]
             command += ["--lora-merge-cache", str(folder / "adapted")]
             subprocess.run([str(word) for word in command], check=True)
             results[name] = flat(Checkpoint(folder / f"out-{name}"))

@@ -1,4 +1,5 @@
-"""mergekit's files, read by soupkit, give what mergekit 0.1.5 gave for them: to float32's last digits, or as stated."""
+"""mergekit's files, read by soupkit, give what mergekit 0.1.5 gave for them: to float32's last digits, or as
+stated."""
 
 from __future__ import annotations
 
@@ -13,14 +14,21 @@ from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.cli.app import run_command_line
 from soupkit.manifest import Manifest
 
-# Share of the values that may differ by more than rounding: one more entry kept in a tensor (mergekit rounds counts
-# down), k counted over all entries, quartiles by another rank.
+# Share of the values that may differ by more than rounding: one more entry kept in a tensor (mergekit rounds
+# counts down), k counted over all entries, quartiles by another rank.
 DIFFERING = {"ties": 0.02, "sce": 0.002}
 TOLERANCE = dict.fromkeys(("slerp", "slerp-gradient", "slerp-slices", "slerp-adapter"), 1e-5)
 TOLERANCE |= {"karcher": 2e-5, "karcher-base": 2e-5}
 
 
-COMMANDS = ("merge weighted", "merge linear", "merge slerp", "merge ties", "merge task-arithmetic", "merge passthrough")
+COMMANDS = (
+    "merge weighted",
+    "merge linear",
+    "merge slerp",
+    "merge ties",
+    "merge task-arithmetic",
+    "merge passthrough",
+)
 
 
 @pytest.fixture(scope="module")
@@ -33,12 +41,17 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("name", CASES)
 def test_same_result(name: str, models: Path) -> None:
     out = models / f"out-{name}"
-    assert run_command_line(["merge", "mergekit", str(write_case(name, models)), "--out", str(out), "--quiet"]) == 0
+    assert (
+        run_command_line(["merge", "mergekit", str(write_case(name, models)), "--out", str(out), "--quiet"])
+        == 0
+    )
     with np.load(RESULTS) as results:
         expected = results[name]
     result = flat(Checkpoint(out))
     off = ~np.isclose(result, expected, rtol=0, atol=TOLERANCE.get(name, 2e-6))
-    assert off.mean() <= DIFFERING.get(name, 0.0), f"{off.sum()} of {off.size}, {np.abs(result - expected).max()}"
+    assert off.mean() <= DIFFERING.get(name, 0.0), (
+        f"{off.sum()} of {off.size}, {np.abs(result - expected).max()}"
+    )
     base = flat(Checkpoint(models / "base"))
     config = json.loads((out / "config.json").read_text())
     layers = {int(part) for name in Checkpoint(out) for part in name.split(".") if part.isdigit()}
@@ -46,7 +59,14 @@ def test_same_result(name: str, models: Path) -> None:
     assert result.size != base.size or not np.allclose(result, base, atol=1e-3)
 
 
-MADE_AGAIN = ("linear-filters", "ties", "passthrough-scaled", "linear-adapters", "slerp-slices", "task-base-adapter")
+MADE_AGAIN = (
+    "linear-filters",
+    "ties",
+    "passthrough-scaled",
+    "linear-adapters",
+    "slerp-slices",
+    "task-base-adapter",
+)
 
 
 @pytest.mark.parametrize("name", [*MADE_AGAIN, "passthrough-gradients"])

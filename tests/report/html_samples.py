@@ -8,7 +8,8 @@ from typing import Any
 
 VOID = {"meta", "img"}
 HOSTILE = (
-    "<script>alert(1)</script>\"'&amp; \u202egnp.exe \u05e9\u05dc\u05d5\u05dd \x00\x1b[31m \ud800 </style></title>"
+    "<script>alert(1)</script>\"'&amp; \u202egnp.exe \u05e9\u05dc\u05d5\u05dd \x00\x1b[31m "
+    "\ud800 </style></title>"
 )
 
 
@@ -25,7 +26,8 @@ def both(held_out: float, test: float) -> dict[str, Any]:
 
 def inputs(*references: str) -> list[dict[str, Any]]:
     return [
-        {"reference": ref, "path": f"../{ref}", "content": f"xxh3-128:{n:032x}"} for n, ref in enumerate(references)
+        {"reference": ref, "path": f"../{ref}", "content": f"xxh3-128:{n:032x}"}
+        for n, ref in enumerate(references)
     ]
 
 
@@ -53,11 +55,28 @@ def greedy() -> dict[str, Any]:
         {"refs": ["sweep"], "out": "greedy", "data": "digits", "metric": "top1", "early_stop": False},
         inputs=inputs(*names),
         metrics=both(0.9857, 0.9787),
-        mixture={"ingredients": names, "coefficients": [[0.0], [1.0], [1.0], [0.0]], "divisor": 2.0, "blocks": None},
+        mixture={
+            "ingredients": names,
+            "coefficients": [[0.0], [1.0], [1.0], [0.0]],
+            "divisor": 2.0,
+            "blocks": None,
+        },
         trace=[
             {"ingredient": "sweep/b", "accepted": True, "single": True, "value": 0.96},
-            {"ingredient": "sweep/a", "accepted": False, "value": 0.95, "stopped": False, "num_evaluated": 700},
-            {"ingredient": "sweep/c", "accepted": True, "value": 0.98, "stopped": False, "num_evaluated": 700},
+            {
+                "ingredient": "sweep/a",
+                "accepted": False,
+                "value": 0.95,
+                "stopped": False,
+                "num_evaluated": 700,
+            },
+            {
+                "ingredient": "sweep/c",
+                "accepted": True,
+                "value": 0.98,
+                "stopped": False,
+                "num_evaluated": 700,
+            },
             {"ingredient": "sweep/d", "accepted": False, "value": None, "stopped": True, "num_evaluated": 32},
         ],
         notes={
@@ -87,12 +106,23 @@ def learned() -> dict[str, Any]:
         metrics=both(0.97, 0.96),
         mixture={"ingredients": ["a", "b"], "coefficients": rows, "divisor": 1.0, "blocks": blocks},
         trace=[{"run": "all", "epoch": n, "loss": 1 / n} for n in range(1, 6)],
-        notes={"temperature": 1.54, "uniform": both(0.9, 0.91), "data": {"data": "digits", "sizes": {"test": 797}}},
+        notes={
+            "temperature": 1.54,
+            "uniform": both(0.9, 0.91),
+            "data": {"data": "digits", "sizes": {"test": 797}},
+        },
     )
 
 
 def ensemble() -> dict[str, Any]:
-    change = {"metric": "top1", "difference": 0.01, "standard_error": 0.01, "low": -0.01, "high": 0.03, "p_value": 0.2}
+    change = {
+        "metric": "top1",
+        "difference": 0.01,
+        "standard_error": 0.01,
+        "low": -0.01,
+        "high": 0.03,
+        "p_value": 0.2,
+    }
     return manifest(
         "ensemble",
         {"refs": ["fge"], "data": "digits"},
@@ -102,9 +132,14 @@ def ensemble() -> dict[str, Any]:
 
 
 def fge() -> dict[str, Any]:
-    epochs = [{"epoch": n, "error": {"held_out": 0.1 / n, "test": 0.2 / n}, "distance": n * 0.1} for n in range(1, 6)]
+    epochs = [
+        {"epoch": n, "error": {"held_out": 0.1 / n, "test": 0.2 / n}, "distance": n * 0.1}
+        for n in range(1, 6)
+    ]
     notes = {"members": ["snapshot-000"], "loss": [0.3, 0.2, 0.1], "epochs": epochs, "seconds": 3.6}
-    return manifest("fge", {"base": "base", "out": "fge", "data": "digits"}, inputs=inputs("base"), notes=notes)
+    return manifest(
+        "fge", {"base": "base", "out": "fge", "data": "digits"}, inputs=inputs("base"), notes=notes
+    )
 
 
 def unknown() -> dict[str, Any]:
@@ -122,7 +157,11 @@ def path_scores() -> dict[str, Any]:
     found: dict[str, Any] = {"ts": [0.0, 0.5, 1.0]}
     for prefix in ("tr", "ho", "te"):
         found |= {f"{prefix}_{measure}": [1.0, 3.0, 2.0] for measure in ("loss", "nll", "err")}
-        found |= {f"{prefix}_nll_se": [0.1, 0.1, 0.1], f"{prefix}_err_se": [0.1, 0.1, 0.1], f"{prefix}_n": 100}
+        found |= {
+            f"{prefix}_nll_se": [0.1, 0.1, 0.1],
+            f"{prefix}_err_se": [0.1, 0.1, 0.1],
+            f"{prefix}_n": 100,
+        }
     return found
 
 

@@ -1,4 +1,5 @@
-"""Pages in a browser, at the width of a phone, in light and dark. Without a Chromium these tests are skipped."""
+"""Pages in a browser, at the width of a phone, in light and dark. Without a Chromium these tests are
+skipped."""
 
 from __future__ import annotations
 
@@ -18,7 +19,12 @@ from soupkit.report.sections_subject import Subject
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-extensions", "--hide-scrollbars"),
+    *(
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-extensions",
+        "--hide-scrollbars",
+    ),
     *("--allow-file-access-from-files", "--virtual-time-budget=3000", "--enable-logging=stderr", "--v=0"),
     "--host-resolver-rules=MAP * ~NOTFOUND",
 )
@@ -66,10 +72,13 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium is install
 
 
 def browse(directory: Path, *, dark: bool) -> tuple[dict[str, dict[str, Any]], str]:
-    """Open every page of a directory in a frame as wide as a phone: what was measured in each, and the console."""
+    """Open every page of a directory in a frame as wide as a phone: what was measured in each, and the
+    console."""
     names = sorted(path.name for path in directory.glob("*.html"))
     measure = directory / "measure.htm"
-    measure.write_text(MEASURE.replace("WIDTH", str(WIDTH)).replace("PAGES", json.dumps(names)), encoding="utf-8")
+    measure.write_text(
+        MEASURE.replace("WIDTH", str(WIDTH)).replace("PAGES", json.dumps(names)), encoding="utf-8"
+    )
     profile = directory.with_name(f"{directory.name}-profile-{dark}")
     scheme = f"--blink-settings=preferredColorScheme={0 if dark else 1}"
     command = [str(CHROMIUM), *FLAGS, scheme, f"--user-data-dir={profile}", "--dump-dom", measure.as_uri()]
@@ -89,9 +98,13 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for name, record in RECORDS.items()
     }
     endless = "no-spaces-" * 40
-    text = json.dumps(RECORDS["greedy"]()).replace("sweep/", endless).replace("merge greedy", f"merge {endless}")
+    text = (
+        json.dumps(RECORDS["greedy"]()).replace("sweep/", endless).replace("merge greedy", f"merge {endless}")
+    )
     subjects["endless"] = Subject(name=endless, record=json.loads(text))
-    subjects["hostile"] = Subject(name=HOSTILE, record={"command": HOSTILE, "notes": {HOSTILE: [HOSTILE] * 3}})
+    subjects["hostile"] = Subject(
+        name=HOSTILE, record={"command": HOSTILE, "notes": {HOSTILE: [HOSTILE] * 3}}
+    )
     subjects["folder"] = Subject(name="folder", parts=tuple(subjects.values()))
     for name, subject in subjects.items():
         (directory / f"{name}.html").write_text(page(subject), encoding="utf-8")
@@ -110,7 +123,9 @@ def test_nothing_is_wider_than_a_phone(light: tuple[dict[str, dict[str, Any]], s
         assert (name, each["width"], each["overflow"], each["outside"]) == (name, WIDTH, 0, 0)
 
 
-def test_images_are_within_the_page_and_nothing_is_asked_for(light: tuple[dict[str, dict[str, Any]], str]) -> None:
+def test_images_are_within_the_page_and_nothing_is_asked_for(
+    light: tuple[dict[str, dict[str, Any]], str],
+) -> None:
     found, console = light
     assert found["greedy.html"]["images"] == 2
     for name, each in found.items():
@@ -145,7 +160,10 @@ def test_the_policy_stops_what_escaping_would_let_through(pages: Path, tmp_path:
     directory = tmp_path / "pierced"
     directory.mkdir()
     whole = (pages / "greedy.html").read_text(encoding="utf-8")
-    attack = '<script>window.ran = true</script><img src="http://127.0.0.1:9/x.png" alt="" onerror="window.ran = true">'
+    attack = (
+        '<script>window.ran = true</script><img src="http://127.0.0.1:9/x.png" alt="" '
+        'onerror="window.ran = true">'
+    )
     (directory / "pierced.html").write_text(whole.replace("<h1>", f"{attack}<h1>"), encoding="utf-8")
     found, console = browse(directory, dark=False)
     assert not found["pierced.html"]["scripts"]

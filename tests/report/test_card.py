@@ -45,7 +45,11 @@ def test_a_card_keeps_its_shape(text: str, save: Any) -> None:
     )
     card = model_card(manifest, Path(f"out{text.replace('/', ' ')}"), first)
     good = Manifest(
-        **{**dataclasses.asdict(manifest), "command": "merge uniform", "inputs": [{"reference": "a", "content": "c"}]}
+        **{
+            **dataclasses.asdict(manifest),
+            "command": "merge uniform",
+            "inputs": [{"reference": "a", "content": "c"}],
+        }
     )
     plain_card = model_card(
         dataclasses.replace(good, metrics={"a": {"b": manifest.metrics[text][text]}}), Path("out"), first

@@ -48,7 +48,9 @@ def test_a_reference_never_becomes_an_option() -> None:
 
 
 def test_a_value_never_becomes_an_option() -> None:
-    words = command_line("merge weighted", {"refs": ["a", "b"], "coefficients": [-0.5, 1.5], "out": "--quiet"})
+    words = command_line(
+        "merge weighted", {"refs": ["a", "b"], "coefficients": [-0.5, 1.5], "out": "--quiet"}
+    )
     assert words[5:] == ["--out=--quiet", "--coefficients=-0.5,1.5"]
 
 
@@ -60,7 +62,11 @@ def test_options_of_another_version_are_told_as_they_are() -> None:
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=60), min_size=1))
+@given(
+    st.lists(
+        st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=60), min_size=1
+    )
+)
 def test_a_shell_takes_the_lines_as_one_command(words: list[str]) -> None:
     done = subprocess.run(["sh", "-c", f"printf '%s\\0' {broken(words)}"], capture_output=True, check=True)
     assert done.stdout.decode().split("\0")[:-1] == words
@@ -68,9 +74,13 @@ def test_a_shell_takes_the_lines_as_one_command(words: list[str]) -> None:
 
 def test_the_yaml_on_the_page_is_a_recipe(tmp_path: Path) -> None:
     kind = COMMANDS["merge greedy"].recipe_type()
-    recipe = parse_recipe(kind, {"refs": ["a", "שלום: {x}"], "out": "o", "data": "digits", "score_command": "x '{y}'"})
+    recipe = parse_recipe(
+        kind, {"refs": ["a", "שלום: {x}"], "out": "o", "data": "digits", "score_command": "x '{y}'"}
+    )
     record = {"command": "merge greedy", "recipe": recipe_to_json(recipe)}
-    (details,) = [each for each in read(page(Subject(name="x", record=record))).all("details") if "recipe" in each.text]
+    (details,) = [
+        each for each in read(page(Subject(name="x", record=record))).all("details") if "recipe" in each.text
+    ]
     file = tmp_path / "recipe.yaml"
     file.write_text(details.all("pre")[0].text, encoding="utf-8")
     (step,) = load_steps(file).steps

@@ -83,7 +83,13 @@ def test_values_and_sizes() -> None:
     assert [shown(each) for each in (None, True, 12345, 0.1 + 0.2)] == ["—", "yes", "12,345", "0.3"]
     assert shown(["a", 1]) == "<bdi>a</bdi>, 1"
     assert shown(10**400) == "huge"
-    assert [num_bytes(each) for each in (None, 12, 1500, 2.5e6, 7e9)] == [None, "12 bytes", "1.5 kB", "2.5 MB", "7 GB"]
+    assert [num_bytes(each) for each in (None, 12, 1500, 2.5e6, 7e9)] == [
+        None,
+        "12 bytes",
+        "1.5 kB",
+        "2.5 MB",
+        "7 GB",
+    ]
 
 
 def test_columns_of_numbers_are_aligned_with_their_heads() -> None:
@@ -104,8 +110,12 @@ def test_axes_hold_their_values_and_have_round_ticks(values: list[float]) -> Non
 
 def test_lines_lie_where_their_values_are() -> None:
     points = [(0.0, 10.0, 1.0), (1.0, 30.0, None), (math.nan, 1.0, None), (2.0, 20.0, None)]
-    made = read(str(lines("loss", {"a": points, "b": [(0.0, 10.0, None), (2.0, 10.0, None)]}, xlabel="epoch")))
-    circles = [(float(str(c.attributes["cx"])[:-1]), float(str(c.attributes["cy"])[:-1])) for c in made.all("circle")]
+    made = read(
+        str(lines("loss", {"a": points, "b": [(0.0, 10.0, None), (2.0, 10.0, None)]}, xlabel="epoch"))
+    )
+    circles = [
+        (float(str(c.attributes["cx"])[:-1]), float(str(c.attributes["cy"])[:-1])) for c in made.all("circle")
+    ]
     (left, low), (middle, high), (right, between) = circles[:3]
     assert middle == pytest.approx((left + right) / 2, abs=0.02)
     assert between == pytest.approx((low + high) / 2, abs=0.02)

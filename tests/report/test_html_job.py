@@ -1,4 +1,5 @@
-"""`soupkit report` on what lies on disk: outputs, folders, plain checkpoints, JSON files, and what it refuses."""
+"""`soupkit report` on what lies on disk: outputs, folders, plain checkpoints, JSON files, and what it
+refuses."""
 
 from __future__ import annotations
 

@@ -10,7 +10,18 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from report.html_samples import HOSTILE, RECORDS, Element, greedy, learned, manifest, path_scores, read, score, sweep
+from report.html_samples import (
+    HOSTILE,
+    RECORDS,
+    Element,
+    greedy,
+    learned,
+    manifest,
+    path_scores,
+    read,
+    score,
+    sweep,
+)
 
 from soupkit.report.html_page import page
 from soupkit.report.sections_subject import Subject
@@ -82,14 +93,19 @@ def test_a_sweep_is_ranked_on_held_out_not_on_test() -> None:
 
 
 def test_a_lower_nll_ranks_higher() -> None:
-    metrics = {name: {"held_out": {"nll": score(value)}} for name, value in (("a", 0.3), ("b", 0.1), ("c", 0.2))}
+    metrics = {
+        name: {"held_out": {"nll": score(value)}} for name, value in (("a", 0.3), ("b", 0.1), ("c", 0.2))
+    }
     rows = page_of(manifest("x", metrics=metrics, notes={"members": list(metrics)})).table("Scores")
     assert [row[0] for row in rows] == ["model", "b", "c", "a"]
 
 
 def test_an_evaluation_keeps_the_order_of_its_references() -> None:
     metrics = {name: {"test": {"top1": score(value)}} for name, value in (("a", 0.1), ("b", 0.3), ("c", 0.2))}
-    assert [row[0] for row in page_of(manifest("evaluate", metrics=metrics)).table("Scores")] == ["model", *"abc"]
+    assert [row[0] for row in page_of(manifest("evaluate", metrics=metrics)).table("Scores")] == [
+        "model",
+        *"abc",
+    ]
 
 
 def test_greedy_trials_are_told_in_order() -> None:
@@ -105,7 +121,10 @@ def test_greedy_trials_are_told_in_order() -> None:
     (chart,) = [each for each in root.all("figure") if "trials" in each.all("figcaption")[0].text]
     crosses = [each for each in chart.all("svg") if each.attributes.get("class") == "cross"]
     (soup,) = [each for each in chart.all("g") if each.attributes["class"] == "line s0"]
-    steps = [tuple(map(float, pair.split(","))) for pair in str(soup.all("polyline")[0].attributes["points"]).split()]
+    steps = [
+        tuple(map(float, pair.split(",")))
+        for pair in str(soup.all("polyline")[0].attributes["points"]).split()
+    ]
     assert len(crosses) == 2
     assert len(steps) == 5  # four trials, and the riser of the one that was accepted
     assert [y for _, y in steps] == sorted((y for _, y in steps), reverse=True)  # up the page
@@ -172,10 +191,14 @@ def test_folders_list_their_outputs() -> None:
 
 
 def poisoned(value: Any) -> Any:
-    """The same record with hostile text in every string and key that no reader of the record gives a meaning."""
+    """The same record with hostile text in every string and key that no reader of the record gives a
+    meaning."""
     known = {"held_out", "test", "top1", "command"}
     if isinstance(value, dict):
-        return {key if key in known or len(key) > 3 else key + HOSTILE: poisoned(item) for key, item in value.items()}
+        return {
+            key if key in known or len(key) > 3 else key + HOSTILE: poisoned(item)
+            for key, item in value.items()
+        }
     if isinstance(value, list):
         return [poisoned(item) for item in value]
     return value + HOSTILE if isinstance(value, str) else value
@@ -196,7 +219,9 @@ def test_hostile_names_stay_text(name: str) -> None:
 
 def test_a_page_runs_nothing_and_asks_for_nothing() -> None:
     root = page_of(greedy())
-    (policy,) = [each for each in root.all("meta") if each.attributes.get("http-equiv") == "Content-Security-Policy"]
+    (policy,) = [
+        each for each in root.all("meta") if each.attributes.get("http-equiv") == "Content-Security-Policy"
+    ]
     assert str(policy.attributes["content"]).startswith("default-src 'none'; img-src data:;")
     style = root.all("style")[0].text
     assert "url(" not in style

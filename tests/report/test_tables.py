@@ -24,7 +24,10 @@ from soupkit.report.tables import (
     with_error,
 )
 
-SCORES = {split: {"top1": {"value": 0.5, "standard_error": 0.1, "num_examples": 25}} for split in ("held_out", "test")}
+SCORES = {
+    split: {"top1": {"value": 0.5, "standard_error": 0.1, "num_examples": 25}}
+    for split in ("held_out", "test")
+}
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,8 @@ def test_zero_is_the_uniform_soup_and_constraints_hold() -> None:
 
 
 @pytest.mark.parametrize(
-    ("constraint", "target"), [("softmax", [0.7, 0.2, 0.1]), ("sum", [1.4, -0.6, 0.2]), ("none", [0.5, 0.1, 0.9])]
+    ("constraint", "target"),
+    [("softmax", [0.7, 0.2, 0.1]), ("sum", [1.4, -0.6, 0.2]), ("none", [0.5, 0.1, 0.9])],
 )
 @pytest.mark.parametrize("direction", ["max", "min"])
 def test_the_optimum_is_found(constraint: str, target: list[float], direction: str) -> None:
@@ -55,7 +56,9 @@ def test_the_same_seed_is_the_same_search_and_nan_is_the_worst() -> None:
         seen.append(points)
     assert seen[0] == seen[1]
     other: list[float] = []
-    evolve(lambda c: (other.append(float(c[0, 0])), Score("x", 0.0, None, None))[1], 3, 1, evaluations=40, seed=5)
+    evolve(
+        lambda c: (other.append(float(c[0, 0])), Score("x", 0.0, None, None))[1], 3, 1, evaluations=40, seed=5
+    )
     assert other != seen[0]
 
 

@@ -21,7 +21,9 @@ from soupkit.soup.subspace import Subspace
 K, N = 4, 24
 
 
-def run(journal: Journal, *, kind: str = "mehl", fail_after: int | None = None, **options: Any) -> tuple[Fit, Learned]:
+def run(
+    journal: Journal, *, kind: str = "mehl", fail_after: int | None = None, **options: Any
+) -> tuple[Fit, Learned]:
     """A run that may be cut off after some steps, as if the process had died."""
     found = ingredients(K)
     space = Subspace(found, np.full((K, 4), 1 / K))
@@ -34,7 +36,9 @@ def run(journal: Journal, *, kind: str = "mehl", fail_after: int | None = None, 
             raise KeyboardInterrupt
         return data(pieces, epoch)
 
-    settings = Settings(**({"epochs": 4, "batch_size": 8, "lr": 0.1, "piece": 8, "schedule": "cosine"} | options))
+    settings = Settings(
+        **({"epochs": 4, "batch_size": 8, "lr": 0.1, "piece": 8, "schedule": "cosine"} | options)
+    )
     coordinates = Softmax(K, 4) if kind == "softmax" else HyperPlane(space.norms)
     fit = Fit(coordinates, space, live(found), settings, read, np.arange(N), (), journal)
     return fit, fit.run("all", before_epoch=lambda: None)
@@ -58,7 +62,9 @@ def test_folds_score_every_example_once_and_never_what_they_learned() -> None:
     for inside, outside in parts:
         assert not set(inside) & set(outside)
         assert len(inside) + len(outside) == 23
-    assert [outside.tolist() for _, outside in folds(23, 4, seed=2)] != [outside.tolist() for _, outside in parts]
+    assert [outside.tolist() for _, outside in folds(23, 4, seed=2)] != [
+        outside.tolist() for _, outside in parts
+    ]
 
 
 def test_the_best_number_of_epochs_is_that_of_the_mean_over_folds() -> None:
@@ -104,7 +110,9 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(
         run(Journal(path, "same"), kind=kind, fail_after=fail_after)
     resumed = Journal(path, "same")
     assert resumed.resumed
-    again, relearned = run(resumed, kind=kind, fail_after=12 - fail_after)  # exactly the steps that were missing
+    again, relearned = run(
+        resumed, kind=kind, fail_after=12 - fail_after
+    )  # exactly the steps that were missing
     assert relearned.losses == learned.losses
     for a, b in zip(whole.coordinates.parameters, again.coordinates.parameters):
         assert torch.equal(a, b)
@@ -158,12 +166,15 @@ def test_published_warmup_and_milestones_are_whole_steps_and_epochs() -> None:
 
 
 def test_the_models_gradient_is_clipped_before_it_is_projected() -> None:
-    """As `clip_grad_norm_(model.parameters(), 1)` in the code of MEHL-Soup: AdamW then sees a smaller gradient."""
+    """As `clip_grad_norm_(model.parameters(), 1)` in the code of MEHL-Soup: AdamW then sees a smaller
+    gradient."""
     found = ingredients(K)
     space = Subspace(found, np.full((K, 4), 1 / K))
     for limit, expected in ((0.01, 0.01), (1e6, None)):
         settings = Settings(1, N, 0.1, N, clip_grad=limit, clips="model")
-        fit = Fit(HyperPlane(space.norms, step="distance"), space, live(found), settings, Data(N), np.arange(N))
+        fit = Fit(
+            HyperPlane(space.norms, step="distance"), space, live(found), settings, Data(N), np.arange(N)
+        )
         fit.run("all", stop_after=1)
         norm = float(torch.linalg.vector_norm(fit.model.gradient))
         assert norm == pytest.approx(expected, rel=1e-3) if expected else norm > 0.02

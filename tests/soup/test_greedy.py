@@ -1,4 +1,5 @@
-"""The greedy search against a plain re-implementation, with and without early stop, on simulated predictions."""
+"""The greedy search against a plain re-implementation, with and without early stop, on simulated
+predictions."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ from soupkit.task.score import Score
 
 
 class Simulated:
-    """Models are random logits of two classes; a soup's logits are the mean: right where the mean is positive."""
+    """Models are random logits of two classes; a soup's logits are the mean: right where the mean is
+    positive."""
 
     def __init__(self, logits: np.ndarray, *, early_stop: bool) -> None:
         self.logits = logits
@@ -39,7 +41,9 @@ class Simulated:
             if wrong[-1] > len(right) - needed:
                 seen = int(np.argmax(wrong > len(right) - needed)) + 1
                 self.evaluated += seen
-                return Score("top1", 0.0, None, len(right), int(right[order][:seen].sum()), None, seen, stopped=True)
+                return Score(
+                    "top1", 0.0, None, len(right), int(right[order][:seen].sum()), None, seen, stopped=True
+                )
         self.evaluated += len(right)
         return Score("top1", float(right.mean()), 0.0, len(right), int(right.sum()), margins, len(right))
 
@@ -71,7 +75,9 @@ def test_picks_are_the_papers_with_and_without_early_stop(
     seed: int, count: int, examples: int, accept: Literal["ge", "gt"]
 ) -> None:
     rng = np.random.default_rng(seed)
-    logits = rng.integers(-8, 12, (count, examples)) / 4 + 1 / 64  # exact in float32, never zero, many near ties
+    logits = (
+        rng.integers(-8, 12, (count, examples)) / 4 + 1 / 64
+    )  # exact in float32, never zero, many near ties
     expected = plain_greedy(logits, accept)
     for early_stop in (False, True):
         result = greedy(names(count), Simulated(logits, early_stop=early_stop), accept=accept)

@@ -44,9 +44,17 @@ def written_out(points_KB: np.ndarray, target_B: np.ndarray) -> list[list[int]]:
     return picks
 
 
-@given(st.lists(st.integers(-8, 8), min_size=12, max_size=12), st.lists(st.integers(-8, 8), min_size=3, max_size=3))
-def test_the_picks_of_every_block_are_those_of_the_search_written_out(points: list[int], target: list[int]) -> None:
-    points_KB, target_B = 12.0 * np.array(points).reshape(4, 3), np.array(target, float)  # so that means are exact
+@given(
+    st.lists(st.integers(-8, 8), min_size=12, max_size=12),
+    st.lists(st.integers(-8, 8), min_size=3, max_size=3),
+)
+def test_the_picks_of_every_block_are_those_of_the_search_written_out(
+    points: list[int], target: list[int]
+) -> None:
+    points_KB, target_B = (
+        12.0 * np.array(points).reshape(4, 3),
+        np.array(target, float),
+    )  # so that means are exact
     found = greedy_by_block(NAMES, scorer(points_KB, target_B), ("x", "y", "z"), mix=mix)
     expected = np.zeros((4, 3))
     for b, own in enumerate(written_out(points_KB, target_B)):

@@ -35,7 +35,10 @@ def classifier() -> ZeroShotClassifier:
 
     def tokenize(texts: list[str]) -> Tensor:
         return torch.tensor(
-            [[1, *(2 + ord(letter) % 40 for letter in text[:4]), 49][:6] + [0] * (4 - len(text[:4])) for text in texts]
+            [
+                [1, *(2 + ord(letter) % 40 for letter in text[:4]), 49][:6] + [0] * (4 - len(text[:4]))
+                for text in texts
+            ]
         )
 
     return ZeroShotClassifier(clip, tokenize, class_names=NAMES, templates=TEMPLATES)
@@ -84,7 +87,9 @@ def test_opening_the_head_leaves_every_mode_as_it_was() -> None:
 
 def test_prompts_of_a_pass_take_no_more_than_the_images() -> None:
     prompts = Pass(80, each=40, made=0)
-    demand = Demand(lay_out({"w": (2, 2)}, "global"), 2, batch_size=8, activations=100, process=0, head=prompts)
+    demand = Demand(
+        lay_out({"w": (2, 2)}, "global"), 2, batch_size=8, activations=100, process=0, head=prompts
+    )
     assert demand.prompts(8) == 20
     assert demand.prompts(1) == 2
     assert demand.prompts(1000) == 80

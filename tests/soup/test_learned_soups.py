@@ -34,7 +34,9 @@ def learned(found: Ingredients, space: Subspace, coordinates: Coordinates, **opt
     return run
 
 
-def by_hand(found: Ingredients, weights_of: Any, parameters: list[torch.Tensor], optimizer: Any, **options: Any) -> Any:
+def by_hand(
+    found: Ingredients, weights_of: Any, parameters: list[torch.Tensor], optimizer: Any, **options: Any
+) -> Any:
     """The same loop with the whole matrix of weights in memory and autograd through it."""
     data, temperature = Data(N), options.get("temperature")
     for epoch in range(EPOCHS):
@@ -111,7 +113,9 @@ def test_mehl_is_the_papers() -> None:
         return 0.05 * float((step + 1) / warm if step < warm else cosine)
 
     optimizer = torch.optim.AdamW([x], lr=0.05, weight_decay=0.0)
-    by_hand(found, lambda: weights_KD.mean(0) + (x[:, where] * units).sum(0), [x], optimizer, clip=0.3, rate=rate)
+    by_hand(
+        found, lambda: weights_KD.mean(0) + (x[:, where] * units).sum(0), [x], optimizer, clip=0.3, rate=rate
+    )
     assert float(x.detach().abs().max()) > 0.05
     torch.testing.assert_close(coordinates.coordinates_KB, x, atol=1e-4, rtol=2e-3)
 
@@ -157,7 +161,8 @@ def test_frozen_blocks_get_no_coefficient_and_no_nan(form: Form) -> None:
 
 @pytest.mark.parametrize("kind", ["softmax", "mehl"])
 def test_the_live_model_is_the_streamed_model(kind: str) -> None:
-    """After steps with momentum and weight decay, the weights in the model are those that the writer makes."""
+    """After steps with momentum and weight decay, the weights in the model are those that the writer
+    makes."""
     found = ingredients(K)
     space = Subspace(found, mean(found))
     coordinates: Coordinates = Softmax(K, 4) if kind == "softmax" else HyperPlane(space.norms)
@@ -190,7 +195,9 @@ def test_the_projection_into_the_hull_is_the_nearest_point() -> None:
     from scipy.optimize import minimize
 
     random = np.random.default_rng(0)
-    beta = np.concatenate([random.normal(0.2, 0.5, (4, 6)), np.array([[0.1, 0.2, 0.3, 0.1], [-1, -2, -3, -1.0]]).T], 1)
+    beta = np.concatenate(
+        [random.normal(0.2, 0.5, (4, 6)), np.array([[0.1, 0.2, 0.3, 0.1], [-1, -2, -3, -1.0]]).T], 1
+    )
     projected = into_hull(torch.from_numpy(beta)).numpy()
     for column, found in zip(beta.T, projected.T):
         exact = minimize(

@@ -1,4 +1,5 @@
-"""The subspace against brute force in float64: points, pullbacks, coefficients, and what it keeps in memory."""
+"""The subspace against brute force in float64: points, pullbacks, coefficients, and what it keeps in
+memory."""
 
 from __future__ import annotations
 
@@ -80,7 +81,9 @@ def test_a_point_is_what_the_engine_writes() -> None:
     beta, gamma = coordinates(space)
     out = torch.empty(NUM_PARAMETERS)
     space.point(beta, gamma, out=out)
-    mixture = Mixture(tuple("abcd"), space.coefficients(beta.numpy(), gamma.numpy()), 1.0, found.layout.blocks)
+    mixture = Mixture(
+        tuple("abcd"), space.coefficients(beta.numpy(), gamma.numpy()), 1.0, found.layout.blocks
+    )
     written = combined(
         found.checkpoints, mixture, slots=slots_of(found.checkpoints[0]), options=StreamOptions(threads=1)
     )

@@ -34,7 +34,9 @@ def gram_schmidt(rows: np.ndarray) -> np.ndarray:
     return np.stack(basis)
 
 
-def published(found: Ingredients, start: np.ndarray, *, lr: float, momentum: float, decay: float) -> np.ndarray:
+def published(
+    found: Ingredients, start: np.ndarray, *, lr: float, momentum: float, decay: float
+) -> np.ndarray:
     """g ← PᵀP g, then SGD with momentum and weight decay on all weights (Li et al. 2023, algorithm 1)."""
     basis = torch.from_numpy(gram_schmidt(stacked(found)))
     weights = torch.from_numpy(start.copy()).requires_grad_()
@@ -77,13 +79,17 @@ def test_twa_is_the_papers_with_momentum_and_weight_decay(start: str | int) -> N
 
 @pytest.mark.parametrize("buffer", [40, 1 << 20])
 @pytest.mark.parametrize("blocks", ["global", "tensor"])
-def test_the_streamed_gram_matrix_is_the_gram_matrix(buffer: int, blocks: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_streamed_gram_matrix_is_the_gram_matrix(
+    buffer: int, blocks: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(gram_module, "BUFFER", buffer)
     found = ingredients(K, blocks=blocks)
     gram = gram_matrix(found.checkpoints, found.layout)
     rows = vectors(found)
     for block in range(found.layout.num_blocks):
-        inside = np.concatenate([np.arange(s.start, s.slice.stop) for s in found.layout.spans if s.block == block])
+        inside = np.concatenate(
+            [np.arange(s.start, s.slice.stop) for s in found.layout.spans if s.block == block]
+        )
         exact = rows[:, inside] @ rows[:, inside].T
         np.testing.assert_allclose(gram[block], exact, atol=1e-6 * np.abs(exact).max())
 

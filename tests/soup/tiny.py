@@ -82,7 +82,9 @@ class Data:
             yield Rows(self.images[piece], self.targets[piece])
 
 
-def loss_at(weights: Tensor, layout: Layout, images: Tensor, targets: Tensor, temperature: Any = 1.0) -> Tensor:
+def loss_at(
+    weights: Tensor, layout: Layout, images: Tensor, targets: Tensor, temperature: Any = 1.0
+) -> Tensor:
     """Mean cross-entropy of the network with these weights, float64[D], differentiable."""
     parameters = {span.name: weights[span.slice].view(span.shape) for span in layout.spans}
     logits = torch.func.functional_call(network().double(), parameters, images.double())

@@ -58,7 +58,9 @@ class Fake(Task):
     head, world, device, batch_size, criterion = None, ALONE, torch.device("cpu"), 32, "mse"
     metrics: ClassVar[Any] = {
         "mse": Metric("mse", "min", _error),
-        "close": Metric("close", "max", lambda o, t: (_error(o, t) < TOLERANCE**2).astype(float), margins=_margins),
+        "close": Metric(
+            "close", "max", lambda o, t: (_error(o, t) < TOLERANCE**2).astype(float), margins=_margins
+        ),
     }
 
     def __init__(
@@ -82,7 +84,9 @@ class Fake(Task):
     def loss(self, batch: Batch, temperature: Tensor | None = None) -> Tensor:
         assert isinstance(batch, Rows)
         outputs = self.outputs(batch)
-        return self.summed(outputs if temperature is None else outputs * temperature.to(outputs), batch.labels)
+        return self.summed(
+            outputs if temperature is None else outputs * temperature.to(outputs), batch.labels
+        )
 
     def example_bytes(self) -> int:
         return 0

@@ -23,7 +23,8 @@ CLIP_CONFIG = {
 }
 
 FEW_WORDS = CLIP_CONFIG | {
-    "model_cfg": CLIP_CONFIG["model_cfg"] | {"text_cfg": CLIP_CONFIG["model_cfg"]["text_cfg"] | {"vocab_size": 500}}
+    "model_cfg": CLIP_CONFIG["model_cfg"]
+    | {"text_cfg": CLIP_CONFIG["model_cfg"]["text_cfg"] | {"vocab_size": 500}}
 }
 """The same with a small vocabulary, where no text is read: words were nine tenths of its weights."""
 
@@ -31,7 +32,9 @@ FEW_WORDS = CLIP_CONFIG | {
 def described(directory: Path, name: str = "config.json") -> Any:
     """What `describe` needs of a checkpoint: its configuration and where it lies."""
     config = json.loads((directory / name).read_text()) if (directory / name).is_file() else {}
-    return SimpleNamespace(config=config, directory=directory, reference=str(directory), files=(), companions=())
+    return SimpleNamespace(
+        config=config, directory=directory, reference=str(directory), files=(), companions=()
+    )
 
 
 def saved(directory: Path, model: str, *, seed: int = 0) -> torch.nn.Module:
@@ -42,7 +45,8 @@ def saved(directory: Path, model: str, *, seed: int = 0) -> torch.nn.Module:
     built = build(spec)
     write_config(spec, built, directory)
     save_file(
-        {name: tensor.contiguous() for name, tensor in built.state_dict().items()}, directory / "model.safetensors"
+        {name: tensor.contiguous() for name, tensor in built.state_dict().items()},
+        directory / "model.safetensors",
     )
     return built
 

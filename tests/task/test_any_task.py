@@ -142,7 +142,9 @@ def test_a_curve_is_that_of_the_closed_form() -> None:
 
     optimizer = torch.optim.SGD(bends.parameters(), lr=0.1)
     descent = Descent(gradient, optimizer, lambda update: 1 / (1 + update / 20), 8, 25)
-    descent.run(((number, batch) for number in range(200) for batch in task.train.batches(batch_size=N)), silent)
+    descent.run(
+        ((number, batch) for number in range(200) for batch in task.train.batches(batch_size=N)), silent
+    )
     abc = np.array([curve.coefficients(t) for t in ts])
     target = np.linalg.lstsq(X, Y, rcond=None)[0]
     means = abc[:, 1].mean(), (abc[:, 0] * abc[:, 1]).mean(), (abc[:, 2] * abc[:, 1]).mean()
@@ -155,7 +157,8 @@ def between(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray], at: float)
 
 
 def test_a_quadratic_has_no_barrier() -> None:
-    """Between two minima of a convex loss the line lies below its chord, by λ (1 − λ) times the mean of (X δ)²."""
+    """Between two minima of a convex loss the line lies below its chord, by λ (1 − λ) times the mean of (X
+    δ)²."""
     task, at = line(), [0.0, 0.25, 1.0]
     values = []
     for point in at:
@@ -180,7 +183,9 @@ def test_a_repaired_regression_has_the_statistics_of_its_ends() -> None:
     def batches() -> Any:
         return task.train.batches(batch_size=N)
 
-    changed, notes = repaired(task, ends, [0.5, 0.5], kind="forward", batches=batches, force=True, report=silent)
+    changed, notes = repaired(
+        task, ends, [0.5, 0.5], kind="forward", batches=batches, force=True, report=silent
+    )
     assert set(changed) == {"0.weight", "0.bias"}
     assert notes["variance_ratios_after"]["0"] == pytest.approx(1, abs=1e-3)
     assert "mse" in notes["held_out_after"]

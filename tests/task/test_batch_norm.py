@@ -75,7 +75,9 @@ def test_modes_momenta_and_weights_are_as_before() -> None:
     assert [getattr(module, "momentum", 0) for module in model.modules()] == momenta
     assert all(torch.equal(weights[name], parameter) for name, parameter in model.named_parameters())
     assert names == [
-        f"{i}.{buffer}" for i in (1, 3, 5) for buffer in ("running_mean", "running_var", "num_batches_tracked")
+        f"{i}.{buffer}"
+        for i in (1, 3, 5)
+        for buffer in ("running_mean", "running_var", "num_batches_tracked")
     ]
 
 

@@ -35,8 +35,12 @@ def script(tmp_path: Path):  # type: ignore[no-untyped-def]
         ('{"accuracy": 0.5, "model": "x", "ok": true}', None, 0.5),
     ],
 )
-def test_the_last_line_is_the_score(script, tmp_path: Path, last: str, metric: str | None, value: float) -> None:  # type: ignore[no-untyped-def]
-    score = script(f"print('epoch 1: 0.1'); print({last!r}); print(); print('  ')", metric=metric).score(tmp_path)
+def test_the_last_line_is_the_score(
+    script, tmp_path: Path, last: str, metric: str | None, value: float
+) -> None:  # type: ignore[no-untyped-def]
+    score = script(f"print('epoch 1: 0.1'); print({last!r}); print(); print('  ')", metric=metric).score(
+        tmp_path
+    )
     assert (score.metric, score.value, score.standard_error, score.num_examples) == (
         metric or "score",
         value,

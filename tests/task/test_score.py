@@ -97,7 +97,9 @@ def logits_of(*rows: tuple[float, float]) -> np.ndarray:
 
 def test_ece_by_hand() -> None:
     """Four examples in two bins of 1/15: confidences .9, .92 (one right) and .6, .62 (both right)."""
-    given_ = Predictions(logits_of((0.9, 0.1), (0.08, 0.92), (0.6, 0.4), (0.38, 0.62)), np.array([0, 0, 0, 1]))
+    given_ = Predictions(
+        logits_of((0.9, 0.1), (0.08, 0.92), (0.6, 0.4), (0.38, 0.62)), np.array([0, 0, 0, 1])
+    )
     expected = 2 / 4 * abs(0.5 - 0.91) + (1 / 4) * abs(1 - 0.6) + (1 / 4) * abs(1 - 0.62)
     assert math.floor(0.6 * 15) == 9  # .6 closes bin 9 and .62 opens bin 10: they do not share one
     assert score_predictions(given_, "ece").value == pytest.approx(expected, rel=1e-5)
@@ -176,7 +178,13 @@ NAN = math.nan
 
 @pytest.mark.parametrize(
     ("a", "b", "in_max", "in_min"),
-    [(2, 1, True, False), (1, 1, False, False), (1, NAN, True, True), (NAN, 1, False, False), (NAN, NAN, False, False)],
+    [
+        (2, 1, True, False),
+        (1, 1, False, False),
+        (1, NAN, True, True),
+        (NAN, 1, False, False),
+        (NAN, NAN, False, False),
+    ],
 )
 def test_better(a: float, b: float, in_max: bool, in_min: bool) -> None:
     assert better(a, b, "max") is in_max
@@ -190,7 +198,9 @@ def test_ensembles_by_hand() -> None:
     probabilities = np.mean([softmax(p.outputs.astype(np.float64), axis=1) for p in parts], axis=0)
     mixed = ensemble(parts, "softmax")
     np.testing.assert_allclose(softmax(mixed.outputs, axis=1), probabilities, rtol=1e-5)
-    assert score_predictions(mixed, "nll").value == pytest.approx(log_loss(parts[0].targets, probabilities), rel=1e-5)
+    assert score_predictions(mixed, "nll").value == pytest.approx(
+        log_loss(parts[0].targets, probabilities), rel=1e-5
+    )
 
 
 def test_an_ensemble_of_different_examples_is_refused() -> None:
@@ -203,7 +213,9 @@ def test_an_ensemble_of_different_examples_is_refused() -> None:
 def test_a_comparison_is_antisymmetric_and_of_the_values(metric: str) -> None:
     a, b = predictions(seed=0), predictions(seed=1, skill=4.0)
     there, back = compare(a, b, METRICS[metric]), compare(b, a, METRICS[metric])
-    assert there.difference == pytest.approx(score_predictions(a, metric).value - score_predictions(b, metric).value)
+    assert there.difference == pytest.approx(
+        score_predictions(a, metric).value - score_predictions(b, metric).value
+    )
     assert back.difference == pytest.approx(-there.difference)
     assert back.p_value == pytest.approx(there.p_value, abs=0.02)
     assert there.low < there.difference < there.high
@@ -264,7 +276,9 @@ def test_large_n_is_drawn_in_chunks_with_the_same_law(monkeypatch: pytest.Monkey
     whole = compare(a, b, METRICS["nll"])
     monkeypatch.setattr("soupkit.task.score._CHUNK_BYTES", 8 * 300 * 64)
     chunked = compare(a, b, METRICS["nll"])
-    assert (chunked.low, chunked.high) == pytest.approx((whole.low, whole.high), abs=0.1 * (whole.high - whole.low))
+    assert (chunked.low, chunked.high) == pytest.approx(
+        (whole.low, whole.high), abs=0.1 * (whole.high - whole.low)
+    )
 
 
 def test_json() -> None:

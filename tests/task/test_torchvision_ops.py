@@ -1,4 +1,5 @@
-"""The shim defines operators only where torchvision's extension cannot. Each case in a fork of one process."""
+"""The shim defines operators only where torchvision's extension cannot. Each case in a fork of one
+process."""
 
 from __future__ import annotations
 
@@ -44,7 +45,8 @@ def fake_torchvision(folder: Path, extension: Path | None, content: bytes = b"")
 
 
 def test_the_shim_defines_what_the_extension_cannot(tmp_path: Path) -> None:
-    """A loadable extension defines its own, a broken one gets the schemas; then the torchvision at hand, even twice."""
+    """A loadable extension defines its own, a broken one gets the schemas; then the torchvision at hand, even
+    twice."""
     loadable, broken = tmp_path / "loadable", tmp_path / "broken"
     fake_torchvision(loadable, Path(_ctypes.__file__))
     fake_torchvision(broken, None, b"not a shared object")

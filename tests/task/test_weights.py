@@ -54,14 +54,18 @@ def test_arrays_share_memory() -> None:
     assert (model.norm.weight == 3.5).all()
 
 
-@pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2, np.float16])
+@pytest.mark.parametrize(
+    "dtype", [ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2, np.float16]
+)
 def test_small_floats_are_cast_up(dtype: type) -> None:
     model = torch.nn.Linear(4, 2)
     given = {"weight": np.linspace(-2, 2, 8).reshape(2, 4).astype(dtype), "bias": np.ones(2, dtype)}
     load_weights(model, given)
     np.testing.assert_array_equal(model.weight.detach().numpy(), given["weight"].astype(np.float32))
     assert to_numpy(to_torch(given["weight"])).dtype == given["weight"].dtype
-    np.testing.assert_array_equal(to_numpy(to_torch(given["weight"])).view(np.uint8), given["weight"].view(np.uint8))
+    np.testing.assert_array_equal(
+        to_numpy(to_torch(given["weight"])).view(np.uint8), given["weight"].view(np.uint8)
+    )
 
 
 @pytest.mark.parametrize("strided", [True, False])
@@ -79,7 +83,10 @@ def test_read_only_and_strided_arrays(strided: bool) -> None:
     [
         (lambda given: given.pop("norm.bias"), "lacks norm.bias"),
         (lambda given: given.update(extra=np.zeros(1)), "unexpected extra"),
-        (lambda given: given.update({"norm.bias": np.zeros(4, np.float32)}), r"norm.bias has shape \[4\].*\[3\]"),
+        (
+            lambda given: given.update({"norm.bias": np.zeros(4, np.float32)}),
+            r"norm.bias has shape \[4\].*\[3\]",
+        ),
         (
             lambda given: given.update({"norm.num_batches_tracked": np.array(1.5)}),
             "num_batches_tracked is torch.float64",

@@ -27,6 +27,8 @@ def training_data(digits: Splits) -> TrainingData:
 @pytest.fixture(scope="session")
 def sweep_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("base") / "base"
-    recipe = finetune_recipe(out=out, model="timm:test_resnet,img_size=32", num_train=64, epochs=1, device="cpu")
+    recipe = finetune_recipe(
+        out=out, model="timm:test_resnet,img_size=32", num_train=64, epochs=1, device="cpu"
+    )
     finetune(recipe, World("cpu", threads=1), silent)
     return out

@@ -16,7 +16,8 @@ from soupkit.recipe.population import TrainPopulation
 def recipe(out: Path) -> TrainPopulation:
     """15 updates, a state after each; BatchNorm, momentum, mixup, late pulls."""
     return population_recipe(
-        out=out, model="timm:test_resnet,img_size=32", num_members=2, num_train=48, num_held_out=60, num_test=50,
+        out=out, model="timm:test_resnet,img_size=32", num_members=2, num_train=48, num_held_out=60,
+        num_test=50,
         epochs=5, mixup=(0.0, 0.3), average_every=3, async_average=1, decay=0.8, save_every=1, device="cpu",
     )  # fmt: skip
 

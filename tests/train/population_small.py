@@ -31,7 +31,14 @@ def population_recipe(**values: Any) -> TrainPopulation:
         "data": "digits",
         "num_train": 64,
     }
-    defaults |= {"num_held_out": 100, "num_test": 100, "batch_size": 16, "epochs": 2, "lr": 0.05, "num_members": 3}
+    defaults |= {
+        "num_held_out": 100,
+        "num_test": 100,
+        "batch_size": 16,
+        "epochs": 2,
+        "lr": 0.05,
+        "num_members": 3,
+    }
     return TrainPopulation(**(defaults | {"average_every": 3} | values))
 
 

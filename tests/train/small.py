@@ -37,14 +37,25 @@ def small_model(seed: int = 0) -> SmallModel:
 
 
 def finetune_recipe(**values: Any) -> Finetune:
-    defaults = {"out": Path("out"), "model": "timm:test_resnet,img_size=32", "data": "digits", "num_train": 200}
+    defaults = {
+        "out": Path("out"),
+        "model": "timm:test_resnet,img_size=32",
+        "data": "digits",
+        "num_train": 200,
+    }
     defaults |= {"num_held_out": 100, "num_test": 100, "batch_size": 32, "epochs": 2, "lr": 3e-3}
     return Finetune(**(defaults | values))
 
 
 def sweep_recipe(base: Path, out: Path, **values: Any) -> FinetuneSweep:
     defaults = {"num_runs": 3, "data": "digits", "num_train": 96, "num_held_out": 120, "num_test": 110}
-    defaults |= {"batch_size": 32, "epochs": "1", "lr": "log(1e-3,1e-2)", "mixup": "choice(0,0.3)", "device": "cpu"}
+    defaults |= {
+        "batch_size": 32,
+        "epochs": "1",
+        "lr": "log(1e-3,1e-2)",
+        "mixup": "choice(0,0.3)",
+        "device": "cpu",
+    }
     defaults |= {"plots": False}
     return FinetuneSweep(base=str(base), out=out, **(defaults | values))
 

@@ -51,7 +51,8 @@ def test_the_average_is_the_mixture_of_what_it_saw(rule: Rule) -> None:
 
 @pytest.mark.parametrize(("kind", "with_buffers"), [("ema", False), ("ema", True), ("swa", False)])
 def test_torchs_averaged_model_gets_the_same(kind: str, with_buffers: bool) -> None:
-    """Exactly for EMA. Integers are torch's trap: with buffers it averages counters, and its SWA fails on them."""
+    """Exactly for EMA. Integers are torch's trap: with buffers it averages counters, and its SWA fails on
+    them."""
     model = small_model().double()
     rule: Rule = Ema(0.9) if kind == "ema" else Swa()
     function = get_ema_multi_avg_fn(0.9) if kind == "ema" else get_swa_multi_avg_fn()
@@ -72,7 +73,9 @@ def test_torchs_averaged_model_gets_the_same(kind: str, with_buffers: bool) -> N
 
 def test_timms_ema_gets_the_same() -> None:
     model = small_model().double()
-    theirs = timm.utils.ModelEmaV3(model, decay=0.95, use_warmup=True, warmup_gamma=2.0, warmup_power=0.8, foreach=True)
+    theirs = timm.utils.ModelEmaV3(
+        model, decay=0.95, use_warmup=True, warmup_gamma=2.0, warmup_power=0.8, foreach=True
+    )
     ours = Averaging(model, Ema(0.95, gamma=2.0, power=0.8))
     for step in training(model, 9):
         theirs.update(model, step=step + 1)
@@ -138,7 +141,9 @@ def test_ignored_names_stay_live() -> None:
     averaging = Averaging(model, Ema(0.5), ignore=(r"^head\.",))
     for _ in training(model, 3):
         averaging.update()
-    same = {name for name, tensor in averaging.tensors().items() if torch.equal(tensor, model.state_dict()[name])}
+    same = {
+        name for name, tensor in averaging.tensors().items() if torch.equal(tensor, model.state_dict()[name])
+    }
     assert same - {"conv.bias"} == {
         "head.weight",
         "head.bias",
@@ -148,7 +153,9 @@ def test_ignored_names_stay_live() -> None:
 
 def test_members_in_one_stack_are_averaged_as_each_alone() -> None:
     models = [small_model(seed) for seed in range(3)]
-    stacked = {name: torch.stack([model.state_dict()[name] for model in models]) for name in models[0].state_dict()}
+    stacked = {
+        name: torch.stack([model.state_dict()[name] for model in models]) for name in models[0].state_dict()
+    }
     together = Averaging(stacked, Ema(0.8, gamma=1.0))
     alone = [Averaging(model, Ema(0.8, gamma=1.0)) for model in models]
     for _ in range(4):

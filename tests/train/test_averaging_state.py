@@ -1,4 +1,5 @@
-"""Averaging: exact swaps and resumes, the same bits beside the training, and refusals where a mistake is silent."""
+"""Averaging: exact swaps and resumes, the same bits beside the training, and refusals where a mistake is
+silent."""
 
 from __future__ import annotations
 

@@ -113,7 +113,9 @@ def test_mixup_is_a_convex_combination_of_images_and_targets_alike() -> None:
     pixels, classes = torch.randint(0, 256, (4, *SETTINGS.input_size), dtype=torch.uint8), torch.arange(4)
     cpu = torch.device("cpu")
     plain, _ = finisher(SETTINGS, finetune_recipe(), num_classes=4, device=cpu)(place, pixels, classes)
-    mixed, targets = finisher(SETTINGS, finetune_recipe(mixup=1.0), num_classes=4, device=cpu)(place, pixels, classes)
+    mixed, targets = finisher(SETTINGS, finetune_recipe(mixup=1.0), num_classes=4, device=cpu)(
+        place, pixels, classes
+    )
     share = targets[0, 0]
     assert 0 < share < 1
     torch.testing.assert_close(mixed, share * plain + (1 - share) * plain.flip(0))

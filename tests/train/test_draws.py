@@ -89,7 +89,12 @@ def test_ranges_stay_in_their_bounds_and_reach_both_ends() -> None:
         assert bounds[0] <= draw.at(0.0) <= draw.at(almost_one) <= bounds[1]  # type: ignore[operator]
 
 
-RANGES = {"lr": "log(1e-5,1e-3)", "weight_decay": "uniform(0,1)", "epochs": "int(4,16)", "mixup": "choice(0,0.2,1)"}
+RANGES = {
+    "lr": "log(1e-5,1e-3)",
+    "weight_decay": "uniform(0,1)",
+    "epochs": "int(4,16)",
+    "mixup": "choice(0,0.2,1)",
+}
 
 
 @pytest.mark.parametrize("draw", ["random", "sobol"])
@@ -110,7 +115,9 @@ def test_draws_follow_the_seed(draw: str) -> None:
 def test_random_draws_fill_the_distribution() -> None:
     settings = draw_settings(sweep(num_runs=600, **RANGES))
     logs = np.array([math.log10(each["lr"]) for each in settings])  # type: ignore[arg-type]
-    assert np.abs(np.sort(logs) - np.linspace(-5, -3, 600)).max() < 2 * 1.63 / math.sqrt(600)  # Kolmogorov, 1 %
+    assert np.abs(np.sort(logs) - np.linspace(-5, -3, 600)).max() < 2 * 1.63 / math.sqrt(
+        600
+    )  # Kolmogorov, 1 %
     assert {each["epochs"] for each in settings} == set(range(4, 17))
     assert {each["mixup"] for each in settings} == {0.0, 0.2, 1.0}
     weights = np.array([each["weight_decay"] for each in settings])
@@ -119,14 +126,21 @@ def test_random_draws_fill_the_distribution() -> None:
 
 def test_sobol_is_balanced_where_random_is_not() -> None:
     """Each 1/16 of every coordinate holds one of 16 points: what makes a Sobol sequence."""
-    settings = draw_settings(sweep(draw="sobol", num_runs=16, weight_decay="uniform(0,1)", mixup="uniform(0,1)"))
+    settings = draw_settings(
+        sweep(draw="sobol", num_runs=16, weight_decay="uniform(0,1)", mixup="uniform(0,1)")
+    )
     for name in ("weight_decay", "mixup"):
         assert sorted(int(each[name] * 16) for each in settings) == list(range(16))  # type: ignore[operator]
 
 
 def test_grid_is_the_cartesian_product() -> None:
     recipe = sweep(
-        draw="grid", num_runs=0, lr="choice(1,2)", mixup="choice(0,0.5,1)", layer_decay="choice(none,0.5)", seed=7
+        draw="grid",
+        num_runs=0,
+        lr="choice(1,2)",
+        mixup="choice(0,0.5,1)",
+        layer_decay="choice(none,0.5)",
+        seed=7,
     )
     settings = draw_settings(recipe)
     expected = list(itertools.product((1.0, 2.0), (0.0, 0.5, 1.0), (None, 0.5)))

@@ -38,7 +38,10 @@ def through_a_file(value: Any) -> Any:
 @pytest.mark.parametrize("asynchronous", [False, True])
 def test_it_averages_with_every_step_and_leaves_training_alone(asynchronous: bool) -> None:
     model, plain = small_model(), small_model()
-    optimizer, alone = wrapped(model, asynchronous=asynchronous), torch.optim.AdamW(plain.parameters(), lr=1e-2)
+    optimizer, alone = (
+        wrapped(model, asynchronous=asynchronous),
+        torch.optim.AdamW(plain.parameters(), lr=1e-2),
+    )
     theirs = AveragedModel(plain, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
     for number in range(6):
         step(model, optimizer, number)
@@ -102,7 +105,9 @@ def test_weights_and_statistics_are_swapped_and_nothing_is_saved_meanwhile() -> 
                 refused()
         with pytest.raises(TaskError):
             optimizer.step()
-        assert torch.equal(model.conv.weight, average["conv.weight"]), "the refused step must not have moved it"
+        assert torch.equal(model.conv.weight, average["conv.weight"]), (
+            "the refused step must not have moved it"
+        )
     assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in raw.items())
     assert not torch.equal(raw["norm.running_var"], average["norm.running_var"])
 

@@ -80,7 +80,16 @@ def compiled() -> nn.Module:
     return torch.compile(nn.Linear(3, 2), backend="eager")  # type: ignore[return-value]
 
 
-MODELS: list[Callable[[], nn.Module]] = [Tied, Shared, Extra, Complex, Wrapped, parametrized, compiled, small_model]
+MODELS: list[Callable[[], nn.Module]] = [
+    Tied,
+    Shared,
+    Extra,
+    Complex,
+    Wrapped,
+    parametrized,
+    compiled,
+    small_model,
+]
 each_model = pytest.mark.parametrize("make", MODELS, ids=[make.__name__ for make in MODELS])
 
 
@@ -121,7 +130,9 @@ def test_the_averaged_state_is_whole_and_loads_strictly(make: Callable[[], nn.Mo
         assert_same(dict(state), dict(_whole(model)))
     assert_same(dict(model.state_dict()), live)
     changed = [
-        name for name, value in state.items() if isinstance(value, Tensor) and not torch.equal(value, live[name])
+        name
+        for name, value in state.items()
+        if isinstance(value, Tensor) and not torch.equal(value, live[name])
     ]
     assert changed
 
@@ -179,7 +190,9 @@ def test_complex_weights_are_averaged_as_pairs_of_real_ones(asynchronous: bool, 
     pairs = Averaging(twin, rule)
     for number in range(5):
         for parameter in model.parameters():
-            parameter.grad = torch.full_like(parameter, complex(number, 1) if parameter.is_complex() else number)
+            parameter.grad = torch.full_like(
+                parameter, complex(number, 1) if parameter.is_complex() else number
+            )
         optimizer.step()
         with torch.no_grad():
             for name, parameter in model.named_parameters():

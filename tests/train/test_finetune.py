@@ -94,11 +94,15 @@ def test_the_number_of_threads_is_given_back(base: Path, tmp_path: Path) -> None
     assert torch.get_num_threads() == before
 
 
-def test_another_number_of_classes_gets_a_new_head_the_same_for_every_seed(base: Path, tmp_path: Path) -> None:
+def test_another_number_of_classes_gets_a_new_head_the_same_for_every_seed(
+    base: Path, tmp_path: Path
+) -> None:
     for name in ("cat", "dog", "eel"):
         for i in range(8):
             (tmp_path / "data" / name).mkdir(parents=True, exist_ok=True)
-            Image.fromarray(np.full((40, 40, 3), 30 * i, np.uint8)).save(tmp_path / "data" / name / f"{i}.png")
+            Image.fromarray(np.full((40, 40, 3), 30 * i, np.uint8)).save(
+                tmp_path / "data" / name / f"{i}.png"
+            )
     events: list[Event] = []
     values = {"base": str(base), "model": None, "data": str(tmp_path / "data"), "batch_size": 4}
     values |= {"num_train": 10, "num_held_out": 6, "num_test": 6}
@@ -164,7 +168,8 @@ def test_divergence_and_interruption_leave_nothing(base: Path, tmp_path: Path) -
 
 
 def test_clip_learns_with_its_image_tower(tmp_path: Path) -> None:
-    """The head is made by the text tower of the base; so the text tower stays, and the soup of such runs keeps it."""
+    """The head is made by the text tower of the base; so the text tower stays, and the soup of such runs
+    keeps it."""
     directory = tmp_path / "clip"
     directory.mkdir()
     torch.manual_seed(3)

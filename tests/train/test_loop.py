@@ -87,7 +87,8 @@ def test_one_update_equals_plain_torch(training_data: TrainingData) -> None:
     """SGD without warmup on one batch of the whole set: w − lr·(gradient + decay·w), computed by hand."""
     num = len(training_data.examples)
     recipe = finetune_recipe(
-        epochs=1, batch_size=num, optimizer="momentum", momentum=0.0, lr=0.1, weight_decay=0.01, warmup_epochs=0.0,
+        epochs=1, batch_size=num, optimizer="momentum", momentum=0.0, lr=0.1, weight_decay=0.01,
+        warmup_epochs=0.0,
         crop_scale=(1.0, 1.0), label_smoothing=0.1,
     )  # fmt: skip
     model, by_hand = small_model(), small_model()
@@ -136,9 +137,14 @@ def test_progress_adds_up(training_data: TrainingData) -> None:
 
 
 def test_soft_cross_entropy_against_numpy() -> None:
-    logits, targets = np.random.default_rng(0).normal(size=(5, 4)), np.random.default_rng(1).dirichlet(np.ones(4), 5)
+    logits, targets = (
+        np.random.default_rng(0).normal(size=(5, 4)),
+        np.random.default_rng(1).dirichlet(np.ones(4), 5),
+    )
     expected = -(targets * (logits - np.log(np.exp(logits).sum(1, keepdims=True)))).sum(1).mean()
-    assert soft_cross_entropy(torch.tensor(logits), torch.tensor(targets).float()).item() == pytest.approx(expected)
+    assert soft_cross_entropy(torch.tensor(logits), torch.tensor(targets).float()).item() == pytest.approx(
+        expected
+    )
 
 
 def rates(recipe: Finetune, *, per_epoch: int) -> list[float]:
@@ -159,7 +165,9 @@ def test_cosine_by_hand(warmup_epochs: float) -> None:
     recipe = finetune_recipe(epochs=4, lr=0.3, min_lr=0.01, warmup_epochs=warmup_epochs)
     num, warm = 20, round(warmup_epochs * 5)
     by_hand = [0.3 * (u + 1) / (warm + 1) for u in range(warm)]
-    by_hand += [0.01 + 0.29 * (1 + math.cos(math.pi * (u - warm) / (num - warm))) / 2 for u in range(warm, num)]
+    by_hand += [
+        0.01 + 0.29 * (1 + math.cos(math.pi * (u - warm) / (num - warm))) / 2 for u in range(warm, num)
+    ]
     assert rates(recipe, per_epoch=5) == pytest.approx(by_hand)
 
 
@@ -208,8 +216,10 @@ def test_layer_decay_without_layers_is_refused() -> None:
 @pytest.mark.parametrize(
     "values",
     [
-        {"lr": 0.0}, {"lr": math.nan}, {"lr": math.inf}, {"lr": 1e-4, "min_lr": 1e-3}, {"epochs": 0}, {"mixup": -1.0},
-        {"label_smoothing": 1.0}, {"random_erasing": 1.5}, {"rand_augment_magnitude": 10}, {"layer_decay": 0.0},
+        {"lr": 0.0}, {"lr": math.nan}, {"lr": math.inf}, {"lr": 1e-4, "min_lr": 1e-3}, {"epochs": 0},
+        {"mixup": -1.0},
+        {"label_smoothing": 1.0}, {"random_erasing": 1.5}, {"rand_augment_magnitude": 10},
+        {"layer_decay": 0.0},
         {"crop_scale": (0.7,)}, {"crop_scale": (0.9, 0.7)}, {"momentum": 1.0}, {"hflip": 2.0}, {"seed": -1},
         {"batch_size": 0}, {"model": None},
     ],

@@ -36,7 +36,9 @@ def test_results_and_events_arrive_under_their_names(monkeypatch: pytest.MonkeyP
         on_result=results.__setitem__,
     )
     assert {name: value[0] for name, value in results.items()} == {f"piece-{i}": 2 * i for i in range(5)}
-    assert sorted(events, key=lambda pair: pair[0]) == [(f"piece-{i}", Told(f"doubling {i}")) for i in range(5)]
+    assert sorted(events, key=lambda pair: pair[0]) == [
+        (f"piece-{i}", Told(f"doubling {i}")) for i in range(5)
+    ]
     pids = {value[1] for value in results.values()}
     assert len(pids) == 2, "workers live on from piece to piece"
     assert os.getpid() not in pids

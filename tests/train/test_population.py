@@ -1,4 +1,5 @@
-"""A population in training against plain loops: members alone, pulls by hand, replacements, probing, vectorised."""
+"""A population in training against plain loops: members alone, pulls by hand, replacements, probing,
+vectorised."""
 
 from __future__ import annotations
 
@@ -219,7 +220,9 @@ def test_regularisation_is_the_shuffled_product() -> None:
     assert len(set(chosen[:4])) == 4
     assert chosen[4:] == chosen[:3]
     assert {each[1] for each in chosen} == {0.1}
-    orders = {tuple(tuple(r.values()) for r in regularisation(replace(recipe, seed=seed))) for seed in range(20)}
+    orders = {
+        tuple(tuple(r.values()) for r in regularisation(replace(recipe, seed=seed))) for seed in range(20)
+    }
     assert len(orders) > 5
     recipes = member_recipes(recipe)
     assert len({own.seed for own in recipes}) == 7

@@ -1,4 +1,5 @@
-"""`train-population --align --repair`: what the seams do to members that are known to be each other's permutation."""
+"""`train-population --align --repair`: what the seams do to members that are known to be each other's
+permutation."""
 
 from __future__ import annotations
 

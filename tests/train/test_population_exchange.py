@@ -56,7 +56,9 @@ def test_rows_are_the_models() -> None:
     images = torch.randn(4, 3, 16, 16)
     flat = Flat(found, CPU)
     for model, same in zip(found, plain):
-        torch.testing.assert_close(model(images), same(images), rtol=1e-5, atol=1e-6)  # sums go by the memory layout
+        torch.testing.assert_close(
+            model(images), same(images), rtol=1e-5, atol=1e-6
+        )  # sums go by the memory layout
         for name, tensor in same.state_dict().items():
             assert torch.equal(model.state_dict()[name], tensor), name
     assert found[1].conv.weight.is_contiguous(memory_format=torch.channels_last)
@@ -65,7 +67,11 @@ def test_rows_are_the_models() -> None:
     assert torch.equal(found[1].head.weight, plain[1].head.weight + 1)
     assert torch.equal(found[2].head.weight, plain[2].head.weight)
     assert list(flat.integers(1)) == ["norm.num_batches_tracked"]
-    assert flat.spans["norm.running_mean"].offset >= flat.num_parameters[torch.float32] > flat.spans["head.bias"].offset
+    assert (
+        flat.spans["norm.running_mean"].offset
+        >= flat.num_parameters[torch.float32]
+        > flat.spans["head.bias"].offset
+    )
 
 
 def test_the_optimizer_moves_the_row() -> None:
@@ -127,15 +133,17 @@ def test_a_late_pull_keeps_what_was_learned_meanwhile() -> None:
     pull.finish()
     wanted = before + learned + 0.5 * (before.mean(0) - before)
     torch.testing.assert_close(flat.rows[torch.float32], wanted, rtol=0, atol=2e-6)
-    torch.testing.assert_close(flat.rows[torch.float32].mean(0), (before + learned).mean(0), rtol=0, atol=2e-6)
+    torch.testing.assert_close(
+        flat.rows[torch.float32].mean(0), (before + learned).mean(0), rtol=0, atol=2e-6
+    )
 
 
 @pytest.mark.parametrize("share", [0.01, 0.3])
 def test_late_pulls_converge_as_theory_says(share: float) -> None:
     """Members that descend quadratics, x_j ← x_j − lr (x_j − m_j), pulled every k steps, `late` steps late.
 
-    With q = 1 − lr, x_j − x̄ just before a pull begins goes to (m_j − m̄)·(1 − q^k)/(1 − q^k + s·q^(k − late)); at the
-    published s = 1 − α = 0.01 that is within 1 % of what prompt pulls reach.
+    With q = 1 − lr, x_j − x̄ just before a pull begins goes to (m_j − m̄)·(1 − q^k)/(1 − q^k + s·q^(k −
+    late)); at the published s = 1 − α = 0.01 that is within 1 % of what prompt pulls reach.
     """
     lr, k = 0.05, 4
     minima = torch.randn(N, 8, generator=torch.Generator().manual_seed(1))

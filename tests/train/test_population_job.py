@@ -1,4 +1,5 @@
-"""`train-population` from recipe to directory: what is written is whole, true, loadable, and not written twice."""
+"""`train-population` from recipe to directory: what is written is whole, true, loadable, and not written
+twice."""
 
 from __future__ import annotations
 
@@ -51,7 +52,10 @@ def test_what_is_written(run: tuple[Path, dict[str, Any], list[Event]]) -> None:
     assert not (out / ".unfinished").exists()
     assert Manifest.read(out).to_json() == result
     assert result["command"] == "train-population"
-    assert [checkpoint.path.name for checkpoint in open_references([str(out)])] == ["member-000", "member-001"]
+    assert [checkpoint.path.name for checkpoint in open_references([str(out)])] == [
+        "member-000",
+        "member-001",
+    ]
     assert result["notes"]["members"] == ["member-000", "member-001"]
     chosen = result["notes"]["hyper_parameters"]
     assert {chosen[name]["mixup"] for name in chosen} == {0.0, 0.3}
@@ -122,7 +126,9 @@ class KilledError(Exception):
 
 
 def contents(out: Path) -> list[str]:
-    return [content_hash(Checkpoint(out / name)) for name in ("member-000", "member-001", "average", "greedy")]
+    return [
+        content_hash(Checkpoint(out / name)) for name in ("member-000", "member-001", "average", "greedy")
+    ]
 
 
 @pytest.mark.parametrize("where", ["update 3", "member-001"])
@@ -200,9 +206,17 @@ def test_dry_run_and_refusals_write_nothing(tmp_path: Path) -> None:
 
 
 def test_a_base_and_a_judge(run: tuple[Path, dict[str, Any], list[Event]], tmp_path: Path) -> None:
-    """Members start from the base; greedy replacements are chosen on held-out data; the probe keeps the body."""
-    values: dict[str, Any] = {"base": str(run[0] / "member-000"), "model": None, "method": "greedy", "merge_every": 1}
-    result = train_population(recipe(tmp_path / "papa", linear_probe=0.9, ema_decay=0.9, **values), ALONE, silent)
+    """Members start from the base; greedy replacements are chosen on held-out data; the probe keeps the
+    body."""
+    values: dict[str, Any] = {
+        "base": str(run[0] / "member-000"),
+        "model": None,
+        "method": "greedy",
+        "merge_every": 1,
+    }
+    result = train_population(
+        recipe(tmp_path / "papa", linear_probe=0.9, ema_decay=0.9, **values), ALONE, silent
+    )
     first = result["notes"]["history"]["similarity"][0]
     assert first["cosine"] == pytest.approx(1)
     [entry] = result["notes"]["history"]["replacements"]

@@ -1,4 +1,5 @@
-"""kill -9 while states are written, and the same command afterwards: the same bits. SOUPKIT_KILLS=5: more often."""
+"""kill -9 while states are written, and the same command afterwards: the same bits. SOUPKIT_KILLS=5: more
+often."""
 
 from __future__ import annotations
 
@@ -24,7 +25,10 @@ SYNCS = 5
 
 
 def contents(out: Path) -> dict[str, str]:
-    return {name: content_hash(Checkpoint(out / name)) for name in ("member-000", "member-001", "average", "greedy")}
+    return {
+        name: content_hash(Checkpoint(out / name))
+        for name in ("member-000", "member-001", "average", "greedy")
+    }
 
 
 def last_update(out: Path) -> int:
@@ -34,7 +38,8 @@ def last_update(out: Path) -> int:
 
 
 def run(out: Path, *, fatal: int) -> int:
-    """Train on, and kill -9 in the fsync of that number: while a state is written, or just before it is named."""
+    """Train on, and kill -9 in the fsync of that number: while a state is written, or just before it is
+    named."""
     return fork(train_until, out, fatal, folder=Path(tempfile.mkdtemp(dir=out.parent)) / "process").wait()
 
 

@@ -33,13 +33,17 @@ def test_coefficients_are_shares(method: str, n: int, seed: int) -> None:
 
 def test_the_matrices_of_the_paper() -> None:
     np.testing.assert_array_equal(drawn("papa-all", 4, 0), np.full((4, 4), 0.25))
-    np.testing.assert_array_equal(drawn("many-half", 3, 0), [[0.5, 0.25, 0.25], [0.25, 0.5, 0.25], [0.25, 0.25, 0.5]])
+    np.testing.assert_array_equal(
+        drawn("many-half", 3, 0), [[0.5, 0.25, 0.25], [0.25, 0.5, 0.25], [0.25, 0.25, 0.5]]
+    )
     np.testing.assert_allclose(drawn("many-75", 6, 0), np.full((6, 6), 0.05) + np.eye(6) * 0.7)
 
 
 @pytest.mark.parametrize(("method", "shares"), [("papa-2", (0.5, 0.5)), ("pair-75", (0.25, 0.75))])
 @pytest.mark.parametrize("n", [2, 3, 7])
-def test_pairs_are_of_two_different_parents_and_differ(method: str, shares: tuple[float, float], n: int) -> None:
+def test_pairs_are_of_two_different_parents_and_differ(
+    method: str, shares: tuple[float, float], n: int
+) -> None:
     for seed in range(50):
         matrix = drawn(method, n, seed)
         assert all(tuple(sorted(row[row > 0])) == shares for row in matrix)
@@ -66,11 +70,13 @@ def first_pairs(n: int) -> np.ndarray:
 
 @pytest.mark.parametrize("n", [4, 5, 10])
 def test_pairs_are_uniform(n: int) -> None:
-    """Chi-square over all C(n, 2) pairs; the same test finds that the first n lexicographic pairs are not uniform."""
+    """Chi-square over all C(n, 2) pairs; the same test finds that the first n lexicographic pairs are not
+    uniform."""
     num = 1500
     randoms = [np.random.default_rng([1, Stream.MERGING, epoch]) for epoch in range(num)]  # as in training
     counts = pair_counts([mixing_matrix("papa-2", n, random) for random in randoms], n)
-    # pairs of one draw are different, so counts vary less than independent ones: by the finite population factor
+    # pairs of one draw are different, so counts vary less than independent ones: by the finite population
+    # factor
     num_pairs = n * (n - 1) // 2
     factor = (num_pairs - n) / (num_pairs - 1)
     statistic = chisquare(counts).statistic / factor
@@ -79,7 +85,9 @@ def test_pairs_are_uniform(n: int) -> None:
 
 
 def test_the_larger_share_goes_to_either_parent_equally() -> None:
-    firsts = [int(np.argmax(row) < np.flatnonzero(row)[-1]) for s in range(400) for row in drawn("pair-75", 5, s)]
+    firsts = [
+        int(np.argmax(row) < np.flatnonzero(row)[-1]) for s in range(400) for row in drawn("pair-75", 5, s)
+    ]
     assert abs(np.mean(firsts) - 0.5) < 4 * 0.5 / np.sqrt(len(firsts))
 
 
@@ -128,7 +136,9 @@ def test_the_pull_follows_the_learning_rate(scaling: str, expected: float) -> No
     assert pull_strength(population_recipe(lr_scaling=scaling), 0.25) == pytest.approx(expected)
     assert pull_strength(population_recipe(lr_scaling=scaling, decay=0.9), 1.0) == pytest.approx(0.1)
     assert pull_strength(population_recipe(lr_scaling=scaling, method="none"), 1.0) == 0
-    assert pull_strength(population_recipe(lr_scaling=scaling, method="papa-2", decay=0.8), 1.0) == pytest.approx(0.2)
+    assert pull_strength(
+        population_recipe(lr_scaling=scaling, method="papa-2", decay=0.8), 1.0
+    ) == pytest.approx(0.2)
 
 
 @pytest.mark.parametrize(

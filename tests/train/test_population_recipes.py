@@ -11,12 +11,22 @@ from soupkit.recipe.population import TrainPopulation
 from soupkit.recipe.steps import load_steps
 
 FOLDER = Path(__file__).parents[2] / "recipes" / "train"
-SMALL_IMAGES = {"epochs": 300, "batch_size": 64, "lr": 0.1, "min_lr": 1e-4, "weight_decay": 1e-4, "average_every": 10}
+SMALL_IMAGES = {
+    "epochs": 300,
+    "batch_size": 64,
+    "lr": 0.1,
+    "min_lr": 1e-4,
+    "weight_decay": 1e-4,
+    "average_every": 10,
+}
 PUBLISHED: dict[str, dict[str, Any]] = {
-    "papa-resnet18-cifar100": SMALL_IMAGES | {"pulls": 0.01, "merge_every": 5, "num_members": 10, "num_held_out": 1000},
-    "papa-vgg16-cifar10": SMALL_IMAGES | {"pulls": 0.01, "merge_every": 5, "num_members": 5, "num_held_out": 1000},
+    "papa-resnet18-cifar100": SMALL_IMAGES | {"pulls": 0.01, "merge_every": 5, "num_members": 10,
+    "num_held_out": 1000},
+    "papa-vgg16-cifar10": SMALL_IMAGES | {"pulls": 0.01, "merge_every": 5, "num_members": 5,
+    "num_held_out": 1000},
     "papa-resnet50-imagenet": {
-        "epochs": 90, "batch_size": 256, "num_members": 3, "merge_every": 1, "mixup": (0.0, 0.1, 0.2), "pulls": 0.01,
+        "epochs": 90, "batch_size": 256, "num_members": 3, "merge_every": 1, "mixup": (0.0, 0.1, 0.2),
+        "pulls": 0.01,
     },
     "papa-finetune-cifar100": {
         "epochs": 50, "optimizer": "adamw", "lr": 1e-4, "min_lr": 1e-6, "pulls": 0.0005, "merge_every": 20,

@@ -80,7 +80,8 @@ def test_every_run_takes_the_branch_of_its_own_settings() -> None:
 
 @pytest.mark.parametrize("draw", ["random", "sobol"])
 def test_a_condition_leaves_the_other_coordinates_alone(draw: str) -> None:
-    """One coordinate per option, whichever branch: what does not depend on anything is drawn as without conditions."""
+    """One coordinate per option, whichever branch: what does not depend on anything is drawn as without
+    conditions."""
     ranges = {"weight_decay": "uniform(0,1)", "optimizer": "choice(adamw,sgd)", "num_runs": 16, "draw": draw}
     plain = draw_settings(sweep(lr="log(1e-5,1e-3)", **ranges))
     conditional = draw_settings(sweep(lr=BY_OPTIMIZER, **ranges))
@@ -105,7 +106,9 @@ def test_a_grid_holds_each_point_once() -> None:
         mixup="choice(0,1)",
         cutmix="0.5 if mixup=0 else choice(0,1)",
     )
-    points = [(each["optimizer"], each["lr"], each["mixup"], each["cutmix"]) for each in draw_settings(recipe)]
+    points = [
+        (each["optimizer"], each["lr"], each["mixup"], each["cutmix"]) for each in draw_settings(recipe)
+    ]
     rates = [("adamw", 1.0), ("adamw", 2.0), ("sgd", 3.0), ("sgd", 4.0), ("sgd", 5.0)]
     mixing = [(0.0, 0.5), (1.0, 0.0), (1.0, 1.0)]
     assert sorted(points) == sorted((*a, *b) for a, b in itertools.product(rates, mixing))

@@ -1,4 +1,5 @@
-"""A sweep on Ray: skipped where Ray is not installed; the logic of retries is tested with fakes in test_retries.py."""
+"""A sweep on Ray: skipped where Ray is not installed; the logic of retries is tested with fakes in
+test_retries.py."""
 
 from __future__ import annotations
 
@@ -19,12 +20,16 @@ from soupkit.train import ray_pool
 from soupkit.world import World
 
 
-def test_without_ray_it_says_what_to_install(sweep_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_ray_it_says_what_to_install(
+    sweep_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(ray_pool, "find_spec", lambda _: None)
     for dry_run in (True, False):
         with pytest.raises(RecipeError, match="ray is not installed") as caught:
             finetune_sweep(
-                sweep_recipe(sweep_base, tmp_path / "sweep", ray="local", dry_run=dry_run), World("cpu"), silent
+                sweep_recipe(sweep_base, tmp_path / "sweep", ray="local", dry_run=dry_run),
+                World("cpu"),
+                silent,
             )
         assert "soupkit[ray]" in str(caught.value.hint)
     assert not list(tmp_path.glob("sweep/run-*"))
@@ -43,7 +48,9 @@ def cluster() -> Iterator[str]:
         found.shutdown()
 
 
-def run(cluster: str, work: Any, pieces: dict[str, tuple[Any, ...]], **options: Any) -> tuple[dict[str, Any], Any]:
+def run(
+    cluster: str, work: Any, pieces: dict[str, tuple[Any, ...]], **options: Any
+) -> tuple[dict[str, Any], Any]:
     results: dict[str, Any] = {}
     events: list[tuple[str, Event]] = []
     ray_pool.run_on_ray(
@@ -99,7 +106,8 @@ def test_a_cluster_that_is_not_there(tmp_path: Path) -> None:
 def test_a_sweep_whose_worker_is_killed_ends_complete_with_the_same_bits(
     cluster: str, sweep_base: Path, tmp_path: Path
 ) -> None:
-    """SIGKILL to the process that trains run-001, once; a run's temporary directory bears its writer's number."""
+    """SIGKILL to the process that trains run-001, once; a run's temporary directory bears its writer's
+    number."""
     values = {"num_runs": 2, "epochs": "25"}
     finetune_sweep(sweep_recipe(sweep_base, tmp_path / "here", **values), World("cpu"), silent)
     there, killed = sweep_recipe(sweep_base, tmp_path / "there", ray=cluster, **values), list[int]()

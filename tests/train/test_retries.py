@@ -1,4 +1,5 @@
-"""Runs that diverge or whose worker dies: trained again, and the sweep ends complete. Executors here are fakes."""
+"""Runs that diverge or whose worker dies: trained again, and the sweep ends complete. Executors here are
+fakes."""
 
 from __future__ import annotations
 
@@ -49,7 +50,10 @@ def plain(sweep_base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
 def test_a_dead_worker_changes_nothing(plain: dict[str, str], sweep_base: Path, tmp_path: Path) -> None:
     events: list[Event] = []
     asked: list[tuple[str, float]] = []
-    faults: Faults = {"run-001": [WorkerDiedError("gone"), WorkerDiedError("gone")], "run-002": [WorkerDiedError("x")]}
+    faults: Faults = {
+        "run-001": [WorkerDiedError("gone"), WorkerDiedError("gone")],
+        "run-002": [WorkerDiedError("x")],
+    }
     recipe = sweep_recipe(sweep_base, tmp_path / "sweep", plots=False)
     result = finetune_sweep(recipe, WORLD, events.append, execute=faulty(faults, asked))
     assert contents(tmp_path / "sweep") == plain
@@ -59,7 +63,9 @@ def test_a_dead_worker_changes_nothing(plain: dict[str, str], sweep_base: Path, 
     assert sum(event.by for event in events if isinstance(event, Advanced)) == pytest.approx(3)
 
 
-def test_a_diverging_run_gets_half_the_learning_rate_and_is_found_again(sweep_base: Path, tmp_path: Path) -> None:
+def test_a_diverging_run_gets_half_the_learning_rate_and_is_found_again(
+    sweep_base: Path, tmp_path: Path
+) -> None:
     out, asked = tmp_path / "sweep", list[tuple[str, float]]()
     faults: Faults = {"run-001": [DivergedError("nan"), WorkerDiedError("gone")]}
     recipe = sweep_recipe(sweep_base, out, plots=False, num_runs=2)
@@ -97,7 +103,9 @@ def test_what_fails_for_good_is_named_at_the_end_and_the_others_are_done(
     assert contents(out) == {name: plain[name] for name in ("run-001", "run-002")}
     assert Manifest.read(out).notes["members"] == ["run-001", "run-002"]
     assert litter(out) == []
-    finetune_sweep(recipe, WORLD, silent)  # the cause is gone: the same command completes it, from the drawn rate
+    finetune_sweep(
+        recipe, WORLD, silent
+    )  # the cause is gone: the same command completes it, from the drawn rate
     assert contents(out) == plain
 
 

@@ -1,4 +1,5 @@
-"""float16: an update that the scaler skips is none. It moves neither the schedule nor an average, and it is told."""
+"""float16: an update that the scaler skips is none. It moves neither the schedule nor an average, and it is
+told."""
 
 from __future__ import annotations
 
@@ -21,7 +22,9 @@ from soupkit.train.loop import HOPELESS, TrainingData, Updater, fit
 def updater(optimizer: str = "sgd", **options: Any) -> Updater:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(2 * 36, 3))
-    recipe = Finetune(out=Path("x"), base="b", data="digits", amp="float16", optimizer=optimizer, lr=0.1, **options)
+    recipe = Finetune(
+        out=Path("x"), base="b", data="digits", amp="float16", optimizer=optimizer, lr=0.1, **options
+    )
     return Updater(model, recipe, device=torch.device("cpu"), num_updates=10, updates_per_epoch=10)
 
 
@@ -105,8 +108,11 @@ class Skipping:
         """The scale has moved already."""
 
 
-def fitted(data: TrainingData, monkeypatch: pytest.MonkeyPatch, *skipped: int) -> tuple[Averaging, float, list[str]]:
-    """14 updates of a tiny model; its average, its last learning rate, the warnings, and what a manifest would note."""
+def fitted(
+    data: TrainingData, monkeypatch: pytest.MonkeyPatch, *skipped: int
+) -> tuple[Averaging, float, list[str]]:
+    """14 updates of a tiny model; its average, its last learning rate, the warnings, and what a manifest
+    would note."""
     monkeypatch.setattr(Skipping, "skipped", skipped)
     monkeypatch.setattr(torch.amp, "GradScaler", Skipping)
     events: list[Event] = []
@@ -128,7 +134,9 @@ def test_a_whole_training_leaves_them_out(
     whole, lowest, nothing = fitted(training_data, monkeypatch)
     average, rate, warnings = fitted(training_data, monkeypatch, *skipped)
     assert nothing == []
-    assert warnings == [f"{len(skipped)} of 14 updates were skipped: their gradients were not finite in float16"]
+    assert warnings == [
+        f"{len(skipped)} of 14 updates were skipped: their gradients were not finite in float16"
+    ]
     assert whole.num_steps == 14
     assert average.num_steps == 14 - len(skipped)
     assert rate > lowest  # the schedule has not come to its end

@@ -46,7 +46,13 @@ def saving(folder: Path, every: int, stop: int) -> Callable[[Population], None]:
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "papa, momentum, ema": {"decay": 0.7, "mixup": (0.0, 0.4), "ema_decay": 0.9, "ema_gamma": 1.0},
-    "late pulls, adamw": {"decay": 0.7, "average_every": 4, "async_average": 3, "optimizer": "adamw", "lr": 0.01},
+    "late pulls, adamw": {
+        "decay": 0.7,
+        "average_every": 4,
+        "async_average": 3,
+        "optimizer": "adamw",
+        "lr": 0.01,
+    },
     "pairs, warmup, clipped": {"method": "papa-2", "merge_every": 1, "warmup_epochs": 0.5, "clip_grad": 1.0},
     "probe, bfloat16": {"linear_probe": 0.5, "amp": "bfloat16", "optimizer": "nadamw", "lr": 0.01},
 }
@@ -89,11 +95,17 @@ def test_a_late_pull_is_saved_while_it_is_under_way(tmp_path: Path) -> None:
     assert torch.equal(again.pull.before[torch.float32], stopped.pull.before[torch.float32])
 
 
-def test_a_crash_in_any_step_of_saving_leaves_a_whole_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each call that touches the disk is made to fail in turn: then the state before, or the new one, is whole."""
+def test_a_crash_in_any_step_of_saving_leaves_a_whole_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each call that touches the disk is made to fail in turn: then the state before, or the new one, is
+    whole."""
     trained = make(population_recipe())
     trained.train(silent)
-    names, real = ("fsync", "rename", "mkdir"), {name: getattr(os, name) for name in ("fsync", "rename", "mkdir")}
+    names, real = (
+        ("fsync", "rename", "mkdir"),
+        {name: getattr(os, name) for name in ("fsync", "rename", "mkdir")},
+    )
     crashes = 0
     for fail_at in range(1, 40):
         folder = tmp_path / str(fail_at)

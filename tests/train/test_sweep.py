@@ -24,7 +24,9 @@ MEMBERS = ["run-000", "run-001", "run-002"]
 
 
 @pytest.fixture(scope="module")
-def reference(sweep_base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Event], dict[str, Any]]:
+def reference(
+    sweep_base: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, list[Event], dict[str, Any]]:
     """A sweep of three runs, trained in this process: the directory, the events, the result."""
     out, events = tmp_path_factory.mktemp("reference") / "sweep", []
     result = finetune_sweep(sweep_recipe(sweep_base, out), WORLD, events.append)
@@ -70,10 +72,14 @@ def test_runs_equal_the_finetune_command(
 ) -> None:
     settings = Manifest.read(reference[0] / "run-001").notes["hyper_parameters"]
     values = {
-        name: getattr(sweep_recipe(sweep_base, tmp_path), name) for name in ("num_train", "num_held_out", "num_test")
+        name: getattr(sweep_recipe(sweep_base, tmp_path), name)
+        for name in ("num_train", "num_held_out", "num_test")
     }
     recipe = finetune_recipe(out=tmp_path / "alone", base=str(sweep_base), model=None, **values, **settings)
-    assert finetune(recipe, World("cpu", threads=1), silent)["outputs"]["content"] == contents(reference[0])["run-001"]
+    assert (
+        finetune(recipe, World("cpu", threads=1), silent)["outputs"]["content"]
+        == contents(reference[0])["run-001"]
+    )
 
 
 def test_processes_make_the_same_bits_and_a_second_call_does_nothing(
@@ -104,24 +110,34 @@ def test_a_sweep_grows_and_its_members_stay(
     assert Manifest.read(out).notes["members"] == MEMBERS
 
 
-def test_a_changed_recipe_is_refused_or_trained_again_where_it_differs(sweep_base: Path, tmp_path: Path) -> None:
+def test_a_changed_recipe_is_refused_or_trained_again_where_it_differs(
+    sweep_base: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "sweep"
     finetune_sweep(sweep_recipe(sweep_base, out, num_runs=2, mixup="0"), WORLD, silent)
     before, manifest = touched(out), (out / "soupkit.json").read_text()
-    with pytest.raises(OutputError, match=r"run-000 was trained with another recipe: mixup was 0.0, is now 0.5"):
+    with pytest.raises(
+        OutputError, match=r"run-000 was trained with another recipe: mixup was 0.0, is now 0.5"
+    ):
         finetune_sweep(sweep_recipe(sweep_base, out, num_runs=2, mixup="0.5"), WORLD, silent)
     assert touched(out) == before
     assert (out / "soupkit.json").read_text() == manifest
-    partly = sweep_recipe(sweep_base, out, num_runs=2, mixup="0", run_seed="0", overwrite=True)  # run 0 had this seed
+    partly = sweep_recipe(
+        sweep_base, out, num_runs=2, mixup="0", run_seed="0", overwrite=True
+    )  # run 0 had this seed
     finetune_sweep(partly, WORLD, silent)
     after = touched(out)
-    assert {path for path in after if after[path] != before[path]} == {path for path in after if "run-001" in path}
+    assert {path for path in after if after[path] != before[path]} == {
+        path for path in after if "run-001" in path
+    }
 
 
 def test_another_base_is_refused(sweep_base: Path, tmp_path: Path) -> None:
     finetune_sweep(sweep_recipe(sweep_base, tmp_path / "sweep", num_runs=1), WORLD, silent)
     other = tmp_path / "other"
-    recipe = finetune_recipe(out=other, base=str(sweep_base), model=None, num_train=64, epochs=1, device="cpu")
+    recipe = finetune_recipe(
+        out=other, base=str(sweep_base), model=None, num_train=64, epochs=1, device="cpu"
+    )
     finetune(recipe, World("cpu", threads=1), silent)
     with pytest.raises(OutputError, match="weights of the base are others"):
         finetune_sweep(sweep_recipe(other, tmp_path / "sweep", num_runs=1), WORLD, silent)
@@ -181,7 +197,9 @@ def test_bad_settings_are_refused_before_any_training(
 ) -> None:
     events: list[Event] = []
     with pytest.raises(RecipeError, match=words):
-        finetune_sweep(sweep_recipe(sweep_base, tmp_path / "sweep", dry_run=dry_run, **values), WORLD, events.append)
+        finetune_sweep(
+            sweep_recipe(sweep_base, tmp_path / "sweep", dry_run=dry_run, **values), WORLD, events.append
+        )
     assert not [event for event in events if isinstance(event, Started | Advanced)]
     assert not list(tmp_path.glob("sweep/run-*"))
 
@@ -198,15 +216,28 @@ def test_dry_run_shows_the_draws_and_writes_nothing(sweep_base: Path, tmp_path: 
 
 def test_a_grid_that_is_cut_off_is_mentioned(sweep_base: Path, tmp_path: Path) -> None:
     events: list[Event] = []
-    values = {"draw": "grid", "lr": "choice(1e-3,1e-2)", "weight_decay": "choice(0,0.1)", "label_smoothing": "0"}
+    values = {
+        "draw": "grid",
+        "lr": "choice(1e-3,1e-2)",
+        "weight_decay": "choice(0,0.1)",
+        "label_smoothing": "0",
+    }
     recipe = sweep_recipe(sweep_base, tmp_path / "sweep", dry_run=True, **values)
     finetune_sweep(recipe, WORLD, events.append)
-    assert next(event.message for event in events if isinstance(event, Warned)).startswith("the grid has 8 points")
+    assert next(event.message for event in events if isinstance(event, Warned)).startswith(
+        "the grid has 8 points"
+    )
 
 
 def test_a_diverging_run_is_named_and_finished_runs_stay(sweep_base: Path, tmp_path: Path) -> None:
     out = tmp_path / "sweep"
-    values = {"draw": "grid", "lr": "choice(1e-3,1e30)", "optimizer": "sgd", "warmup_epochs": 0.0, "epochs": "3"}
+    values = {
+        "draw": "grid",
+        "lr": "choice(1e-3,1e30)",
+        "optimizer": "sgd",
+        "warmup_epochs": 0.0,
+        "epochs": "3",
+    }
     values |= {"weight_decay": "0", "label_smoothing": "0", "mixup": "0"}
     with pytest.raises(TaskError, match=r"run-001: the training loss became (nan|inf) in epoch \d of 3"):
         finetune_sweep(sweep_recipe(sweep_base, out, **values), WORLD, silent)

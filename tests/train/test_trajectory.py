@@ -39,7 +39,9 @@ def recipe_of(base: Path, out: Path, **values: Any) -> Any:
 
 
 @pytest.fixture(scope="module")
-def averaged(sweep_base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], list[Event]]:
+def averaged(
+    sweep_base: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, Any], list[Event]]:
     """One run with every average and a snapshot of every epoch."""
     out, events = tmp_path_factory.mktemp("averaged") / "run", list[Event]()
     recipe = recipe_of(
@@ -53,7 +55,9 @@ def test_averages_are_those_of_the_snapshots(averaged: tuple[Path, dict[str, Any
     """With one averaging at the end of each epoch, the snapshots of epochs are all that an average saw."""
     out, _, _ = averaged
     snapshots = open_references([str(out / "snapshots")])
-    assert [Path(each.reference).name for each in snapshots] == [f"epoch-{epoch:04d}" for epoch in range(1, 5)]
+    assert [Path(each.reference).name for each in snapshots] == [
+        f"epoch-{epoch:04d}" for epoch in range(1, 5)
+    ]
     for name, rule in (("ema", Ema(0.8)), ("swa", Swa(start=2))):
         average, column = Checkpoint(out / name), coefficients(rule, EPOCHS)
         assert list(average.specs) == list(snapshots[0].specs)
@@ -75,7 +79,11 @@ def test_neither_can_be_taken_for_the_other(averaged: tuple[Path, dict[str, Any]
         assert manifest.notes["average"] == name
         assert result["notes"]["averages"][name] == manifest.metrics
         assert manifest.metrics["held_out"]["top1"]["num_examples"] == 100
-        assert manifest.outputs["content"] == content_hash(Checkpoint(out / name)) != result["outputs"]["content"]
+        assert (
+            manifest.outputs["content"]
+            == content_hash(Checkpoint(out / name))
+            != result["outputs"]["content"]
+        )
     with safe_open(out / "model.safetensors", "numpy") as file:
         assert "soupkit.weights" not in file.metadata()
     notes = {event.note for event in events if isinstance(event, Scored)}
@@ -88,7 +96,8 @@ def test_averaging_leaves_training_alone(
 ) -> None:
     out, result, _ = averaged
     beside = finetune(
-        recipe_of(sweep_base, tmp_path / "beside", ema_decay=0.8, ema_every=PER_EPOCH, ema_start=PER_EPOCH - 1,
+        recipe_of(sweep_base, tmp_path / "beside", ema_decay=0.8, ema_every=PER_EPOCH,
+        ema_start=PER_EPOCH - 1,
                   average_async=True, average_device="cpu"), WORLD, silent,
     )  # fmt: skip
     assert beside["outputs"]["content"] == result["outputs"]["content"]
@@ -102,7 +111,9 @@ def test_averaging_leaves_training_alone(
     assert base == sweep_base.resolve()
 
 
-def test_snapshots_for_post_hoc_ema_say_what_they_are(averaged: tuple[Path, dict[str, Any], list[Event]]) -> None:
+def test_snapshots_for_post_hoc_ema_say_what_they_are(
+    averaged: tuple[Path, dict[str, Any], list[Event]],
+) -> None:
     names = Manifest.read(averaged[0] / "posthoc").notes["members"]
     assert names == [f"sigma-{s}-update-{6 * k:08d}" for k in (1, 2) for s in (0.1, 0.2)]
     notes = [Manifest.read(averaged[0] / "posthoc" / name).notes["posthoc"] for name in names]
@@ -110,8 +121,11 @@ def test_snapshots_for_post_hoc_ema_say_what_they_are(averaged: tuple[Path, dict
     assert [note["sigma_rel"] for note in notes] == pytest.approx([0.1, 0.2, 0.1, 0.2])
 
 
-def test_refreshed_statistics_are_written_and_are_those_of_merging_afterwards(sweep_base: Path, tmp_path: Path) -> None:
-    """SWA re-estimates batch norm; its weights are those of any other policy, and of `merge swa` over the snapshots."""
+def test_refreshed_statistics_are_written_and_are_those_of_merging_afterwards(
+    sweep_base: Path, tmp_path: Path
+) -> None:
+    """SWA re-estimates batch norm; its weights are those of any other policy, and of `merge swa` over the
+    snapshots."""
     data = {"data": "digits", "num_train": 96, "num_held_out": 100, "num_test": 100, "batch_size": 32}
     runs = {}
     for buffers in ("auto", "copy"):
@@ -125,7 +139,11 @@ def test_refreshed_statistics_are_written_and_are_those_of_merging_afterwards(sw
     np.testing.assert_array_equal(runs["copy"]["bn1.running_var"], last["bn1.running_var"])
     assert not np.allclose(runs["auto"]["bn1.running_var"], last["bn1.running_var"], rtol=1e-3)
     offline = MergeSwa(
-        refs=(str(tmp_path / "auto" / "snapshots"),), out=tmp_path / "merged", bn="refresh", device="cpu", **data
+        refs=(str(tmp_path / "auto" / "snapshots"),),
+        out=tmp_path / "merged",
+        bn="refresh",
+        device="cpu",
+        **data,
     )
     merge_swa(offline, WORLD, silent)
     merged = Checkpoint(tmp_path / "merged")
@@ -252,7 +270,9 @@ def test_a_sweep_writes_its_leaderboard_plot_and_curves(sweep_base: Path, tmp_pa
     import json
 
     out = tmp_path / "sweep"
-    recipe = sweep_recipe(sweep_base, out, num_runs=2, plots=True, ema_decay=0.9, tensorboard=tmp_path / "curves")
+    recipe = sweep_recipe(
+        sweep_base, out, num_runs=2, plots=True, ema_decay=0.9, tensorboard=tmp_path / "curves"
+    )
     finetune_sweep(recipe, World("cpu"), silent)
     with (out / "leaderboard.csv").open(newline="") as file:
         table = list(csv.DictReader(file))

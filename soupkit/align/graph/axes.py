@@ -3,12 +3,14 @@
 Symbol    positions whose order is free, until the symbol is pinned or bound to another expression
 Times     row-major product of factors
 Plus      parts one after the other
-Varying   positions whose order may differ with the position along another axis, `over`: parts[j] holds at j of `over`
+Varying   positions whose order may differ with the position along another axis, `over`: parts[j] holds at j
+of `over`
 
-Symbols start one per axis of every parameter. Following the graph, two axes that an operation ties together are
-unified (`.unify`); what cannot be followed is pinned, with the reason. The invariant: gather every parameter
-by its axes' expressions, under any choice of one permutation per free symbol, and every intermediate tensor is gathered
-by its own. Times(H, Varying(H, (D_0, D_1, …))) is a wreath product: blocks that move whole, with free units inside.
+Symbols start one per axis of every parameter. Following the graph, two axes that an operation ties together
+are unified (`.unify`); what cannot be followed is pinned, with the reason. The invariant: gather every
+parameter by its axes' expressions, under any choice of one permutation per free symbol, and every
+intermediate tensor is gathered by its own. Times(H, Varying(H, (D_0, D_1, …))) is a wreath product: blocks
+that move whole, with free units inside.
 """
 
 from __future__ import annotations
@@ -117,7 +119,8 @@ def resolve(node: Node) -> Node:
 
 
 def times(*factors: Node) -> Node:
-    """A product in normal form: no single positions, and no blocks at fixed places: those are a concatenation."""
+    """A product in normal form: no single positions, and no blocks at fixed places: those are a
+    concatenation."""
     now = _Clock.now
     flat: list[Node] = []
     for factor in map(resolve, factors):
@@ -126,7 +129,9 @@ def times(*factors: Node) -> Node:
         rest = tuple(flat[number + 1 :])
         if rest and isinstance(factor, Plus):
             tail: Node = plus(*(times(part, *rest) for part in factor.parts))
-        elif isinstance(factor, Symbol) and factor.reason is not None and any(depends(x, factor) for x in rest):
+        elif (
+            isinstance(factor, Symbol) and factor.reason is not None and any(depends(x, factor) for x in rest)
+        ):
             tail = plus(*map(times, *(members(other, factor) for other in rest)))
         else:
             continue

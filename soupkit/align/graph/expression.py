@@ -5,8 +5,9 @@ Product         row-major: position = (position in the first factor) · (size of
 Concat          one part after the other
 Blocks          k equal blocks that a group permutes, each with an expression of its own for what is inside
 
-Index recipes: position i of the permuted axis takes the old position index[i]. For Blocks with block permutation b and
-parts P_j, index = concat_j (b[j] · m + index(P_j)): blocks move first, then the units at each place.
+Index recipes: position i of the permuted axis takes the old position index[i]. For Blocks with block
+permutation b and parts P_j, index = concat_j (b[j] · m + index(P_j)): blocks move first, then the units at
+each place.
 """
 
 from __future__ import annotations
@@ -92,7 +93,10 @@ def index_of(expression: AxisExpr, permutation: Mapping[str, Index]) -> Index:
             places = permutation.get(group, np.arange(len(parts)))
             size = parts[0].size
             return np.concatenate(
-                [index_of(part, permutation) + int(place) * size for part, place in zip(parts, places, strict=True)]
+                [
+                    index_of(part, permutation) + int(place) * size
+                    for part, place in zip(parts, places, strict=True)
+                ]
             )
 
 
@@ -120,12 +124,16 @@ def occurrences(expression: AxisExpr, group: str) -> list[Index]:
             return [np.arange(size, dtype=np.int64)[:, None]] if name == group else []
         case Product(factors):
             return [
-                found for number, factor in enumerate(factors) for found in _in_product(factors, number, factor, group)
+                found
+                for number, factor in enumerate(factors)
+                for found in _in_product(factors, number, factor, group)
             ]
         case Concat(parts):
             return _in_parts(parts, group)
         case Blocks(name, parts):
-            own = [np.arange(expression.size, dtype=np.int64).reshape(len(parts), -1)] if name == group else []
+            own = (
+                [np.arange(expression.size, dtype=np.int64).reshape(len(parts), -1)] if name == group else []
+            )
             return own + _in_parts(parts, group)
 
 
@@ -142,12 +150,15 @@ def _in_product(factors: tuple[AxisExpr, ...], number: int, factor: AxisExpr, gr
 def _in_parts(parts: tuple[AxisExpr, ...], group: str) -> list[Index]:
     starts = np.cumsum([0, *(part.size for part in parts)])
     return [
-        positions + start for part, start in zip(parts, starts, strict=False) for positions in occurrences(part, group)
+        positions + start
+        for part, start in zip(parts, starts, strict=False)
+        for positions in occurrences(part, group)
     ]
 
 
 def pinned(expression: AxisExpr, groups: Collection[str]) -> AxisExpr:
-    """The expression with some groups pinned; blocks that no longer move become a Concat of what is inside them."""
+    """The expression with some groups pinned; blocks that no longer move become a Concat of what is inside
+    them."""
     match expression:
         case Atom(group, size):
             return Atom(None, size) if group in groups else expression

@@ -1,4 +1,5 @@
-"""Read permutation groups off the axes of the parameters: free symbols become groups with names, families and kinds."""
+"""Read permutation groups off the axes of the parameters: free symbols become groups with names, families and
+kinds."""
 
 from __future__ import annotations
 
@@ -32,8 +33,8 @@ Chain = tuple[tuple[Symbol, int], ...]
 def build_spec(state: Mapping[str, Sequence[Node]], *, notes: JsonView | None = None) -> PermutationSpec:
     """The spec of a network whose tensors have these axes.
 
-    A group is named after the first axis that it appears on: "layer1.0.conv1.weight:0", with ".blocks", ".units[3]",
-    "[1]" for what it is of that axis.
+    A group is named after the first axis that it appears on: "layer1.0.conv1.weight:0", with ".blocks",
+    ".units[3]", "[1]" for what it is of that axis.
     """
     while _pin_uneven(state):
         pass
@@ -48,7 +49,9 @@ def build_spec(state: Mapping[str, Sequence[Node]], *, notes: JsonView | None = 
 def _pinned(state: Mapping[str, Sequence[Node]]) -> Iterator[Pinned]:
     for tensor, nodes in state.items():
         for number, node in enumerate(nodes):
-            reasons = [symbol.reason for symbol in symbols(node) if symbol.reason is not None and symbol.size > 1]
+            reasons = [
+                symbol.reason for symbol in symbols(node) if symbol.reason is not None and symbol.size > 1
+            ]
             for reason in dict.fromkeys(reasons):
                 yield Pinned(tensor, number, reason)
 
@@ -64,8 +67,9 @@ def blocks_of(node: Times) -> tuple[Symbol, list[Node]] | None:
 def _pin_uneven(state: Mapping[str, Sequence[Node]]) -> bool:
     """Pin blocks that move but differ in what is inside; whether any were found.
 
-    A block may take another's place only if every one of its units can take the place of one there: all blocks have the
-    same form, and a symbol inside a block always is inside that block, in company of the same symbols of the others.
+    A block may take another's place only if every one of its units can take the place of one there: all
+    blocks have the same form, and a symbol inside a block always is inside that block, in company of the same
+    symbols of the others.
     """
     rows: dict[Symbol, tuple[Symbol, ...]] = {}
     chains: dict[Symbol, Chain] = {}

@@ -1,7 +1,8 @@
-"""How operations of ATen carry axis expressions from their operands to their results: the table and its helpers.
+"""How operations of ATen carry axis expressions from their operands to their results: the table and its
+helpers.
 
-A rule reads a `Call` and returns the axes of the results. An operation without a rule, or one whose rule gives up, pins
-all of its operands.
+A rule reads a `Call` and returns the axes of the results. An operation without a rule, or one whose rule
+gives up, pins all of its operands.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ class CannotFollowError(Exception):
 class Call:
     """One operation of the graph. arguments: by the names of its schema, tensors as their Axes.
 
-    shapes: of the results, a tuple of sizes or a list of them. where: the operation and its module, for reasons.
+    shapes: of the results, a tuple of sizes or a list of them. where: the operation and its module, for
+    reasons.
     """
 
     name: str
@@ -128,7 +130,9 @@ def check_sizes(result: Result, shapes: Any) -> None:
             raise CannotFollowError("another number of results")
         for one, shape in zip(result, shapes, strict=True):
             check_sizes(one, shape)
-    elif isinstance(shapes, tuple) and (not isinstance(result, Axes) or tuple(size(axis) for axis in result) != shapes):
+    elif isinstance(shapes, tuple) and (
+        not isinstance(result, Axes) or tuple(size(axis) for axis in result) != shapes
+    ):
         raise CannotFollowError("another shape")
 
 
@@ -180,7 +184,9 @@ def broadcast(call: Call, operands: Sequence[Axes], shape: Shape) -> Axes:
             if size(axis) != 1:
                 columns[number].append(axis)
     order = sorted(range(len(shape)), key=lambda number: any(map(open_overs, columns[number])))
-    tied = {number: tie(call, columns[number]) for number in order}  # blocks first, then what varies over them
+    tied = {
+        number: tie(call, columns[number]) for number in order
+    }  # blocks first, then what varies over them
     return Axes(resolve(tied[number]) for number in range(len(shape)))
 
 

@@ -63,7 +63,8 @@ def einsum(call: Call) -> Result:
             letters.setdefault(letter, []).append(axis)
     order = sorted(letters, key=lambda letter: letter not in result)
     tied = {
-        letter: tie(call, [axis for axis in letters[letter] if size(axis) > 1] or letters[letter]) for letter in order
+        letter: tie(call, [axis for axis in letters[letter] if size(axis) > 1] or letters[letter])
+        for letter in order
     }
     for term, axes in zip(terms.split(","), tensors, strict=True):
         mix(axes, [number for number, letter in enumerate(term) if letter not in result])
@@ -106,7 +107,8 @@ def _neighbours(call: Call, x: Axes, weight: Axes) -> None:
 
 
 def _grouped(call: Call, channels: Node, weight: Axes, groups: int) -> None:
-    """Groups move whole. The weight has one axis for the channels inside all groups, so they share their order."""
+    """Groups move whole. The weight has one axis for the channels inside all groups, so they share their
+    order."""
     reason = f"the groups of {call.where}"
     outer, inner = split(channels, groups, reason)
     call.unify(inner, weight[1])
@@ -122,7 +124,8 @@ def _with_bias(call: Call, batch: Node, channels: Node) -> Axes:
 
 @rule("scaled_dot_product_attention")
 def attention(call: Call) -> Result:
-    """softmax(QKᵀ/√d + mask)V over the leading axes; the units of Q and K are the same, those of V are apart."""
+    """softmax(QKᵀ/√d + mask)V over the leading axes; the units of Q and K are the same, those of V are
+    apart."""
     query, key, value, mask = call["query"], call["key"], call["value"], call["attn_mask"]
     if call["enable_gqa"]:
         key, value = (_repeated(axes, query) for axes in (key, value))

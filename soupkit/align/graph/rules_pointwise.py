@@ -1,4 +1,5 @@
-"""Rules of operations that treat every position alike: elementwise, creation, normalization, reductions, pooling."""
+"""Rules of operations that treat every position alike: elementwise, creation, normalization, reductions,
+pooling."""
 
 from __future__ import annotations
 
@@ -9,19 +10,27 @@ from soupkit.align.graph.rules import Axes, Call, CannotFollowError, Result, bro
 from soupkit.align.graph.unify import cut, split
 
 ELEMENTWISE = """
-abs add addcdiv addcmul alias alpha_dropout atan atan2 bitwise_and bitwise_not bitwise_or bitwise_xor ceil celu clamp
-clamp_max clamp_min clone contiguous copy cos cosh detach div dropout elu eq erf exp expm1 feature_alpha_dropout
-feature_dropout fill floor floor_divide fmod ge gelu gt hardshrink hardsigmoid hardswish hardtanh isfinite isinf isnan
-le leaky_relu lerp lift_fresh_copy log log10 log1p log2 log_sigmoid logical_and logical_not logical_or logical_xor lt
-masked_fill maximum minimum mish mul nan_to_num ne neg pow reciprocal relu relu6 remainder round rsqrt rsub selu
+abs add addcdiv addcmul alias alpha_dropout atan atan2 bitwise_and bitwise_not bitwise_or bitwise_xor ceil
+celu clamp
+clamp_max clamp_min clone contiguous copy cos cosh detach div dropout elu eq erf exp expm1
+feature_alpha_dropout
+feature_dropout fill floor floor_divide fmod ge gelu gt hardshrink hardsigmoid hardswish hardtanh isfinite
+isinf isnan
+le leaky_relu lerp lift_fresh_copy log log10 log1p log2 log_sigmoid logical_and logical_not logical_or
+logical_xor lt
+masked_fill maximum minimum mish mul nan_to_num ne neg pow reciprocal relu relu6 remainder round rsqrt rsub
+selu
 sigmoid sign silu sin sinh softplus softshrink softsign sqrt square sub tan tanh threshold where zero
 """
-CREATION = "empty empty_like full full_like new_empty new_full new_ones new_zeros ones ones_like zeros zeros_like"
+CREATION = (
+    "empty empty_like full full_like new_empty new_full new_ones new_zeros ones ones_like zeros zeros_like"
+)
 REDUCTIONS = "all amax amin any linalg_vector_norm logsumexp mean norm prod std sum var"
 RANKED = "argmax argmin argsort cumprod cumsum sort topk"
 POOLS = """
 adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d avg_pool1d
-avg_pool2d avg_pool3d max_pool1d max_pool2d max_pool3d max_pool2d_with_indices upsample_bicubic2d upsample_bilinear2d
+avg_pool2d avg_pool3d max_pool1d max_pool2d max_pool3d max_pool2d_with_indices upsample_bicubic2d
+upsample_bilinear2d
 upsample_linear1d upsample_nearest1d upsample_nearest2d _upsample_bicubic2d_aa _upsample_bilinear2d_aa
 """
 

@@ -23,7 +23,9 @@ def chosen(call: Call, x: Axes, dim: int, indices: Sequence[int]) -> Axes:
             for number, other in enumerate(x)
         )
     if list(indices) == list(range(indices[0], indices[0] + len(indices))):
-        found = cut(axis, indices[0], indices[0] + len(indices), f"a slice that cannot be followed: {call.where}")
+        found = cut(
+            axis, indices[0], indices[0] + len(indices), f"a slice that cannot be followed: {call.where}"
+        )
     else:
         call.pin([axis])
         found = call.fixed(len(indices))
@@ -97,7 +99,8 @@ def moved(call: Call) -> Result:
 
 @rule("index")
 def index(call: Call) -> Result:
-    """Positions looked up by integers: indexed axes stay; the result has the axes of the indices in their place."""
+    """Positions looked up by integers: indexed axes stay; the result has the axes of the indices in their
+    place."""
     x, indices = call["self"], call["indices"]
     indexed = [number for number, found in enumerate(indices) if found is not None]
     call.pin((x[number] for number in indexed), "looked up by place in")

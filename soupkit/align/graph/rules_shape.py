@@ -31,7 +31,8 @@ def reshape(call: Call, axes: Sequence[Node], shape: Shape) -> Axes:
 
 
 def joined(outer: Node, inner: Node) -> Node:
-    """Two neighbouring axes as one; what varies over a later factor cannot be written row-major and is shared."""
+    """Two neighbouring axes as one; what varies over a later factor cannot be written row-major and is
+    shared."""
     node = times(outer, inner)
     for over in open_overs(node):
         if over in set(places(node)):
@@ -40,7 +41,16 @@ def joined(outer: Node, inner: Node) -> Node:
 
 
 @rule(
-    "view", "reshape", "flatten", "unflatten", "_unsafe_view", "squeeze", "unsqueeze", "reshape_as", "view_as", "ravel"
+    "view",
+    "reshape",
+    "flatten",
+    "unflatten",
+    "_unsafe_view",
+    "squeeze",
+    "unsqueeze",
+    "reshape_as",
+    "view_as",
+    "ravel",
 )
 def reshaped(call: Call) -> Result:
     """Row-major order is kept."""
@@ -130,7 +140,8 @@ def stack(call: Call) -> Result:
 
 @rule("pad", "constant_pad_nd")
 def pad(call: Call) -> Result:
-    """Constant padding may come before and after; of other kinds, and where positions are cut off, the axis stays."""
+    """Constant padding may come before and after; of other kinds, and where positions are cut off, the axis
+    stays."""
     x, amounts = call["self"], call["pad"]
     constant = call.name == "constant_pad_nd" or call["mode"] in (None, "constant")
     axes: list[Node] = []

@@ -26,22 +26,29 @@ from soupkit.errors import AlignError
 INNER_GRAPHS = ("wrap_with_autocast", "wrap_with_set_grad_enabled")
 """Operations that do no more than to run a graph of their own."""
 TRACES = "do_not_emit_stack_traces"
-"""A setting of newer torch. The lines of source that nodes come from take a fifth of the time; nobody reads them."""
+"""A setting of newer torch. The lines of source that nodes come from take a fifth of the time; nobody reads
+them."""
 
 
 def permutation_spec(
     model: torch.nn.Module, inputs: tuple[torch.Tensor, ...], *, pin: Iterable[str] = ()
 ) -> PermutationSpec:
-    """The permutation groups of a model in eval mode: for every tensor of its state dict, what may move together.
+    """The permutation groups of a model in eval mode: for every tensor of its state dict, what may move
+    together.
 
-    Sound by construction as far as the rules are right; `align.graph.verify` checks it. What cannot be followed is
-    pinned, with the reason. inputs: an example; only its shapes and dtypes matter. pin: see PermutationSpec.pin.
-    Memory: the graph, no weights. Raises AlignError when the model is in training mode or torch.export cannot trace it.
+    Sound by construction as far as the rules are right; `align.graph.verify` checks it. What cannot be
+    followed is pinned, with the reason. inputs: an example; only its shapes and dtypes matter. pin: see
+    PermutationSpec.pin. Memory: the graph, no weights. Raises AlignError when the model is in training mode
+    or torch.export cannot trace it.
     """
     if model.training:
-        raise AlignError("the network is in training mode, expected eval mode", hint="call model.eval() first")
+        raise AlignError(
+            "the network is in training mode, expected eval mode", hint="call model.eval() first"
+        )
     follower = Follower(model, inputs)
-    spec = build_spec(follower.state_axes(), notes={"gave_up": follower.gave_up, "operations": follower.operations})
+    spec = build_spec(
+        follower.state_axes(), notes={"gave_up": follower.gave_up, "operations": follower.operations}
+    )
     return spec.pin(pin) if (pin := tuple(pin)) else spec
 
 
@@ -155,7 +162,9 @@ class Follower:
         names = [argument.name for argument in schema.arguments] if schema is not None else []
         names += [f"argument {number}" for number in range(len(names), len(node.args))]
         given = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
-        defaults = {a.name: a.default_value for a in schema.arguments if a.has_default_value()} if schema else {}
+        defaults = (
+            {a.name: a.default_value for a in schema.arguments if a.has_default_value()} if schema else {}
+        )
         return {name: self._value(value) for name, value in {**defaults, **given}.items()}
 
     def _value(self, argument: Any) -> Any:
@@ -189,7 +198,9 @@ def _shapes(value: Any) -> Any:
     """Sizes of what an operation returns. Raises AlignError where they depend on data."""
     if isinstance(value, torch.Tensor):
         if not all(isinstance(length, int) for length in value.shape):
-            raise AlignError("the shapes inside the network depend on its data; such a network cannot be followed")
+            raise AlignError(
+                "the shapes inside the network depend on its data; such a network cannot be followed"
+            )
         return tuple(value.shape)
     if isinstance(value, list | tuple):
         return [_shapes(one) for one in value]

@@ -1,4 +1,5 @@
-"""A model to try things on: in wide precision, with weights away from special values, and what it then computes."""
+"""A model to try things on: in wide precision, with weights away from special values, and what it then
+computes."""
 
 from __future__ import annotations
 
@@ -25,12 +26,15 @@ State = Mapping[str, torch.Tensor]
 def randomise(model: torch.nn.Module, seed: int) -> None:
     """Move every floating parameter and persistent buffer away from special values, in place.
 
-    Variances become 0.5 … 1.5; vectors get noise of 0.3; others of 0.3 of their own deviation (0.02 where that is 0).
+    Variances become 0.5 … 1.5; vectors get noise of 0.3; others of 0.3 of their own deviation (0.02 where
+    that is 0).
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, tensor in model.state_dict(keep_vars=True).items():
-            if not tensor.is_floating_point() or not tensor.numel() or not tensor.isfinite().all():  # a mask, then
+            if (
+                not tensor.is_floating_point() or not tensor.numel() or not tensor.isfinite().all()
+            ):  # a mask, then
                 continue
             noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float64).to(tensor)
             if name.endswith("running_var"):
@@ -43,10 +47,12 @@ def randomise(model: torch.nn.Module, seed: int) -> None:
 
 
 def calibrate(model: torch.nn.Module, inputs: tuple[torch.Tensor, ...], seed: int) -> None:
-    """Set batch-norm statistics near what the inputs give, in place: mean + 0.3 σ ε, variance times 0.5 … 1.5.
+    """Set batch-norm statistics near what the inputs give, in place: mean + 0.3 σ ε, variance times 0.5 …
+    1.5.
 
-    In a deep network with random statistics some branches drown others, or softmax saturates, and whatever happens
-    there would not show in the outputs. The price is that rounding is amplified, so it is for float64.
+    In a deep network with random statistics some branches drown others, or softmax saturates, and whatever
+    happens there would not show in the outputs. The price is that rounding is amplified, so it is for
+    float64.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -55,12 +61,16 @@ def calibrate(model: torch.nn.Module, inputs: tuple[torch.Tensor, ...], seed: in
         if not isinstance(mean, torch.Tensor) or not isinstance(variance, torch.Tensor):
             return
         x = shown[0].transpose(0, 1).flatten(1)
-        spread = x.var(1, correction=0) + 0.01 * x.square().mean() + 1e-12  # two alike images must not be torn apart
+        spread = (
+            x.var(1, correction=0) + 0.01 * x.square().mean() + 1e-12
+        )  # two alike images must not be torn apart
         noise = torch.randn(2, len(spread), generator=generator, dtype=torch.float64).to(spread)
         mean.copy_(x.mean(1) + 0.3 * spread.sqrt() * noise[0])
         variance.copy_(spread * (0.5 + noise[1].tanh().abs()))
 
-    norms = [module for module in model.modules() if isinstance(module, torch.nn.modules.batchnorm._BatchNorm)]
+    norms = [
+        module for module in model.modules() if isinstance(module, torch.nn.modules.batchnorm._BatchNorm)
+    ]
     hooks = [norm.register_forward_pre_hook(measure) for norm in norms]
     _outputs(model, {}, inputs)
     for hook in hooks:
@@ -93,10 +103,13 @@ class Trial:
         return min(max(strict, 100 * self.floor), loose) if self.is_wide else loose
 
     def again(self) -> Trial:
-        """The trial with what the model computes now. Raises AlignError when that is not finite or constant zero."""
+        """The trial with what the model computes now. Raises AlignError when that is not finite or constant
+        zero."""
         reference = _outputs(self.model, {}, self.inputs)
         if not reference or any(not torch.isfinite(output).all() for output in reference):
-            raise AlignError("the network's outputs are not finite, so its permutation groups cannot be checked")
+            raise AlignError(
+                "the network's outputs are not finite, so its permutation groups cannot be checked"
+            )
         trial = replace(self, reference=reference)
         return replace(trial, floor=trial.change(self._nudged())) if self.is_wide else trial
 
@@ -113,7 +126,8 @@ class Trial:
         state = self.model.state_dict(keep_vars=True)
         once = {id(tensor): name for name, tensor in state.items() if tensor.is_floating_point()}
         return {
-            name: state[name] * (1 + 2**-52 * torch.randn(state[name].shape, generator=generator, dtype=torch.float64))
+            name: state[name]
+            * (1 + 2**-52 * torch.randn(state[name].shape, generator=generator, dtype=torch.float64))
             for name in once.values()
         }
 
@@ -168,18 +182,26 @@ class _Narrowest(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
-            if isinstance(leaf, torch.Tensor) and leaf.is_floating_point() and leaf.dtype is not torch.float64:
+            if (
+                isinstance(leaf, torch.Tensor)
+                and leaf.is_floating_point()
+                and leaf.dtype is not torch.float64
+            ):
                 self.narrow = True
         return result
 
 
-def _outputs(model: torch.nn.Module, moved: State, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+def _outputs(
+    model: torch.nn.Module, moved: State, inputs: tuple[torch.Tensor, ...]
+) -> tuple[torch.Tensor, ...]:
     """The floating outputs of a model with some of its tensors replaced."""
     model.train().eval()  # it forgets what it remembers of its weights, such as attention biases by position
     with torch.no_grad():
         result = functional_call(model, dict(moved), inputs)
     result = tree_map_only(torch.Tensor, lambda tensor: tensor.detach(), result)
-    leaves = [leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor) and leaf.is_floating_point()]
+    leaves = [
+        leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor) and leaf.is_floating_point()
+    ]
     return tuple(leaf.clone() for leaf in leaves)
 
 

@@ -1,6 +1,7 @@
 """Unification of axis expressions, and what reshapes do to them: split, cut, share.
 
-Everything here loses freedom where it does not know better, and never correctness: what cannot be reconciled is pinned.
+Everything here loses freedom where it does not know better, and never correctness: what cannot be reconciled
+is pinned.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from soupkit.align.graph.axes import (
 )
 
 MAX_BLOCKS = 512
-"""Blocks beyond this number get the same order of units inside; positions beyond 8 times it are pinned, not listed."""
+"""Blocks beyond this number get the same order of units inside; positions beyond 8 times it are pinned, not
+listed."""
 
 
 def unify(x: Node, y: Node, reason: str = "tied to itself in another order") -> None:
@@ -87,7 +89,11 @@ def cut(node: Node, start: int, stop: int, reason: str = "a slice that cannot be
         case Symbol():
             if node.reason is not None:
                 return Symbol(stop - start, node.reason)
-            _bind(node, plus(*(Symbol(n, loose=node.loose) for n in (start, stop - start, total - stop) if n)), reason)
+            _bind(
+                node,
+                plus(*(Symbol(n, loose=node.loose) for n in (start, stop - start, total - stop) if n)),
+                reason,
+            )
             return cut(node, start, stop, reason)
         case Varying(over, parts):
             return varying(over, tuple(cut(part, start, stop, reason) for part in parts))
@@ -104,7 +110,8 @@ def cut(node: Node, start: int, stop: int, reason: str = "a slice that cannot be
 
 
 def _bind(symbol: Symbol, node: Node, reason: str) -> None:
-    """Let a symbol stand for an expression; what varies over another axis cannot, since the symbol has none beside."""
+    """Let a symbol stand for an expression; what varies over another axis cannot, since the symbol has none
+    beside."""
     if symbol.reason is not None:
         pin(node, symbol.reason)
     if isinstance(node, Symbol):
@@ -152,7 +159,8 @@ def _unify_products(x: Times, y: Times, reason: str) -> None:
 
 
 def _unify_parts(x: Node, y: Node, reason: str) -> None:
-    """Concatenations, cut at each other's boundaries; a product against one has its blocks at fixed places."""
+    """Concatenations, cut at each other's boundaries; a product against one has its blocks at fixed
+    places."""
     listed = [node if isinstance(node, Plus) else _listed(node, reason) for node in (x, y)]
     if not all(isinstance(node, Plus) for node in listed):
         _pin_both(x, y, reason)
@@ -215,7 +223,8 @@ def _split_product(factors: tuple[Node, ...], num: int, reason: str) -> tuple[No
 
 
 def _split_parts(node: Plus, num: int, reason: str) -> tuple[Node, Node]:
-    """Blocks of a concatenation: at fixed places where they cross or fill its parts, else concatenated themselves."""
+    """Blocks of a concatenation: at fixed places where they cross or fill its parts, else concatenated
+    themselves."""
     inner = size(node) // num
     whole = all(size(part) % inner == 0 for part in node.parts)
     if whole and any(size(part) > inner for part in node.parts):

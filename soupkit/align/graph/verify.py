@@ -1,9 +1,10 @@
 """Proof that permutation groups keep the function: the model is run, permuted, and run again.
 
-The function check permutes all groups at random at once, on the weights as they are and on a clone with every parameter
-and buffer randomised, since zero-initialised gains, layer scales and default batch-norm statistics hide errors. Where
-it fails, the culprits are found by bisection and pinned. The negative control leaves one tensor unpermuted: the output
-must change, else nothing was checked there, and the group is reported as unobservable.
+The function check permutes all groups at random at once, on the weights as they are and on a clone with every
+parameter and buffer randomised, since zero-initialised gains, layer scales and default batch-norm statistics
+hide errors. Where it fails, the culprits are found by bisection and pinned. The negative control leaves one
+tensor unpermuted: the output must change, else nothing was checked there, and the group is reported as
+unobservable.
 """
 
 from __future__ import annotations
@@ -28,9 +29,10 @@ ROUNDS = 4
 class Verification:
     """What the checks found. spec: the groups that passed, culprits pinned.
 
-    errors: relative error of the outputs with all groups permuted, on "actual" and "randomised" weights. tolerance: the
-    strictest one that they meet. culprits: families that were pinned since they changed the function. controls:
-    "family without tensor" → relative change of the outputs. unobservable: those too small for the check to notice.
+    errors: relative error of the outputs with all groups permuted, on "actual" and "randomised" weights.
+    tolerance: the strictest one that they meet. culprits: families that were pinned since they changed the
+    function. controls: "family without tensor" → relative change of the outputs. unobservable: those too
+    small for the check to notice.
     """
 
     spec: PermutationSpec
@@ -65,8 +67,8 @@ def verify(
     """Check that the groups keep what a model in eval mode computes; pin those that do not.
 
     dtype: of the check; None takes float64 where it fits into memory and the model runs in it, else float32.
-    Tolerance: relative 1e-10 in float64 (100 times what a change of the last bits of all weights makes, where that is
-    more), 1e-4 in float32 or where the model itself computes in less.
+    Tolerance: relative 1e-10 in float64 (100 times what a change of the last bits of all weights makes, where
+    that is more), 1e-4 in float32 or where the model itself computes in less.
     Memory: a copy of the model in `dtype`, twice the moved tensors. Cost: 7 + num_controls forward passes.
     Raises AlignError when the outputs are not finite, so that nothing can be said.
     """
@@ -84,7 +86,9 @@ def verify(
             culprits += found
             spec = spec.pin(found, reason="the function check failed")
         else:
-            raise AlignError("the function check still fails after its culprits were pinned", hint="please report it")
+            raise AlignError(
+                "the function check still fails after its culprits were pinned", hint="please report it"
+            )
     controls = negative_controls(trial, spec, seed=seed, num_controls=num_controls)
     met = TOLERANCES[trial.dtype] if max(errors.values()) <= TOLERANCES[trial.dtype] else trial.tolerance
     unobservable = tuple(name for name, change in controls.items() if change <= 10 * met)
@@ -92,7 +96,9 @@ def verify(
     return Verification(spec, errors, met, kind, tuple(culprits), controls, unobservable)
 
 
-def moving_permutation(spec: PermutationSpec, seed: int, *, groups: Iterable[str] | None = None) -> Permutation:
+def moving_permutation(
+    spec: PermutationSpec, seed: int, *, groups: Iterable[str] | None = None
+) -> Permutation:
     """Random permutations of which none is the identity."""
     drawn = random_permutation(spec, seed, groups=groups)
     return {
@@ -101,7 +107,9 @@ def moving_permutation(spec: PermutationSpec, seed: int, *, groups: Iterable[str
     }
 
 
-def negative_controls(trial: Trial, spec: PermutationSpec, *, seed: int, num_controls: int) -> dict[str, float]:
+def negative_controls(
+    trial: Trial, spec: PermutationSpec, *, seed: int, num_controls: int
+) -> dict[str, float]:
     """For a random choice of families: how much the output changes when one of their tensors stays as it is.
 
     A family that lives in a single tensor (Q and K without biases) has no such control.
@@ -123,14 +131,23 @@ def negative_controls(trial: Trial, spec: PermutationSpec, *, seed: int, num_con
     return controls
 
 
-def _culprits(trial: Trial, spec: PermutationSpec, permutation: Permutation, families: Sequence[str]) -> list[str]:
+def _culprits(
+    trial: Trial, spec: PermutationSpec, permutation: Permutation, families: Sequence[str]
+) -> list[str]:
     """The families that change the function, by bisection; all of them where only several together do."""
     members = spec.families()
     groups = {group for family in families for group in members[family]}
-    if trial.error(spec, {name: index for name, index in permutation.items() if name in groups}) <= trial.tolerance:
+    if (
+        trial.error(spec, {name: index for name, index in permutation.items() if name in groups})
+        <= trial.tolerance
+    ):
         return []
     if len(families) == 1:
         return list(families)
     half = len(families) // 2
-    found = [name for part in (families[:half], families[half:]) for name in _culprits(trial, spec, permutation, part)]
+    found = [
+        name
+        for part in (families[:half], families[half:])
+        for name in _culprits(trial, spec, permutation, part)
+    ]
     return found or list(families)

@@ -1,8 +1,8 @@
 """What units do on data, as tensors that can be matched like weights.
 
-A tap is the channels of one module's input or output. Its standardised values, [C, R] over R sampled positions of
-unlabelled images, join the weights under a name of their own; then ⟨X_i, Y_j⟩ is the correlation of unit i of one model
-with unit j of another. Shape suffixes: C channels, R rows (positions of images).
+A tap is the channels of one module's input or output. Its standardised values, [C, R] over R sampled
+positions of unlabelled images, join the weights under a name of their own; then ⟨X_i, Y_j⟩ is the correlation
+of unit i of one model with unit j of another. Shape suffixes: C channels, R rows (positions of images).
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ PREFIX = "activations of "
 
 @dataclass(frozen=True)
 class Tap:
-    """Where activations are taken: a module, which side of it, the expression of its channels and where they lie."""
+    """Where activations are taken: a module, which side of it, the expression of its channels and where they
+    lie."""
 
     module: str
     side: str
@@ -49,7 +50,9 @@ def find_taps(model: nn.Module, spec: PermutationSpec) -> list[Tap]:
     found = []
     for name, module in model.named_modules():
         axes = spec.axes.get(f"{name}.weight")
-        if axes and isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d | _BatchNorm | nn.LayerNorm):
+        if axes and isinstance(
+            module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d | _BatchNorm | nn.LayerNorm
+        ):
             sides = [("output", axes[0])]
             if isinstance(module, nn.Linear) or (isinstance(module, CONVOLUTIONS) and module.groups == 1):
                 sides.append(("input", axes[1]))
@@ -59,22 +62,27 @@ def find_taps(model: nn.Module, spec: PermutationSpec) -> list[Tap]:
 
 def _axis(module: nn.Module) -> int:
     """Where a module has its channels. timm's LayerNorm2d and its kin take [B, C, H, W]."""
-    is_last = isinstance(module, nn.Linear) or (isinstance(module, nn.LayerNorm) and "2d" not in type(module).__name__)
+    is_last = isinstance(module, nn.Linear) or (
+        isinstance(module, nn.LayerNorm) and "2d" not in type(module).__name__
+    )
     return -1 if is_last else 1
 
 
 def with_taps(spec: PermutationSpec, taps: Iterable[Tap]) -> PermutationSpec:
-    """The spec of weights and activations: a tap's channels are permuted as the weights' axis is, its rows stay."""
+    """The spec of weights and activations: a tap's channels are permuted as the weights' axis is, its rows
+    stay."""
     added = {tap.name: (tap.channels, Atom(None, NUM_ROWS)) for tap in taps}
     return replace(spec, axes={**spec.axes, **added})
 
 
 @torch.no_grad()
-def activations(model: nn.Module, taps: Iterable[Tap], batches: Iterable[Batch], forward: Forward) -> dict[str, Tensor]:
+def activations(
+    model: nn.Module, taps: Iterable[Tap], batches: Iterable[Batch], forward: Forward
+) -> dict[str, Tensor]:
     """Every tap's values, standardised per channel and divided by √R: float32[C, R].
 
-    forward passes a batch through the model. The same positions of the same examples whatever the weights, so that
-    models can be compared. Channels that never
+    forward passes a batch through the model. The same positions of the same examples whatever the weights, so
+    that models can be compared. Channels that never
     change are zero. Memory: C × R floats per tap. Cost: one forward pass over the batches.
     """
     by_module: dict[str, list[Tap]] = {}

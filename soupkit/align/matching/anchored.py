@@ -1,8 +1,9 @@
 """The anchored start of weight matching: first the groups whose surroundings are known.
 
-Plain coordinate ascent compares units by their weights towards units that are themselves still out of order, and on
-residual streams it gets stuck there: of an exactly permuted copy of a ViT it finds 3 to 95 % of the groups, from the
-anchored start all. Shape suffixes: N units of the mover, U units of another one, R everything else.
+Plain coordinate ascent compares units by their weights towards units that are themselves still out of order,
+and on residual streams it gets stuck there: of an exactly permuted copy of a ViT it finds 3 to 95 % of the
+groups, from the anchored start all. Shape suffixes: N units of the mover, U units of another one, R
+everything else.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from soupkit.align.matching.similarity import Pair
 from soupkit.align.permutation import compose, identity
 
 NEARLY = 1e-3
-"""What a weight counts, beside an anchored one, when one other mover is unmatched: little, but more than nothing."""
+"""What a weight counts, beside an anchored one, when one other mover is unmatched: little, but more than
+nothing."""
 MOST_ROWS = 1 << 13
 """Rows, N · U, up to which units are compared regardless of how the U are ordered or rotated."""
 
@@ -25,8 +27,8 @@ MOST_ROWS = 1 << 13
 def anchored_order(pair: Pair) -> list[str]:
     """The movers of a pair, the best anchored first.
 
-    A cell is anchored for a mover when all its other axes are pinned or run over movers that come before. Next is the
-    mover with the largest share of its weights in anchored cells.
+    A cell is anchored for a mover when all its other axes are pinned or run over movers that come before.
+    Next is the mover with the largest share of its weights in anchored cells.
     """
     frontier, order = _Frontier(pair), []
     while frontier.unmatched:
@@ -36,7 +38,8 @@ def anchored_order(pair: Pair) -> list[str]:
 
 
 def anchored_start(pair: Pair, order: Sequence[str]) -> dict[str, Order]:
-    """Match every mover once, in this order, by its anchored cells alone, and apply each result to `pair` at once.
+    """Match every mover once, in this order, by its anchored cells alone, and apply each result to `pair` at
+    once.
 
     A mover that has none is matched in a way that does not depend on the order of what is still unmatched.
     """
@@ -71,7 +74,9 @@ class _Frontier:
 
     def anchored(self, mover: str) -> list[Cell]:
         """The cells of a mover that nothing unmatched but itself lies on, where they can tell units apart."""
-        return [cell for cell in self.pair.cells[mover] if self._is_anchored(cell) and _tells(self.pair, cell)]
+        return [
+            cell for cell in self.pair.cells[mover] if self._is_anchored(cell) and _tells(self.pair, cell)
+        ]
 
     def settle(self, mover: str) -> None:
         """The mover is matched: its cells may now anchor others."""
@@ -105,8 +110,8 @@ def _tells(pair: Pair, cell: Cell) -> bool:
 def _regardless_of_order(pair: Pair, mover: str, frontier: _Frontier) -> torch.Tensor:
     """Similarity float32[N, N] of units that are known only by axes that are still unmatched.
 
-    ‖X_i Y_jᵀ‖_F² of the units' [U, R] matrices stays the same when their rows are permuted, or rotated; where there are
-    too many rows, the sorted values of each unit are compared.
+    ‖X_i Y_jᵀ‖_F² of the units' [U, R] matrices stays the same when their rows are permuted, or rotated; where
+    there are too many rows, the sorted values of each unit are compared.
     """
     size = pair.spec.groups[mover].size
     total = torch.zeros(size, size, device=pair.device)

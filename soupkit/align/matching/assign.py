@@ -27,7 +27,8 @@ class Step:
 
 
 def assign(similarity_nn: NDArray[np.float64]) -> Order:
-    """The order that maximises Σ_i S[i, order[i]] (Crouse 2016, as scipy has it); ties stay where they are."""
+    """The order that maximises Σ_i S[i, order[i]] (Crouse 2016, as scipy has it); ties stay where they
+    are."""
     nudge = 1e-9 * float(np.abs(similarity_nn).max(initial=0.0))
     _, order = linear_sum_assignment(similarity_nn + nudge * np.eye(len(similarity_nn)), maximize=True)
     return np.asarray(order, np.int64)
@@ -36,8 +37,8 @@ def assign(similarity_nn: NDArray[np.float64]) -> Order:
 def best_step(pair: Pair, mover: str, cells: Sequence[Cell]) -> Step:
     """The best order of one mover by some of its cells, all else fixed.
 
-    Blocks are matched by what they are worth once their units are in the best order for each other: one assignment
-    per pair of blocks, then one of the blocks. So both levels come out best together.
+    Blocks are matched by what they are worth once their units are in the best order for each other: one
+    assignment per pair of blocks, then one of the blocks. So both levels come out best together.
     """
     plain = [cell for cell in cells if not cell.families(mover)]
     families = list(dict.fromkeys(family for cell in cells for family in cell.families(mover)[:1]))
@@ -55,7 +56,8 @@ def best_step(pair: Pair, mover: str, cells: Sequence[Cell]) -> Step:
 
 
 def _within_blocks(similarity_kuku: NDArray[np.float64]) -> tuple[NDArray[np.float64], Order, float]:
-    """For every pair of blocks the value and order of its best assignment; and the value of leaving all in place."""
+    """For every pair of blocks the value and order of its best assignment; and the value of leaving all in
+    place."""
     num_blocks, size = similarity_kuku.shape[:2]
     values = np.empty((num_blocks, num_blocks))
     orders = np.empty((num_blocks, num_blocks, size), np.int64)
@@ -70,5 +72,7 @@ def _within_blocks(similarity_kuku: NDArray[np.float64]) -> tuple[NDArray[np.flo
 def _inner_orders(inner: dict[Inside, Order], order: Order) -> dict[str, Order]:
     """Block k takes what block order[k] was, its units in the order found for these two."""
     return {
-        name: orders[place, order[place]] for family, orders in inner.items() for place, name in enumerate(family.names)
+        name: orders[place, order[place]]
+        for family, orders in inner.items()
+        for place, name in enumerate(family.names)
     }

@@ -19,7 +19,8 @@ from soupkit.align.graph.expression import Atom, AxisExpr, Blocks, Concat, Produ
 
 @dataclass(frozen=True)
 class Inside:
-    """The units inside blocks: names[j] is the group of those in the block at place j of the group `blocks`."""
+    """The units inside blocks: names[j] is the group of those in the block at place j of the group
+    `blocks`."""
 
     blocks: str
     names: tuple[str, ...]
@@ -27,7 +28,8 @@ class Inside:
 
 Label = str | Inside | None
 Dimension = tuple[Label, int, int]
-"""What the dimension runs over (None: positions that stay), its size, and its stride in elements of the tensor."""
+"""What the dimension runs over (None: positions that stay), its size, and its stride in elements of the
+tensor."""
 Run = tuple[int, tuple[Dimension, ...]]
 """A part of an axis: where it starts, and its dimensions, outermost first."""
 
@@ -42,7 +44,8 @@ class Cell:
 
     @cached_property
     def movers(self) -> tuple[str, ...]:
-        """The groups that its dimensions run over, units inside blocks under the name of the blocks, each once."""
+        """The groups that its dimensions run over, units inside blocks under the name of the blocks, each
+        once."""
         labels = (label.blocks if isinstance(label, Inside) else label for label, _, _ in self.dimensions)
         return tuple(dict.fromkeys(label for label in labels if label is not None))
 
@@ -57,7 +60,9 @@ class Cell:
 
     def families(self, blocks: str) -> list[Inside]:
         """What lies inside the blocks of a group here."""
-        return [label for label, _, _ in self.dimensions if isinstance(label, Inside) and label.blocks == blocks]
+        return [
+            label for label, _, _ in self.dimensions if isinstance(label, Inside) and label.blocks == blocks
+        ]
 
     def view(self, tensor: torch.Tensor, first: Sequence[int]) -> torch.Tensor:
         """The block of `tensor`, not copied, with the dimensions number `first` in front."""

@@ -1,10 +1,12 @@
-"""Frank–Wolfe: all models and all groups matched at once, through the inside of the permutations' convex hull.
+"""Frank–Wolfe: all models and all groups matched at once, through the inside of the permutations' convex
+hull.
 
-C2M3 (Crisostomi, Fumero, Baieri, Bernard, Rodolà 2024, arXiv:2405.17897, section 3): every model p gets one permutation
-into a common universe, so that matches are consistent along every cycle of models, and Σ_{p<q} ⟨π_p(θ_p), π_q(θ_q)⟩ is
-raised over means of permutations: towards the vertex that the gradient points to, by the step that is best on the line.
-Here a vertex is a permutation of everything, heads with the units inside them, so that it is made of the assignments
-of `soupkit.align.matching.assign`. Shape suffixes: N positions of an axis.
+C2M3 (Crisostomi, Fumero, Baieri, Bernard, Rodolà 2024, arXiv:2405.17897, section 3): every model p gets one
+permutation into a common universe, so that matches are consistent along every cycle of models, and Σ_{p<q}
+⟨π_p(θ_p), π_q(θ_q)⟩ is raised over means of permutations: towards the vertex that the gradient points to, by
+the step that is best on the line. Here a vertex is a permutation of everything, heads with the units inside
+them, so that it is made of the assignments of `soupkit.align.matching.assign`. Shape suffixes: N positions of
+an axis.
 """
 
 from __future__ import annotations
@@ -53,7 +55,9 @@ class Axes:
     def gradient_cells(self) -> dict[str, list[Cell]]:
         """mover → its cells in `tensor@axis`, where all other axes are settled."""
         keyed = {
-            f"{name}@{number}": [axis if place == number else Atom(None, size) for place, size in enumerate(shape)]
+            f"{name}@{number}": [
+                axis if place == number else Atom(None, size) for place, size in enumerate(shape)
+            ]
             for name, shape in self.shapes.items()
             for number, axis in self.free[name].items()
         }
@@ -78,7 +82,8 @@ class Axes:
 
 @dataclass(frozen=True, eq=False)
 class Relaxed(Mapping[str, torch.Tensor]):
-    """The tensors of a model whose axes are multiplied by means of permutations; memory: N² of every kind of axis."""
+    """The tensors of a model whose axes are multiplied by means of permutations; memory: N² of every kind of
+    axis."""
 
     axes: Axes
     source: Tensors
@@ -88,8 +93,12 @@ class Relaxed(Mapping[str, torch.Tensor]):
     def at(cls, axes: Axes, source: Tensors, permutation: Permutation) -> Relaxed:
         """The model at a vertex."""
         device = next(iter(source.values())).device
-        indices = {axis: torch.from_numpy(index_of(axis, permutation)).to(device) for axis in axes.expressions}
-        return cls(axes, source, {axis: torch.eye(axis.size, device=device)[at] for axis, at in indices.items()})
+        indices = {
+            axis: torch.from_numpy(index_of(axis, permutation)).to(device) for axis in axes.expressions
+        }
+        return cls(
+            axes, source, {axis: torch.eye(axis.size, device=device)[at] for axis, at in indices.items()}
+        )
 
     def towards(self, end: Relaxed, step: float) -> Relaxed:
         """The model a share of the way to another place."""
@@ -123,10 +132,12 @@ class Relaxed(Mapping[str, torch.Tensor]):
 def frank_wolfe(
     spec: PermutationSpec, models: Sequence[Tensors], start: Sequence[Permutation]
 ) -> list[dict[str, Order]]:
-    """One permutation per model, into a universe of all. models: what is matched, contiguous float32, on one device.
+    """One permutation per model, into a universe of all. models: what is matched, contiguous float32, on one
+    device.
 
-    Memory: all models three times, and N² of every kind of axis and model. Cost per step: about 12 N multiplications
-    per weight and model. The result is a vertex again, and may be below the start: compare them.
+    Memory: all models three times, and N² of every kind of axis and model. Cost per step: about 12 N
+    multiplications per weight and model. The result is a vertex again, and may be below the start: compare
+    them.
     """
     axes = Axes(spec, {name: tensor.shape for name, tensor in models[0].items()})
     current = [Relaxed.at(axes, model, each) for model, each in zip(models, start, strict=True)]
@@ -141,22 +152,28 @@ def frank_wolfe(
 
 
 def _vertices(axes: Axes, models: Sequence[Relaxed]) -> Iterator[dict[str, Order]]:
-    """For each model the vertex that the gradient points to: ⟨sum of the others, the model⟩ is linear in each axis."""
+    """For each model the vertex that the gradient points to: ⟨sum of the others, the model⟩ is linear in each
+    axis."""
     moved = [dict(model) for model in models]
     total = {name: torch.stack([tensors[name] for tensors in moved]).sum(0) for name in axes.shapes}
     for model, own in zip(models, moved, strict=True):
         others = {name: total[name] - own[name] for name in axes.shapes}
         places = [(name, axis) for name in axes.shapes for axis in axes.free[name]]
         moving = {f"{name}@{axis}": model.but(name, axis) for name, axis in places}
-        yield axes.vertex(axes.gradient_cells, {f"{name}@{axis}": others[name] for name, axis in places}, moving)
+        yield axes.vertex(
+            axes.gradient_cells, {f"{name}@{axis}": others[name] for name, axis in places}, moving
+        )
 
 
 def _between(models: Sequence[Relaxed], ends: Sequence[Relaxed], step: float) -> list[Relaxed]:
     return [model.towards(end, step) for model, end in zip(models, ends, strict=True)]
 
 
-def _best_step(axes: Axes, models: Sequence[Relaxed], ends: Sequence[Relaxed], value: float) -> tuple[float, float]:
-    """The step in (0, 1] with the largest sum on the line, a polynomial of twice as many degrees as axes are free."""
+def _best_step(
+    axes: Axes, models: Sequence[Relaxed], ends: Sequence[Relaxed], value: float
+) -> tuple[float, float]:
+    """The step in (0, 1] with the largest sum on the line, a polynomial of twice as many degrees as axes are
+    free."""
     degree = 2 * max(len(free) for free in axes.free.values())
     at = np.linspace(0, 1, degree + 1)
     values = np.array([value, *(sum_of_pairs(_between(models, ends, step)) for step in at[1:].tolist())])

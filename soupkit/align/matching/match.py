@@ -25,8 +25,8 @@ TOLERANCE = 1e-7
 CERTAIN = 1e-4
 """A gain above this share cannot be."""
 PATIENCE = 3
-"""Rounds from the identity until it must be ahead of what the anchored start has found: models that share a start are
-done by then, others seldom catch up."""
+"""Rounds from the identity until it must be ahead of what the anchored start has found: models that share a
+start are done by then, others seldom catch up."""
 
 Queue = Callable[[set[str]], list[str]]
 
@@ -65,15 +65,16 @@ def match_weights(
     restarts: int = 0,
     device: torch.device | None = None,
 ) -> Match:
-    """The permutation π of `other` with the largest Σ ⟨target, π(other)⟩ that the search finds, never below identity.
+    """The permutation π of `other` with the largest Σ ⟨target, π(other)⟩ that the search finds, never below
+    identity.
 
-    Weight matching (Ainsworth, Hayase, Srinivasa 2022, arXiv:2209.04836, alg. 1): one group after the other, each by
-    a linear assignment with the rest fixed, until none gains. Beyond the paper: groups are taken in the order in which
-    they can be known (see `soupkit.align.matching.anchored`), once from the anchored start and once from the identity;
-    `restarts` more searches go from random permutations in random orders; the best is kept, of equals the identity
-    itself; heads are matched together with the units inside them. Cost: 2 N multiplications per weight, visit and group
-    of N units that it has an axis of, and one assignment, O(N³); memory: both models in float32, the other one twice,
-    and N² of the largest group in float64.
+    Weight matching (Ainsworth, Hayase, Srinivasa 2022, arXiv:2209.04836, alg. 1): one group after the other,
+    each by a linear assignment with the rest fixed, until none gains. Beyond the paper: groups are taken in
+    the order in which they can be known (see `soupkit.align.matching.anchored`), once from the anchored start
+    and once from the identity; `restarts` more searches go from random permutations in random orders; the
+    best is kept, of equals the identity itself; heads are matched together with the units inside them. Cost:
+    2 N multiplications per weight, visit and group of N units that it has an axis of, and one assignment,
+    O(N³); memory: both models in float32, the other one twice, and N² of the largest group in float64.
     """
     device = device or torch.device("cpu")
     pair = Pair(spec, loaded(spec, target, device), loaded(spec, other, device))
@@ -94,7 +95,10 @@ def best_match(pair: Pair, *, seed: int = 0, restarts: int = 0) -> Match:
             permutation = anchored_start(trial, order)
         elif start != "identity":
             number = int(start.removeprefix("random "))
-            permutation, queue = random_permutation(pair.spec, 1000 * seed + number), in_random_order([seed, number])
+            permutation, queue = (
+                random_permutation(pair.spec, 1000 * seed + number),
+                in_random_order([seed, number]),
+            )
             trial.move(list(trial.target), permutation)
         permutation = refine(trial, permutation, queue, floor=best if start == "identity" else -np.inf)
         value = trial.objective()
@@ -112,9 +116,9 @@ def in_random_order(seed: Sequence[int]) -> Queue:
 def refine(pair: Pair, permutation: Permutation, queue: Queue, *, floor: float = -np.inf) -> dict[str, Order]:
     """Coordinate ascent on `pair`, to which `permutation` was applied already, until no mover gains.
 
-    queue: the order in which those that wait are visited. A mover waits again only after one has changed that its
-    similarities depend on. floor: given up when the objective is below it after PATIENCE rounds. Returns the whole
-    permutation.
+    queue: the order in which those that wait are visited. A mover waits again only after one has changed that
+    its similarities depend on. floor: given up when the objective is below it after PATIENCE rounds. Returns
+    the whole permutation.
     """
     found = dict(permutation)
     visits = dict.fromkeys(pair.cells, MAX_VISITS)
@@ -133,10 +137,11 @@ def refine(pair: Pair, permutation: Permutation, queue: Queue, *, floor: float =
 
 
 def improve(pair: Pair, mover: str) -> dict[str, Order]:
-    """The best order of one mover with the rest fixed, applied to `pair`; empty when the objective does not rise.
+    """The best order of one mover with the rest fixed, applied to `pair`; empty when the objective does not
+    rise.
 
-    The sum is linear in the order unless the mover lies on two axes of one tensor; there, and where the gain is small
-    enough to be rounding, it is computed again in float64, and what was no gain is undone.
+    The sum is linear in the order unless the mover lies on two axes of one tensor; there, and where the gain
+    is small enough to be rounding, it is computed again in float64, and what was no gain is undone.
     """
     names = pair.names(mover)
     step = best_step(pair, mover, pair.cells[mover])
@@ -153,8 +158,11 @@ def improve(pair: Pair, mover: str) -> dict[str, Order]:
     return step.orders
 
 
-def loaded(spec: PermutationSpec, model: Mapping[str, Array], device: torch.device) -> dict[str, torch.Tensor]:
-    """The tensors that matching looks at, float32 on a device. Raises CheckpointError for one that is not finite."""
+def loaded(
+    spec: PermutationSpec, model: Mapping[str, Array], device: torch.device
+) -> dict[str, torch.Tensor]:
+    """The tensors that matching looks at, float32 on a device. Raises CheckpointError for one that is not
+    finite."""
     found = {}
     for name in objective_names(spec, model):
         tensor = to_torch(np.asarray(model[name]))

@@ -24,8 +24,8 @@ STATISTICS = ("running_mean", "running_var")
 class Pair:
     """Two models under matching: the target's tensors, the other's as permuted so far, and the cells of both.
 
-    Tensors are contiguous float32, on one device. A mover is a group of units, or of blocks with all that is inside
-    them; `cells` holds those of each. Memory: both models.
+    Tensors are contiguous float32, on one device. A mover is a group of units, or of blocks with all that is
+    inside them; `cells` holds those of each. Memory: both models.
     """
 
     spec: PermutationSpec
@@ -88,7 +88,9 @@ class Pair:
 
     def objective(self, names: Iterable[str] | None = None) -> float:
         """Σ ⟨target, other as permuted so far⟩ over tensors, in float64."""
-        return sum(_inner(self.target[name], self.moving[name]) for name in (self.target if names is None else names))
+        return sum(
+            _inner(self.target[name], self.moving[name]) for name in (self.target if names is None else names)
+        )
 
     def norm(self, names: Iterable[str] | None = None) -> float:
         """Σ ‖target‖ · ‖other‖ over tensors: the objective is at most that."""
@@ -127,7 +129,9 @@ def all_permuted(
     return {name: permuted(tensor, spec, name, permutation) for name, tensor in tensors.items()}
 
 
-def permuted(tensor: torch.Tensor, spec: PermutationSpec, name: str, permutation: Permutation) -> torch.Tensor:
+def permuted(
+    tensor: torch.Tensor, spec: PermutationSpec, name: str, permutation: Permutation
+) -> torch.Tensor:
     """One tensor with its axes gathered: new[i] = old[permutation[i]] along each."""
     for axis in range(tensor.ndim):
         index = spec.index(name, axis, permutation)
@@ -142,8 +146,11 @@ def objective_names(spec: PermutationSpec, tensors: Iterable[str]) -> list[str]:
     return sorted(name for name in tensors if name in attached and name.rpartition(".")[2] not in STATISTICS)
 
 
-def _in_chunks(x: torch.Tensor, y: torch.Tensor, *, num_first: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Both blocks as matrices [N, R], in parts of at most CHUNK elements along their longest other dimension."""
+def _in_chunks(
+    x: torch.Tensor, y: torch.Tensor, *, num_first: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Both blocks as matrices [N, R], in parts of at most CHUNK elements along their longest other
+    dimension."""
     num_rows = int(np.prod(x.shape[:num_first]))
     if x.ndim == num_first:
         yield x.reshape(num_rows, 1), y.reshape(num_rows, 1)

@@ -43,12 +43,13 @@ def align_all(
     restarts: int = 0,
     universe: Universe = "merge-many",
 ) -> Alignment:
-    """Match every model to the one at place `to` (None: the medoid), then, of three or more, all to one another.
+    """Match every model to the one at place `to` (None: the medoid), then, of three or more, all to one
+    another.
 
-    universe: "merge-many" matches each to the mean of the others (`merge_many`); "frank-wolfe" also tries C2M3
-    (`matching.frank_wolfe`), from the same start and refined likewise, and keeps what has the larger sum of
-    similarities over all pairs. Memory: all models in float32, two of them twice. Cost: one search per model (medoid:
-    per pair), see `soupkit.align.matching.match.match_weights`.
+    universe: "merge-many" matches each to the mean of the others (`merge_many`); "frank-wolfe" also tries
+    C2M3 (`matching.frank_wolfe`), from the same start and refined likewise, and keeps what has the larger sum
+    of similarities over all pairs. Memory: all models in float32, two of them twice. Cost: one search per
+    model (medoid: per pair), see `soupkit.align.matching.match.match_weights`.
     """
     if to is None:
         to = medoid(spec, models, seed=seed) if len(models) > 2 else 0
@@ -66,7 +67,9 @@ def align_all(
     return max(merged, through_the_hull(spec, models, start, seed=seed), key=lambda found: found.sum_of_pairs)
 
 
-def through_the_hull(spec: PermutationSpec, models: Sequence[Tensors], start: Alignment, *, seed: int = 0) -> Alignment:
+def through_the_hull(
+    spec: PermutationSpec, models: Sequence[Tensors], start: Alignment, *, seed: int = 0
+) -> Alignment:
     """Frank–Wolfe from an alignment, seen from the model at `to`, then refined as `merge_many` does."""
     found = frank_wolfe(spec, models, [match.permutation for match in start.matches])
     back = inverse(found[start.to], spec)
@@ -78,7 +81,8 @@ def through_the_hull(spec: PermutationSpec, models: Sequence[Tensors], start: Al
 
 
 def medoid(spec: PermutationSpec, models: Sequence[Tensors], *, seed: int = 0) -> int:
-    """The model with the largest sum of similarities to the others, each pair aligned. Cost: K (K − 1) / 2 searches."""
+    """The model with the largest sum of similarities to the others, each pair aligned. Cost: K (K − 1) / 2
+    searches."""
     similarity = np.zeros((len(models), len(models)))
     for i in range(len(models)):
         for j in range(i):
@@ -87,13 +91,19 @@ def medoid(spec: PermutationSpec, models: Sequence[Tensors], *, seed: int = 0) -
     return int(similarity.sum(1).argmax())
 
 
-def merge_many(spec: PermutationSpec, models: Sequence[Tensors], start: Alignment, *, seed: int = 0) -> Alignment:
+def merge_many(
+    spec: PermutationSpec, models: Sequence[Tensors], start: Alignment, *, seed: int = 0
+) -> Alignment:
     """Match each model to the mean of the others as they lie, in random order, until none changes.
 
-    MergeMany (Ainsworth, Hayase, Srinivasa 2022, arXiv:2209.04836, alg. 2), but from an alignment, and the reference
-    stays. Each change raises Σ_{i<j} ⟨π_i(θ_i), π_j(θ_j)⟩, which therefore never falls below that of `start`.
+    MergeMany (Ainsworth, Hayase, Srinivasa 2022, arXiv:2209.04836, alg. 2), but from an alignment, and the
+    reference stays. Each change raises Σ_{i<j} ⟨π_i(θ_i), π_j(θ_j)⟩, which therefore never falls below that
+    of `start`.
     """
-    current = [all_permuted(model, spec, match.permutation) for model, match in zip(models, start.matches, strict=True)]
+    current = [
+        all_permuted(model, spec, match.permutation)
+        for model, match in zip(models, start.matches, strict=True)
+    ]
     permutations = [dict(match.permutation) for match in start.matches]
     random = np.random.default_rng([seed, len(models)])
     others = [place for place in range(len(models)) if place != start.to]
@@ -121,7 +131,9 @@ def mean_without(models: Sequence[Tensors], place: int) -> Tensors:
     """The mean of all models but one; tensors of integers are the first's."""
     rest = [model for number, model in enumerate(models) if number != place]
     floating = [name for name, tensor in rest[0].items() if tensor.is_floating_point()]
-    return rest[0] | {name: torch.stack([model[name] for model in rest]).mean(0).contiguous() for name in floating}
+    return rest[0] | {
+        name: torch.stack([model[name] for model in rest]).mean(0).contiguous() for name in floating
+    }
 
 
 def _rematched(

@@ -15,14 +15,16 @@ from soupkit.errors import AlignError
 
 @dataclass(frozen=True)
 class Proof:
-    """The towers with the freedoms that hold, and the largest relative error of the outputs when all are used."""
+    """The towers with the freedoms that hold, and the largest relative error of the outputs when all are
+    used."""
 
     towers: tuple[Tower, ...]
     errors: dict[str, float]
 
 
 def proved(model: torch.nn.Module, inputs: tuple[torch.Tensor, ...], *, seed: int = 0) -> Proof:
-    """What of a network may be turned: all at once, on actual and randomised weights; else each freedom by itself.
+    """What of a network may be turned: all at once, on actual and randomised weights; else each freedom by
+    itself.
 
     A freedom that changes what the network computes is given up. Tolerance: see `align.graph.verify`. Memory:
     three copies of the model in float64. Raises AlignError where nothing remains.
@@ -51,7 +53,8 @@ def _held(tower: Tower, trials: Mapping[str, Trial], tolerance: float, seed: int
 
 
 def change(trial: Trial, towers: Sequence[Tower], seed: int) -> float:
-    """The relative change of the outputs under folding, balancing and a random turn. inf where it cannot be folded."""
+    """The relative change of the outputs under folding, balancing and a random turn. inf where it cannot be
+    folded."""
     tensors = {name: tensor.detach() for name, tensor in trial.model.state_dict().items()}
     try:
         folded = fold(tensors, towers)

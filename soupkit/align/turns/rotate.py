@@ -1,7 +1,7 @@
 """Matching beyond permutations: the turn of one transformer that makes it most like another.
 
-Every step is exact for its part with the rest fixed, so ⟨target, turned other⟩ never falls. Shape suffixes: D width of
-the stream, H heads, d units of a head, X everything else.
+Every step is exact for its part with the rest fixed, so ⟨target, turned other⟩ never falls. Shape suffixes: D
+width of the stream, H heads, d units of a head, X everything else.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ TOLERANCE = 1e-6
 
 @dataclass(frozen=True)
 class Found:
-    """First the permutation, then the turn, both of the folded network; cosines with the target of what is not 1."""
+    """First the permutation, then the turn, both of the folded network; cosines with the target of what is
+    not 1."""
 
     permutation: Permutation
     turn: Turn
@@ -80,11 +81,12 @@ class _State:
 def match_turned(models: Sequence[Tensors], to: int, matching: Matching) -> list[Found]:
     """For each folded network the permutation and the turn that make it most like the one at place `to`.
 
-    Each starts at its best permutation (`matching.match.best_match`), heads balanced; then in turn the orthogonal
-    O of each stream, the order and orthogonal maps of each attention's heads, and the units that nothing else reaches,
-    until the cosine rises no more. Of three or more, each is then matched to the mean of the others in the same way, as
-    MergeMany does (Ainsworth et al. 2022, arXiv:2209.04836, alg. 2); the one at `to` is only balanced. Memory: two
-    copies of all in float64; cost per round: 2 D multiplications per weight, one SVD per stream and per pair of heads.
+    Each starts at its best permutation (`matching.match.best_match`), heads balanced; then in turn the
+    orthogonal O of each stream, the order and orthogonal maps of each attention's heads, and the units that
+    nothing else reaches, until the cosine rises no more. Of three or more, each is then matched to the mean
+    of the others in the same way, as MergeMany does (Ainsworth et al. 2022, arXiv:2209.04836, alg. 2); the
+    one at `to` is only balanced. Memory: two copies of all in float64; cost per round: 2 D multiplications
+    per weight, one SVD per stream and per pair of heads.
     """
     turns = [balanced(model, matching.towers) for model in models]
     even = [turned(model, matching.towers, turn) for model, turn in zip(models, turns, strict=True)]
@@ -112,7 +114,9 @@ def match_turned(models: Sequence[Tensors], to: int, matching: Matching) -> list
 def _start(target: Tensors, folded: Tensors, even: Tensors, matching: Matching) -> _State:
     """The best permutation of the balanced network, applied to the folded one, which is balanced anew."""
     names = objective_names(matching.spec, target)
-    first = best_match(_pair(matching.spec, names, target, even), seed=matching.seed, restarts=matching.restarts)
+    first = best_match(
+        _pair(matching.spec, names, target, even), seed=matching.seed, restarts=matching.restarts
+    )
     moved = all_permuted(folded, matching.spec, first.permutation)
     turn = balanced(moved, matching.towers)
     return _State(first.permutation, turn, turned(moved, matching.towers, turn))
@@ -121,7 +125,8 @@ def _start(target: Tensors, folded: Tensors, even: Tensors, matching: Matching) 
 def _ascend(
     target: Tensors, state: _State, matching: Matching, *, max_rounds: int = MAX_ROUNDS
 ) -> tuple[_State, float]:
-    """Alternate over streams, heads and units until the cosine rises no more; also returns by how much it rose."""
+    """Alternate over streams, heads and units until the cosine rises no more; also returns by how much it
+    rose."""
     weights, rest = _weights(target, matching.towers), matching.rest
     names, start = objective_names(rest, target), _cosine(target, state.tensors, weights)
     cosine = start
@@ -144,8 +149,9 @@ def _ascend(
 def best_rotations(target: Tensors, other: Tensors, towers: Sequence[Tower]) -> Turn:
     """For every stream the orthogonal O with O·1 = 1 that maximises ⟨target, rotated other⟩.
 
-    Orthogonal Procrustes (Schönemann 1966, doi:10.1007/BF02289451) on the complement of 1: with Q a basis of it and
-    U Σ Vᵀ = Qᵀ S Q, S[i, j] = Σ ⟨direction i of the target, direction j of the other⟩, it is Q U Vᵀ Qᵀ + 1 1ᵀ / D.
+    Orthogonal Procrustes (Schönemann 1966, doi:10.1007/BF02289451) on the complement of 1: with Q a basis of
+    it and U Σ Vᵀ = Qᵀ S Q, S[i, j] = Σ ⟨direction i of the target, direction j of the other⟩, it is Q U Vᵀ Qᵀ
+    + 1 1ᵀ / D.
     """
     rotations = {}
     for tower in towers:
@@ -155,15 +161,17 @@ def best_rotations(target: Tensors, other: Tensors, towers: Sequence[Tower]) -> 
             size = len(similarity)
             basis = complement_of_ones(size)
             inner = procrustes(basis.T @ similarity @ basis)
-            rotations[tower.name] = basis @ inner @ basis.T + torch.full((size, size), 1 / size, dtype=torch.float64)
+            rotations[tower.name] = basis @ inner @ basis.T + torch.full(
+                (size, size), 1 / size, dtype=torch.float64
+            )
     return Turn(rotations=rotations)
 
 
 def best_heads(target: Tensors, other: Tensors, towers: Sequence[Tower]) -> Turn:
     """For every attention the order of its heads, and an orthogonal M and N for each, that are best together.
 
-    A pair of heads is worth ‖Q Q'ᵀ + K K'ᵀ‖_* + ‖V V'ᵀ + outᵀ out'‖_* (nuclear norms, by Procrustes; traces where a
-    map is not free), and the order is the assignment of the largest sum. Cost: H² SVDs of [d, d].
+    A pair of heads is worth ‖Q Q'ᵀ + K K'ᵀ‖_* + ‖V V'ᵀ + outᵀ out'‖_* (nuclear norms, by Procrustes; traces
+    where a map is not free), and the order is the assignment of the largest sum. Cost: H² SVDs of [d, d].
     """
     orders, qk, vo = {}, {}, {}
     for attention in (each for tower in towers for each in tower.attentions):
@@ -225,5 +233,7 @@ def _weights(tensors: Mapping[str, Tensor], towers: Sequence[Tower]) -> list[str
 
 
 def _cosine(a: Mapping[str, Tensor], b: Mapping[str, Tensor], names: Sequence[str]) -> float:
-    dot, first, second = (sum(float((x[name] * y[name]).sum()) for name in names) for x, y in ((a, b), (a, a), (b, b)))
+    dot, first, second = (
+        sum(float((x[name] * y[name]).sum()) for name in names) for x, y in ((a, b), (a, a), (b, b))
+    )
     return float(dot / max((first * second) ** 0.5, 1e-300))

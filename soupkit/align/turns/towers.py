@@ -1,7 +1,8 @@
-"""What may be turned in a pre-norm transformer, found by its tensors' names: residual streams and attention heads.
+"""What may be turned in a pre-norm transformer, found by its tensors' names: residual streams and attention
+heads.
 
-Two spellings are known: timm's VisionTransformer (by itself or inside open_clip) and open_clip's own towers. Names
-propose; `soupkit.align.turns.turn.proved` runs the network and keeps what holds.
+Two spellings are known: timm's VisionTransformer (by itself or inside open_clip) and open_clip's own towers.
+Names propose; `soupkit.align.turns.turn.proved` runs the network and keeps what holds.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ class Stream:
 
 @dataclass(frozen=True)
 class Attention:
-    """One self-attention of H heads with d units each: qkv [3 H d, D], out [D, H d]; what its heads may do."""
+    """One self-attention of H heads with d units each: qkv [3 H d, D], out [D, H d]; what its heads may
+    do."""
 
     name: str
     num_heads: int
@@ -84,12 +86,15 @@ class Tower:
             replace(each, maps_qk=each.maps_qk and kind != "qk", maps_vo=each.maps_vo and kind != "vo")
             for each in self.attentions
         )
-        return replace(self, stream=stream, attentions=attentions, why="; ".join(filter(None, (self.why, why))))
+        return replace(
+            self, stream=stream, attentions=attentions, why="; ".join(filter(None, (self.why, why)))
+        )
 
 
 @dataclass(frozen=True)
 class Spelling:
-    """How a library names the parts of a transformer. last_readers: only the first that are there read the stream."""
+    """How a library names the parts of a transformer. last_readers: only the first that are there read the
+    stream."""
 
     blocks: str
     norms: tuple[str, str]
@@ -160,7 +165,9 @@ def towers_of(names: Iterable[str], num_heads: Mapping[str, int]) -> tuple[Tower
         tower = _Reader(prefix, own, spelling, num_heads).tower()
         towers += [tower] if tower.freedoms() else []
     if not towers:
-        raise AlignError("this is no pre-norm vision transformer or CLIP that is known", hint="align without --rotate")
+        raise AlignError(
+            "this is no pre-norm vision transformer or CLIP that is known", hint="align without --rotate"
+        )
     return tuple(towers)
 
 
@@ -178,7 +185,8 @@ def towers_to_json(towers: Iterable[Tower]) -> Json:
 
 
 def towers_again(names: Iterable[str], values: JsonView) -> tuple[Tower, ...]:
-    """The towers that `towers_to_json` was asked about. Raises KeyError, TypeError for other values, AlignError."""
+    """The towers that `towers_to_json` was asked about. Raises KeyError, TypeError for other values,
+    AlignError."""
     freedoms = values["freedoms"]
     found = towers_of(names, values["num_heads"])
     return tuple(tower.only(freedoms[tower.name]) for tower in found if tower.name in freedoms)
@@ -222,7 +230,9 @@ class _Reader:
             layers = (*s.norms, s.out, *s.mlp_in, s.mlp_out, "mlp.norm", *s.qk_norms)
             single = (*s.qkv, *s.scales)
         layer, _, kind = name.rpartition(".")
-        return name in single or (layer in layers and kind in ("weight", "bias")) or name.startswith(s.tolerated)
+        return (
+            name in single or (layer in layers and kind in ("weight", "bias")) or name.startswith(s.tolerated)
+        )
 
     def _attention(self, block: str) -> Attention:
         s = self.spelling
@@ -254,7 +264,9 @@ class _Reader:
             both = (out, self._layer(f"{block}{s.mlp_out}"))
             writers += both
             gains = (f"{block}{each}" for each in s.scales)
-            scales |= {self.prefix + gain: layer for gain, layer in zip(gains, both, strict=True) if gain in self.own}
+            scales |= {
+                self.prefix + gain: layer for gain, layer in zip(gains, both, strict=True) if gain in self.own
+            }
         last = next(norm for norm in s.last_norms if f"{norm}.weight" in self.own)
         readers[self.prefix + last] = tuple(self._last_readers())
         writers += [self._layer(name) for name in s.writers if f"{name}.weight" in self.own]

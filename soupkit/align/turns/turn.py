@@ -1,10 +1,12 @@
-"""Maps of a transformer that no permutation reaches: its residual stream turned, its heads seen in another basis.
+"""Maps of a transformer that no permutation reaches: its residual stream turned, its heads seen in another
+basis.
 
-LayerNorm without gain and shift commutes with every orthogonal O that keeps the vector of ones: LN(O x) = O LN(x). So
-gains are folded into the layers that read the norm's output, layer scales into those that write, and then writers are
-multiplied by O and readers by Oᵀ. In a head, scores (Q x)ᵀ(K y) stay when Q ← M Q, K ← M⁻ᵀ K, and its output stays when
-V ← N V, out ← out N⁻¹; a bias of K adds the same to all scores of a query, so softmax does not see it. The result is a
-plain checkpoint. Shape suffixes: D width of the stream, H heads, d units of a head.
+LayerNorm without gain and shift commutes with every orthogonal O that keeps the vector of ones: LN(O x) = O
+LN(x). So gains are folded into the layers that read the norm's output, layer scales into those that write,
+and then writers are multiplied by O and readers by Oᵀ. In a head, scores (Q x)ᵀ(K y) stay when Q ← M Q, K ←
+M⁻ᵀ K, and its output stays when V ← N V, out ← out N⁻¹; a bias of K adds the same to all scores of a query,
+so softmax does not see it. The result is a plain checkpoint. Shape suffixes: D width of the stream, H heads,
+d units of a head.
 """
 
 from __future__ import annotations
@@ -25,8 +27,8 @@ Tensors = dict[str, Tensor]
 class Turn:
     """What is done to a folded network. Missing parts stay as they are.
 
-    rotations: tower → O float64[D, D]. orders: attention → which head comes to each place, int64[H]. qk, vo: attention
-    → M and N of the head at each place, float64[H, d, d].
+    rotations: tower → O float64[D, D]. orders: attention → which head comes to each place, int64[H]. qk, vo:
+    attention → M and N of the head at each place, float64[H, d, d].
     """
 
     rotations: Mapping[str, Tensor] = field(default_factory=dict)
@@ -43,7 +45,10 @@ class Turn:
         for name, order in after.orders.items():
             orders[name] = orders[name][order] if name in orders else order
         return Turn(
-            rotations, orders, _composed(self.qk, after.qk, after.orders), _composed(self.vo, after.vo, after.orders)
+            rotations,
+            orders,
+            _composed(self.qk, after.qk, after.orders),
+            _composed(self.vo, after.vo, after.orders),
         )
 
     def to_arrays(self) -> Tensors:
@@ -67,13 +72,16 @@ class Turn:
 
 
 def fold(tensors: Mapping[str, Tensor], towers: Iterable[Tower]) -> Tensors:
-    """The same function with every norm's gain 1, its shift 0, every layer scale 1, and no bias of K; float64.
+    """The same function with every norm's gain 1, its shift 0, every layer scale 1, and no bias of K;
+    float64.
 
-    W ← W diag(γ), b ← b + W β behind a norm; W ← diag(γ) W, b ← γ b before a layer scale. Where a reader has no bias
-    the norm keeps β / γ. Only what may be turned is folded. Raises AlignError where γ is 0 and β is not.
+    W ← W diag(γ), b ← b + W β behind a norm; W ← diag(γ) W, b ← γ b before a layer scale. Where a reader has
+    no bias the norm keeps β / γ. Only what may be turned is folded. Raises AlignError where γ is 0 and β is
+    not.
     """
     folded = {
-        name: tensor.double().clone() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()
+        name: tensor.double().clone() if tensor.is_floating_point() else tensor
+        for name, tensor in tensors.items()
     }
     for tower in towers:
         if tower.stream is not None:
@@ -115,11 +123,13 @@ def heads(tensors: Mapping[str, Tensor], attention: Attention) -> tuple[Tensor, 
 
 
 def balanced(tensors: Mapping[str, Tensor], towers: Iterable[Tower]) -> Turn:
-    """The maps of heads that make Q Qᵀ = K Kᵀ and V Vᵀ = outᵀ out: of all equivalent heads those of the least norm.
+    """The maps of heads that make Q Qᵀ = K Kᵀ and V Vᵀ = outᵀ out: of all equivalent heads those of the least
+    norm.
 
-    M = S^½ with S = A^-½ (A^½ B A^½)^½ A^-½, the geometric mean of A⁻¹ and B, A = Q Qᵀ, B = K Kᵀ (Bhatia 2007, Positive
-    Definite Matrices, ch. 4): the one symmetric positive M with M A M = M⁻¹ B M⁻¹. Heads whose Gram is singular to
-    rounding stay as they are. What remains of the freedom of equally balanced heads are orthogonal maps.
+    M = S^½ with S = A^-½ (A^½ B A^½)^½ A^-½, the geometric mean of A⁻¹ and B, A = Q Qᵀ, B = K Kᵀ (Bhatia
+    2007, Positive Definite Matrices, ch. 4): the one symmetric positive M with M A M = M⁻¹ B M⁻¹. Heads whose
+    Gram is singular to rounding stay as they are. What remains of the freedom of equally balanced heads are
+    orthogonal maps.
     """
     qk, vo = {}, {}
     for attention in (each for tower in towers for each in tower.attentions):
@@ -141,7 +151,9 @@ def random_turn(towers: Sequence[Tower], tensors: Mapping[str, Tensor], seed: in
         for attention in tower.attentions:
             num, units = heads(tensors, attention)[3].shape[:2]
             orders[attention.name] = torch.randperm(num, generator=generator)
-            noise = 0.3 * torch.randn(2, num, units, units, generator=generator, dtype=torch.float64) / units**0.5
+            noise = (
+                0.3 * torch.randn(2, num, units, units, generator=generator, dtype=torch.float64) / units**0.5
+            )
             qk, vo = torch.eye(units, dtype=torch.float64) + noise
             maps["qk"] |= {attention.name: qk} if attention.maps_qk else {}
             maps["vo"] |= {attention.name: vo} if attention.maps_vo else {}
@@ -226,7 +238,8 @@ def _put(tensors: Tensors, layer: Layer, weight: Tensor) -> None:
 
 
 def _balancing(a: Tensor, b: Tensor) -> Tensor:
-    """The symmetric M [H, d, d] for which M a and M⁻ᵀ b have the same Gram; the identity where that is undefined."""
+    """The symmetric M [H, d, d] for which M a and M⁻ᵀ b have the same Gram; the identity where that is
+    undefined."""
     gram_a, gram_b = a @ a.mT, b @ b.mT
     identity = torch.eye(a.shape[1], dtype=a.dtype)
     regular = (torch.linalg.cond(gram_a) < 1e12) & (torch.linalg.cond(gram_b) < 1e12)
@@ -243,7 +256,9 @@ def _power(symmetric: Tensor, exponent: float) -> Tensor:
     return power
 
 
-def _composed(first: Mapping[str, Tensor], then: Mapping[str, Tensor], orders: Mapping[str, Tensor]) -> Tensors:
+def _composed(
+    first: Mapping[str, Tensor], then: Mapping[str, Tensor], orders: Mapping[str, Tensor]
+) -> Tensors:
     result = {name: maps[orders[name]] if name in orders else maps for name, maps in first.items()}
     for name, maps in then.items():
         result[name] = maps @ result[name] if name in result else maps

@@ -22,7 +22,8 @@ NO_MODELS = ("quantization_config",)
 
 
 class Reconfigured(View):
-    """A source with another configuration, that of plain weights: companions that speak of codes stay behind."""
+    """A source with another configuration, that of plain weights: companions that speak of codes stay
+    behind."""
 
     def __init__(self, source: Source, config: JsonView) -> None:
         super().__init__(source, config=config, leaving=SIDE_FILES)
@@ -43,7 +44,8 @@ def config_name(model: Source) -> str | None:
 
 
 def write_companions(model: Source, directory: Path, slots: Mapping[str, Slot]) -> None:
-    """Copy what travels with `model`; its configuration says the dtype of the tensors that are written, `slots`."""
+    """Copy what travels with `model`; its configuration says the dtype of the tensors that are written,
+    `slots`."""
     companions = model.companions
     if companions:
         copy_files(companions, model.files[0].parent, directory)
@@ -73,10 +75,12 @@ def write_config(path: Path, config: JsonView) -> None:
 
 
 def with_dtype(config: JsonView, slots: Mapping[str, Slot], *, own: Mapping[str, Slot]) -> Json:
-    """The configuration with `dtype` and `torch_dtype`, nested ones too, that of the floating tensors `slots`.
+    """The configuration with `dtype` and `torch_dtype`, nested ones too, that of the floating tensors
+    `slots`.
 
-    own: the tensors that the configuration was of. Where several dtypes are written, what it says stays as long as it
-    is one of them and none is new; else the widest is named, so that nothing is rounded when the model is loaded.
+    own: the tensors that the configuration was of. Where several dtypes are written, what it says stays as
+    long as it is one of them and none is new; else the widest is named, so that nothing is rounded when the
+    model is loaded.
     """
     kinds, before = _kinds(slots), _kinds(own)
     changed = deepcopy(dict(config))

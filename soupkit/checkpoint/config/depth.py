@@ -1,4 +1,5 @@
-"""Which entry of a configuration says how many layers a stack has: nested towers, encoders and decoders kept apart."""
+"""Which entry of a configuration says how many layers a stack has: nested towers, encoders and decoders kept
+apart."""
 
 from __future__ import annotations
 
@@ -32,11 +33,12 @@ _TIMM_WITH_DEPTH = re.compile(r"(vit|deit|deit3|flexivit)_")
 
 
 def depth_entries(config: JsonView, stack: str, num_layers: int) -> tuple[Config, list[tuple[Path, str]]]:
-    """The configuration with every implied number of layers written out, and (dictionary, key) of those of `stack`.
+    """The configuration with every implied number of layers written out, and (dictionary, key) of those of
+    `stack`.
 
     No entries: nothing in it says a number of layers; a key "" stands for a list whose length says it. Raises
-    CompatibilityError when it says another number than num_layers, or when towers of the same depth cannot be told
-    apart by the stack's name.
+    CompatibilityError when it says another number than num_layers, or when towers of the same depth cannot be
+    told apart by the stack's name.
     """
     full = _written_out(config, stack, num_layers)
     fitting = _preferred([each for each in _entries(full) if _may_mean(each, stack, full)], stack)
@@ -46,10 +48,13 @@ def depth_entries(config: JsonView, stack: str, num_layers: int) -> tuple[Config
         raise CompatibilityError(
             f"config.json says that {'.'.join((*path, key))} is {_at(full, path)[key]}, but the weights have "
             f"{num_layers} layers under {stack!r}",
-            hint="a model whose layers are shared, or stored apart (multi-token prediction), cannot be stacked",
+            hint="a model whose layers are shared, or stored apart (multi-token prediction), cannot be "
+            "stacked",
         )
     if not fitting:
-        return full, [(path, "") for path in _dictionaries(full) if _lists_layers(_at(full, path), num_layers)][:1]
+        return full, [
+            (path, "") for path in _dictionaries(full) if _lists_layers(_at(full, path), num_layers)
+        ][:1]
     return full, _of_one_tower(equal, stack)
 
 
@@ -67,7 +72,8 @@ def _preferred(entries: list[tuple[Path, str]], stack: str) -> list[tuple[Path, 
 
 
 def _written_out(config: JsonView, stack: str, num_layers: int) -> Config:
-    """T5 without num_decoder_layers has as many as in the encoder; timm's transformers take their depth by name."""
+    """T5 without num_decoder_layers has as many as in the encoder; timm's transformers take their depth by
+    name."""
     full = deepcopy(dict(config))
     for path in _dictionaries(full):
         each = _at(full, path)
@@ -109,7 +115,9 @@ def has_depth(config: JsonView) -> bool:
 
 def has_two_sides(config: JsonView) -> bool:
     """Whether one dictionary says the depths of an encoder and of a decoder: lists in it may be of either."""
-    sides = {"decoder" in key for key, value in config.items() if _DEPTH.fullmatch(key) and isinstance(value, int)}
+    sides = {
+        "decoder" in key for key, value in config.items() if _DEPTH.fullmatch(key) and isinstance(value, int)
+    }
     return len(sides) == 2
 
 

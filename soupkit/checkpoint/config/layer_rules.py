@@ -1,6 +1,7 @@
 """What a configuration says of each layer: lists, sets of numbers, and rules of prefixes and periods.
 
-Read as one value per layer, and written for another order of layers; what has been written is read again to prove it.
+Read as one value per layer, and written for another order of layers; what has been written is read again to
+prove it.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ Values = list[Any]
 FULL, SLIDING, LINEAR = "full_attention", "sliding_attention", "linear_attention"
 
 MEMBERS = (
-    "full_attn_idxs", "cross_attention_layers", "moe_layer_indices", "attn_layer_indices", "layers_to_transform",
+    "full_attn_idxs", "cross_attention_layers", "moe_layer_indices", "attn_layer_indices",
+    "layers_to_transform",
     "fullatt_block_indexes", "global_attn_indexes", "window_block_indices",
 )  # fmt: skip
 """Sets of layer numbers: being in it is all that it says of a layer."""
@@ -43,14 +45,33 @@ POSITIONAL = re.compile(
 """Numbers, words and flags of these names make layers differ by their numbers."""
 FROM_THE_END = re.compile(r".*(last|shared|end|per_layer_input|weighted_layer_sum).*")
 """Among them, those that count from the last layer, or give tensors outside the layers a size."""
-_LAYER_TYPES = {"gemma2": 2, "gpt_oss": 2, "cohere2": 4, "gemma3": 6, "gemma3_text": 6, "olmo3": 4, "exaone4": 4}
+_LAYER_TYPES = {
+    "gemma2": 2,
+    "gpt_oss": 2,
+    "cohere2": 4,
+    "gemma3": 6,
+    "gemma3_text": 6,
+    "olmo3": 4,
+    "exaone4": 4,
+}
 """Models that attend to everything in every nth layer, when layer_types is not written out."""
 _INTERVALS = {"qwen3_next": 4, "qwen3_5_text": 4, "qwen3_5_moe_text": 4}
-_WINDOW_FROM = ("qwen2", "qwen3", "qwen3_moe", "qwen2_vl", "qwen2_vl_text", "qwen2_5_vl", "qwen2_5_vl_text", "dots1")
+_WINDOW_FROM = (
+    "qwen2",
+    "qwen3",
+    "qwen3_moe",
+    "qwen2_vl",
+    "qwen2_vl_text",
+    "qwen2_5_vl",
+    "qwen2_5_vl_text",
+    "dots1",
+)
 _NO_ROPE = ("llama4", "llama4_text", "smollm3")
 BY_POSITION = (
-    "afmoe", "beam", "cohere2_moe", "cwm", "flint", "gemma3n", "gemma3n_text", "gemma4", "gemma4_text", "granite_swa",
-    "jamba", "lfm3", "mimo_v2_flash", "minimax", "muse_spark", "neomme", "olmo_hybrid", "qwen2_moe", "zamba", "zamba2",
+    "afmoe", "beam", "cohere2_moe", "cwm", "flint", "gemma3n", "gemma3n_text", "gemma4", "gemma4_text",
+    "granite_swa",
+    "jamba", "lfm3", "mimo_v2_flash", "minimax", "muse_spark", "neomme", "olmo_hybrid", "qwen2_moe", "zamba",
+    "zamba2",
 )  # fmt: skip
 """Models whose layers differ by their numbers in ways that soupkit does not write out."""
 
@@ -59,8 +80,8 @@ BY_POSITION = (
 class Rule:
     """One thing that a section of a configuration says of every layer.
 
-    read(section, num_layers): a value per layer, None when it says nothing. write(section, values): keys to change.
-    uses: other keys that say it where `key` does not.
+    read(section, num_layers): a value per layer, None when it says nothing. write(section, values): keys to
+    change. uses: other keys that say it where `key` does not.
     """
 
     key: str
@@ -88,7 +109,9 @@ def member_rule(key: str) -> Rule:
     def read(section: Section, num: int) -> Values | None:
         value = section.get(key)
         numbers = value.split(",") if isinstance(value, str) else value
-        return None if numbers is None else [number in {int(each) for each in numbers} for number in range(num)]
+        return (
+            None if numbers is None else [number in {int(each) for each in numbers} for number in range(num)]
+        )
 
     def write(section: Section, values: Values) -> Json:
         numbers = [number for number, inside in enumerate(values) if inside]
@@ -104,7 +127,9 @@ def _read_layer_types(section: Section, num: int) -> Values | None:
     if section.get("full_attn_idxs") is not None:
         return [FULL if number in section["full_attn_idxs"] else "conv" for number in range(num)]
     if kind in _WINDOW_FROM and section.get("use_sliding_window") and section.get("sliding_window"):
-        return [SLIDING if number >= int(section.get("max_window_layers", 28)) else FULL for number in range(num)]
+        return [
+            SLIDING if number >= int(section.get("max_window_layers", 28)) else FULL for number in range(num)
+        ]
     if kind in ("modernbert", "modernbert-decoder"):
         every = int(section.get("global_attn_every_n_layers", 3))
         return [SLIDING if number % every else FULL for number in range(num)]
@@ -164,7 +189,9 @@ def _read_attention_types(section: Section, num: int) -> Values | None:
 def _read_block_types(section: Section, num: int) -> Values | None:
     """RecurrentGemma: kinds that come in turn."""
     kinds = section.get("block_types") or section.get("_block_types")
-    return [kinds[number % len(kinds)] for number in range(num)] if isinstance(kinds, list) and kinds else None
+    return (
+        [kinds[number % len(kinds)] for number in range(num)] if isinstance(kinds, list) and kinds else None
+    )
 
 
 def _numbers(values: Values) -> list[int]:
@@ -172,7 +199,12 @@ def _numbers(values: Values) -> list[int]:
 
 
 DERIVED = (
-    Rule("no_rope_layers", _read_no_rope, lambda _, values: {"no_rope_layers": values}, ("no_rope_layer_interval",)),
+    Rule(
+        "no_rope_layers",
+        _read_no_rope,
+        lambda _, values: {"no_rope_layers": values},
+        ("no_rope_layer_interval",),
+    ),
     Rule(
         "layer_types",
         _read_layer_types,

@@ -1,8 +1,8 @@
 """Same shapes, other meaning: keys of configurations that change what the same weights compute.
 
-Heads divide the same matrix in other places, quick_gelu is not gelu, and class 0 of one may be class 3 of the other: a
-mean of such models means nothing. Another epsilon or rope_theta is milder: worth a warning. Keys in neither table
-(names, versions, caches, dropout) say nothing.
+Heads divide the same matrix in other places, quick_gelu is not gelu, and class 0 of one may be class 3 of the
+other: a mean of such models means nothing. Another epsilon or rope_theta is milder: worth a warning. Keys in
+neither table (names, versions, caches, dropout) say nothing.
 """
 
 from __future__ import annotations
@@ -38,7 +38,14 @@ MILD = re.compile(
     r"|tie_word_embeddings|num_experts_per_tok|norm_topk_prob|attention_multiplier|(?:pad|bos|eos|decoder_start)_token_id"
     r"|mean|std|image_mean|image_std|rescale_factor|do_normalize|do_rescale|interpolation|crop_pct|attention_chunk_size"
 )
-_SKIPPED = ("quantization_config", "task_specific_params", "auto_map", "generation_config", "id2label", "label2id")
+_SKIPPED = (
+    "quantization_config",
+    "task_specific_params",
+    "auto_map",
+    "generation_config",
+    "id2label",
+    "label2id",
+)
 _DEFAULTS = {"quick_gelu": False, "no_causal_mask": False}
 """What open_clip takes where its configuration says nothing."""
 _UNSAID = {"rope_scaling": {"rope_type": "default"}}
@@ -50,7 +57,8 @@ _GENERIC = re.compile(r"label_\d+", re.IGNORECASE)
 def check_meaning(
     configs: Sequence[Config], names: Sequence[str], *, mismatch: Mismatch = "error", by_layer: bool = True
 ) -> tuple[str, ...]:
-    """What to warn of. Raises CompatibilityError for what makes a mean meaningless, unless mismatch is "warn".
+    """What to warn of. Raises CompatibilityError for what makes a mean meaningless, unless mismatch is
+    "warn".
 
     by_layer: whether lists with an entry per layer must agree too; for stacks they follow their layers.
     """
@@ -63,7 +71,8 @@ def check_meaning(
         if severe and mismatch == "error":
             raise CompatibilityError(
                 message,
-                hint="the same weights mean something else there, so a mean has no meaning: leave one out, or make the "
+                hint="the same weights mean something else there, so a mean has no meaning: leave one "
+                "out, or make the "
                 "config.json agree if it is wrong; --mismatch warn goes on all the same",
             )
         remarks.append(message + ("" if severe else "; what is written says what the first does"))
@@ -141,7 +150,9 @@ def _short(value: Any) -> str:
 def _classes(config: Config) -> dict[int, str]:
     """{number: name} of a classifier's outputs; none where only generic names are given."""
     pretrained = config.get("pretrained_cfg")
-    names = config.get("label_names") or (pretrained.get("label_names") if isinstance(pretrained, dict) else None)
+    names = config.get("label_names") or (
+        pretrained.get("label_names") if isinstance(pretrained, dict) else None
+    )
     table = config.get("id2label")
     if isinstance(names, list):
         table = dict(enumerate(names))
@@ -156,7 +167,9 @@ def _classes(config: Config) -> dict[int, str]:
 
 def _check_classes(configs: Sequence[Config], names: Sequence[str], mismatch: Mismatch) -> list[str]:
     """Classes that all have must have the same number; classes that only some have are worth a warning."""
-    known = [(classes, name) for config, name in zip(configs, names, strict=True) if (classes := _classes(config))]
+    known = [
+        (classes, name) for config, name in zip(configs, names, strict=True) if (classes := _classes(config))
+    ]
     remarks = []
     for classes, name in known[1:]:
         first, first_name = known[0]
@@ -165,11 +178,14 @@ def _check_classes(configs: Sequence[Config], names: Sequence[str], mismatch: Mi
         number = {label: place for place, label in first.items()}
         moved = [place for place, label in classes.items() if number.get(label, place) != place]
         place = moved[0] if moved else next(n for n in {**first, **classes} if first.get(n) != classes.get(n))
-        message = f"class {place} is {first.get(place)!r} in {first_name}, but {classes.get(place)!r} in {name}"
+        message = (
+            f"class {place} is {first.get(place)!r} in {first_name}, but {classes.get(place)!r} in {name}"
+        )
         if moved and mismatch == "error":
             raise CompatibilityError(
                 message,
-                hint="their classes are in another order, so their heads cannot be averaged: train with one order "
+                hint="their classes are in another order, so their heads cannot be averaged: train "
+                "with one order "
                 "(id2label, label_names), or leave one out; --mismatch warn goes on all the same",
             )
         remarks.append(message)

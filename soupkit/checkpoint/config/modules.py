@@ -51,7 +51,8 @@ def in_folders(names: Collection[str], folders: Collection[str]) -> list[str]:
 
 
 def module_files(directory: Path) -> list[Path]:
-    """The files of modules and templates in folders of a directory on this disk; links out of it are not followed."""
+    """The files of modules and templates in folders of a directory on this disk; links out of it are not
+    followed."""
     root = directory.resolve()
     folders = [
         folder

@@ -1,4 +1,5 @@
-"""The configuration of a stack of layers: its depth, and what it says of each layer, taken along with the layers."""
+"""The configuration of a stack of layers: its depth, and what it says of each layer, taken along with the
+layers."""
 
 from __future__ import annotations
 
@@ -46,13 +47,15 @@ class Origin:
 
 
 def stacked_config(origins: Sequence[Origin], stack: str) -> tuple[Config, list[list[Any]]]:
-    """The first configuration, made that of the stack, and for each layer of each origin what tells it from others.
+    """The first configuration, made that of the stack, and for each layer of each origin what tells it from
+    others.
 
-    Lists with an entry per layer and sets of layer numbers follow the layers, from the configuration of the model that
-    each layer comes from; rules that no longer hold (every fourth layer, the first three) are written out as lists.
-    The second result has for every origin and every layer of its model the values that were read of it, so that a
-    caller can compare the tensors of layers that say the same. Raises CompatibilityError naming the key where soupkit
-    does not know how, or does not know whether a key speaks of layers.
+    Lists with an entry per layer and sets of layer numbers follow the layers, from the configuration of the
+    model that each layer comes from; rules that no longer hold (every fourth layer, the first three) are
+    written out as lists. The second result has for every origin and every layer of its model the values that
+    were read of it, so that a caller can compare the tensors of layers that say the same. Raises
+    CompatibilityError naming the key where soupkit does not know how, or does not know whether a key speaks
+    of layers.
     """
     first = origins[0]
     if not first.config or (len(origins) == 1 and (first.start, first.stop) == (0, first.num_layers)):
@@ -61,8 +64,10 @@ def stacked_config(origins: Sequence[Origin], stack: str) -> tuple[Config, list[
     changed, entries = found[0]
     if not entries:
         raise CompatibilityError(
-            f"config.json does not say how many layers there are under {stack!r}, in no key that soupkit knows",
-            hint="write it in (num_hidden_layers, …), or remove config.json and write that of the result yourself",
+            f"config.json does not say how many layers there are under {stack!r}, in no key that "
+            f"soupkit knows",
+            hint="write it in (num_hidden_layers, …), or remove config.json and write that of the "
+            "result yourself",
         )
     told: list[list[Any]] = [[()] * origin.num_layers for origin in origins]
     for path in dict.fromkeys(path for path, _ in entries):
@@ -89,7 +94,12 @@ def _sections(owner: JsonView, keys: Keys = ()) -> Iterator[Keys]:
     """The dictionary that says the depth, and those inside it that speak of the same layers."""
     yield keys
     for key, value in owner.items():
-        if isinstance(value, dict) and key not in NO_TOWERS and not has_depth(value) and "model_type" not in value:
+        if (
+            isinstance(value, dict)
+            and key not in NO_TOWERS
+            and not has_depth(value)
+            and "model_type" not in value
+        ):
             yield from _sections(value, (*keys, key))
 
 
@@ -102,7 +112,8 @@ class _Section:
     stack: str
 
     def write(self, new: Config) -> list[list[tuple[Any, ...]]]:
-        """Change `new`, the first, into that of the stack; the values of every rule for every layer of each origin."""
+        """Change `new`, the first, into that of the stack; the values of every rule for every layer of each
+        origin."""
         _forget_last_stage(new, self.origins[0].num_layers)
         before, num = dict(new), len(self._layers)
         rules = [rule for rule in self._rules() if self._read(rule)]
@@ -119,14 +130,21 @@ class _Section:
                 self._refuse(rule.key, before.get(rule.key))
         self._check_others(rules, before)
         return [
-            [tuple(json.dumps(values[rule.key][part][layer]) for rule in rules) for layer in range(origin.num_layers)]  # type: ignore[index]
+            [
+                tuple(json.dumps(values[rule.key][part][layer]) for rule in rules)  # type: ignore[index]
+                for layer in range(origin.num_layers)
+            ]
             for part, origin in enumerate(self.origins)
         ]
 
     @property
     def _layers(self) -> list[tuple[int, int]]:
         """(origin, number there) of every layer of the stack."""
-        return [(part, layer) for part, origin in enumerate(self.origins) for layer in range(origin.start, origin.stop)]
+        return [
+            (part, layer)
+            for part, origin in enumerate(self.origins)
+            for layer in range(origin.start, origin.stop)
+        ]
 
     @property
     def _in_place(self) -> bool:
@@ -147,7 +165,9 @@ class _Section:
                 rules.append(member_rule(key))
             elif has_two_sides(self.configs[0]):
                 continue
-            elif key == LETTERS or (all(isinstance(value, list) for value in values) and BY_LAYER.fullmatch(key)):
+            elif key == LETTERS or (
+                all(isinstance(value, list) for value in values) and BY_LAYER.fullmatch(key)
+            ):
                 rules.append(list_rule(key))
         return [*rules, *DERIVED]
 
@@ -157,7 +177,9 @@ class _Section:
         try:
             read = [rule.read(config, origin.num_layers) for config, origin in pairs]
         except FAULTS:
-            self._refuse(rule.key, next((config[rule.key] for config in self.configs if rule.key in config), None))
+            self._refuse(
+                rule.key, next((config[rule.key] for config in self.configs if rule.key in config), None)
+            )
         if all(values is None for values in read):
             return None
         if any(values is None for values in read):
@@ -179,7 +201,9 @@ class _Section:
             if key in known or has_depth({key: value}) or (value in NOTHING and value is not True):
                 continue
             if isinstance(value, list):
-                of_layers = BY_LAYER.fullmatch(key) or len(value) == self.origins[0].num_layers or _names_layers(key)
+                of_layers = (
+                    BY_LAYER.fullmatch(key) or len(value) == self.origins[0].num_layers or _names_layers(key)
+                )
                 unclear = bool(of_layers) and not KEPT.fullmatch(key) and not self._whole
             else:
                 holds = self._whole if FROM_THE_END.match(key) else self._in_place
@@ -190,15 +214,18 @@ class _Section:
 
     def _refuse(self, key: str, value: Any) -> NoReturn:
         raise CompatibilityError(
-            f"config.json: {key} ({_short(value)}) may say something of each layer under {self.stack!r} that soupkit "
+            f"config.json: {key} ({_short(value)}) may say something of each layer under {self.stack!r} "
+            f"that soupkit "
             "does not know how to take along into a stack",
-            hint="take the layers in their places (0:N of one model), or stack without config.json and write the "
+            hint="take the layers in their places (0:N of one model), or stack without config.json and "
+            "write the "
             "result's yourself",
         )
 
 
 def _forget_last_stage(config: Config, num_layers: int) -> None:
-    """An image model that may serve as a backbone says that its output is its last stage, as it is when nothing is."""
+    """An image model that may serve as a backbone says that its output is its last stage, as it is when
+    nothing is."""
     if config.get("out_indices") in ([num_layers], [-1]) and len(config.get("out_features") or [""]) == 1:
         for key in ("out_indices", "out_features", "stage_names"):
             config.pop(key, None)
@@ -218,7 +245,13 @@ def _short(value: Any) -> str:
 def _check_features(config: JsonView, origins: Sequence[Origin], stack: str) -> None:
     """Models that read a numbered layer of an image tower from outside it."""
     whole = len(origins) == 1 and (origins[0].start, origins[0].stop) == (0, origins[0].num_layers)
-    for key in ("vision_feature_layer", "mm_vision_select_layer", "feature_layer", "out_indices", "out_features"):
+    for key in (
+        "vision_feature_layer",
+        "mm_vision_select_layer",
+        "feature_layer",
+        "out_indices",
+        "out_features",
+    ):
         value = config.get(key)
         numbers = value if isinstance(value, list) else [value]
         if value is not None and not whole and not (numbers == [-1] or numbers == [-2]) and "vi" in stack:

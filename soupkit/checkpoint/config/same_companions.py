@@ -1,4 +1,5 @@
-"""Whether what travels beside weights agrees: tokenizers (is row i the same token), processors, further modules."""
+"""Whether what travels beside weights agrees: tokenizers (is row i the same token), processors, further
+modules."""
 
 from __future__ import annotations
 
@@ -17,14 +18,18 @@ from soupkit.errors import CheckpointError, CompatibilityError
 VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt")
 COMPARED = (
     "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "merges.txt", "chat_template.jinja",
-    "chat_template.json", "preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json",
+    "chat_template.json", "preprocessor_config.json", "processor_config.json",
+    "video_preprocessor_config.json",
     "image_processor.json", "sentence_bert_config.json", "config_sentence_transformers.json", "modules.json",
 )  # fmt: skip
 """Files that change what a model is given; a difference is told, and the first one's file is written."""
 
 
-def check_companions(checkpoints: Sequence[Mapping[str, Array]], *, mismatch: Mismatch = "error") -> tuple[str, ...]:
-    """What to tell of companions that differ from the first's. Checkpoints that are not on this disk are left out.
+def check_companions(
+    checkpoints: Sequence[Mapping[str, Array]], *, mismatch: Mismatch = "error"
+) -> tuple[str, ...]:
+    """What to tell of companions that differ from the first's. Checkpoints that are not on this disk are left
+    out.
 
     Raises CompatibilityError, unless mismatch is "warn", when the same token is another row.
     """
@@ -41,11 +46,15 @@ def _compare(first: Checkpoint, other: Checkpoint, mismatch: Mismatch) -> list[s
     for name in VOCABULARIES:
         if _differ(first, other, name) and (moved := _moved(first.directory / name, other.directory / name)):
             token, row, new = moved
-            message = f"token {token!r} is row {row} in {first.reference}, but row {new} in {other.reference} ({name})"
+            message = (
+                f"token {token!r} is row {row} in {first.reference}, but row {new} in "
+                f"{other.reference} ({name})"
+            )
             if mismatch == "error":
                 raise CompatibilityError(
                     message,
-                    hint="rows of embeddings are merged by number, so the tokenizers must agree: give both models one "
+                    hint="rows of embeddings are merged by number, so the tokenizers must agree: give "
+                    "both models one "
                     "tokenizer first; --mismatch warn goes on all the same",
                 )
             remarks.append(message)
@@ -56,7 +65,8 @@ def _compare(first: Checkpoint, other: Checkpoint, mismatch: Mismatch) -> list[s
                 folder = name.rpartition("/")[0]
                 raise CompatibilityError(
                     message,
-                    hint="weights of further modules are copied, not merged: merge them apart (the same command on "
+                    hint="weights of further modules are copied, not merged: merge them apart (the "
+                    "same command on "
                     f"REF/{folder}) and put the result in; --mismatch warn takes the first's",
                 )
             remarks.append(message + ", whose are written")

@@ -32,7 +32,8 @@ def read_vocabulary(checkpoint: Checkpoint) -> Vocabulary | None:
 
 
 def token_rows(path: Path) -> dict[str, int]:
-    """{token: row} of a vocab.txt, a vocab.json or a tokenizer.json. Raises CheckpointError for what is none."""
+    """{token: row} of a vocab.txt, a vocab.json or a tokenizer.json. Raises CheckpointError for what is
+    none."""
     try:
         text = path.read_text(encoding="utf-8")
         if path.suffix == ".txt":
@@ -45,7 +46,15 @@ def token_rows(path: Path) -> dict[str, int]:
         return {str(token): int(row) for token, row in rows.items()} | {
             str(each["content"]): int(each["id"]) for each in more
         }
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
+    except (
+        OSError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        ArithmeticError,
+        RecursionError,
+    ) as error:
         raise CheckpointError(f"{path}: the vocabulary cannot be read: {error!r}") from error
 
 
@@ -58,4 +67,7 @@ def difference(first: Vocabulary, other: Vocabulary) -> str | None:
         example = min(map(str, missing or extra))
         return f"{len(missing)} tokens are missing and {len(extra)} others there, for example {example!r}"
     moved = sorted(token for token in first if first[token] != other[token])
-    return f"{len(moved)} tokens have other rows, for example {moved[0]!r}: {first[moved[0]]} and {other[moved[0]]}"
+    return (
+        f"{len(moved)} tokens have other rows, for example {moved[0]!r}: {first[moved[0]]} and "
+        f"{other[moved[0]]}"
+    )

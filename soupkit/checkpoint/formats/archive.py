@@ -1,7 +1,9 @@
-"""The zip archives of torch.save, checked before torch may map them: their directory, and every byte by its CRC32.
+"""The zip archives of torch.save, checked before torch may map them: their directory, and every byte by its
+CRC32.
 
-torch.load(mmap=True) takes from the whole file as many bytes as a storage needs, from where its record begins. It looks
-neither at the record's size nor at its checksum, nor whether it is compressed; so all of that is looked at here.
+torch.load(mmap=True) takes from the whole file as many bytes as a storage needs, from where its record
+begins. It looks neither at the record's size nor at its checksum, nor whether it is compressed; so all of
+that is looked at here.
 """
 
 from __future__ import annotations
@@ -41,8 +43,9 @@ _ITEM_BYTES = {
 class Archive:
     """What the directory of a checked archive says.
 
-    records: by name within the archive's folder (`data.pkl`, `data/0`, …). is_mappable: whether the bytes of a storage
-    are those of the file. has_checksums: False where the writer was told to leave them out. num_bytes: of all records.
+    records: by name within the archive's folder (`data.pkl`, `data/0`, …). is_mappable: whether the bytes of
+    a storage are those of the file. has_checksums: False where the writer was told to leave them out.
+    num_bytes: of all records.
     """
 
     path: Path
@@ -64,9 +67,10 @@ def is_zip(path: Path) -> bool:
 def check_archive(path: Path, *, advance: Callable[[int], None] = lambda _num_bytes: None) -> Archive:
     """Walk the directory of an archive and read all its records once, in order; advance counts their bytes.
 
-    Raises CheckpointError for a record that is encrypted, overlapping, not where the directory says, of another size
-    than the storage that it holds, twice there, or of another CRC32, and for a data.pkl that is too large to unpickle.
-    Memory: data.pkl and one chunk. Cost: one sequential read, which leaves the file in the page cache.
+    Raises CheckpointError for a record that is encrypted, overlapping, not where the directory says, of
+    another size than the storage that it holds, twice there, or of another CRC32, and for a data.pkl that is
+    too large to unpickle. Memory: data.pkl and one chunk. Cost: one sequential read, which leaves the file in
+    the page cache.
     """
     try:
         with path.open("rb") as file, zipfile.ZipFile(file) as opened:
@@ -79,7 +83,14 @@ def check_archive(path: Path, *, advance: Callable[[int], None] = lambda _num_by
             known = _check_storages(archive, contents)
             mappable = archive.is_mappable and known and _is_native(archive, contents)
             return replace(archive, is_mappable=mappable)
-    except (zipfile.BadZipFile, zlib.error, struct.error, EOFError, NotImplementedError, RuntimeError) as error:
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        struct.error,
+        EOFError,
+        NotImplementedError,
+        RuntimeError,
+    ) as error:
         _damaged(path, str(error) or type(error).__name__)
     except (ValueError, OverflowError, UnicodeError) as error:
         _damaged(path, f"its directory cannot be read: {error}")
@@ -135,7 +146,8 @@ def _read_directory(path: Path, opened: zipfile.ZipFile) -> Archive:
 
 
 def _check_places(archive: Archive, opened: zipfile.ZipFile, file: BinaryIO) -> dict[str, int]:
-    """Every record must lie where the directory says, after its own header, apart from all others: {name: start}."""
+    """Every record must lie where the directory says, after its own header, apart from all others: {name:
+    start}."""
     end, starts = 0, dict[str, int]()
     _check_end(archive.path, file)
     for record in sorted(archive.records.values(), key=lambda record: record.header_offset):
@@ -143,7 +155,9 @@ def _check_places(archive: Archive, opened: zipfile.ZipFile, file: BinaryIO) -> 
         if record.header_offset < end:
             _damaged(archive.path, f"the record {name!r} overlaps the one before it")
         if not starts and record.header_offset:
-            _damaged(archive.path, f"{record.header_offset} bytes before its first record belong to no record")
+            _damaged(
+                archive.path, f"{record.header_offset} bytes before its first record belong to no record"
+            )
         starts[name] = _data_start(archive.path, record, file)
         end = starts[name] + record.compress_size
         if end > opened.start_dir:
@@ -184,14 +198,17 @@ def _check_pickle_size(archive: Archive) -> None:
     size = archive.records["data.pkl"].file_size
     if size > MAX_PICKLE_BYTES:
         raise CheckpointError(
-            f"{archive.path}: its data.pkl, which names the tensors, has {size:,} bytes; {MAX_PICKLE_BYTES:,} are the "
+            f"{archive.path}: its data.pkl, which names the tensors, has {size:,} bytes; "
+            f"{MAX_PICKLE_BYTES:,} are the "
             "most that soupkit unpickles",
-            hint="save the state dict alone, torch.save(model.state_dict(), PATH), in the program that wrote this file",
+            hint="save the state dict alone, torch.save(model.state_dict(), PATH), in the program that "
+            "wrote this file",
         )
     inflated = sum(record.file_size for record in archive.records.values())
     if not archive.is_mappable and inflated > _memory_bytes():
         raise CheckpointError(
-            f"{archive.path}: is compressed, and takes {inflated:,} bytes when it is not; this machine has less memory",
+            f"{archive.path}: is compressed, and takes {inflated:,} bytes when it is not; this machine "
+            f"has less memory",
             hint="unpack the archive and pack it again without compression: zip -r0 NEW.pt FOLDER",
         )
 
@@ -213,19 +230,25 @@ def _check_contents(
         crc = zlib.crc32(chunk, crc)
         advance(len(chunk))
     if size != record.file_size:
-        _damaged(archive.path, f"the record {record.orig_filename!r} holds {size} of {record.file_size} bytes")
+        _damaged(
+            archive.path, f"the record {record.orig_filename!r} holds {size} of {record.file_size} bytes"
+        )
     if archive.has_checksums and crc != record.CRC:
-        _damaged(archive.path, f"the record {record.orig_filename!r} is not what was written: its CRC32 is another")
+        _damaged(
+            archive.path, f"the record {record.orig_filename!r} is not what was written: its CRC32 is another"
+        )
 
 
 def _is_native(archive: Archive, contents: _Contents) -> bool:
-    """Whether the bytes are in the order of this machine; else torch turns them around, in memory of its own."""
+    """Whether the bytes are in the order of this machine; else torch turns them around, in memory of its
+    own."""
     record = archive.records.get("byteorder")
     return record is None or b"".join(contents(record)) == sys.byteorder.encode()
 
 
 class _Inert:
-    """What every name in a pickle stands for while only its storages are looked for: nothing happens to it."""
+    """What every name in a pickle stands for while only its storages are looked for: nothing happens to
+    it."""
 
     def __new__(cls, *_arguments: object, **_named: object) -> _Inert:
         return super().__new__(cls)
@@ -272,7 +295,8 @@ class _Storages(pickle.Unpickler):
 
 
 def _check_storages(archive: Archive, contents: _Contents) -> bool:
-    """Every storage must have a record of its size. False where the pickle cannot be followed: torch then checks."""
+    """Every storage must have a record of its size. False where the pickle cannot be followed: torch then
+    checks."""
     content = b"".join(contents(archive.records["data.pkl"]))
     storages = _Storages(io.BytesIO(content), archive.path)
     try:
@@ -288,9 +312,13 @@ def _check_storages(archive: Archive, contents: _Contents) -> bool:
         if record is None:
             _damaged(archive.path, f"the record {name!r} of a tensor is missing")
         if record.file_size != size:
-            _damaged(archive.path, f"the record {name!r} has {record.file_size} bytes, its tensor needs {size}")
+            _damaged(
+                archive.path, f"the record {name!r} has {record.file_size} bytes, its tensor needs {size}"
+            )
     return True
 
 
 def _damaged(path: Path, what: str) -> NoReturn:
-    raise CheckpointError(f"{path}: is damaged, or not a file of torch.save: {what}", hint="download it again")
+    raise CheckpointError(
+        f"{path}: is damaged, or not a file of torch.save: {what}", hint="download it again"
+    )

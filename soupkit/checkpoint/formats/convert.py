@@ -1,4 +1,5 @@
-"""From other people's checkpoint files to safetensors: which files, which tensors, and the streaming write."""
+"""From other people's checkpoint files to safetensors: which files, which tensors, and the streaming
+write."""
 
 from __future__ import annotations
 
@@ -51,11 +52,11 @@ class Selection:
 class Pickled:
     """The tensors of one pickled checkpoint, mapped where torch can, under the names that they will have.
 
-    slots: what will be written; ties: {dropped name: kept name} of tensors that share their bytes. files: where they
-    were read from; where: the key in the file; others: further state dicts in it; facts: what the file says of itself
-    (`arch` of timm, `epoch`, …); directory: what lies beside the weights, None for a lone file. kind: averaged weights,
-    raw ones, or those of a file that knows no average; notes: what to tell of the choice; identities: which files were
-    read, as they were then.
+    slots: what will be written; ties: {dropped name: kept name} of tensors that share their bytes. files:
+    where they were read from; where: the key in the file; others: further state dicts in it; facts: what the
+    file says of itself (`arch` of timm, `epoch`, …); directory: what lies beside the weights, None for a lone
+    file. kind: averaged weights, raw ones, or those of a file that knows no average; notes: what to tell of
+    the choice; identities: which files were read, as they were then.
     """
 
     tensors: Mapping[str, torch.Tensor]
@@ -77,12 +78,15 @@ class Pickled:
 
 
 def pickled_files(path: Path) -> list[Path]:
-    """The pickles of one checkpoint: a file, or what a directory or a shard index names. Raises ReferenceError."""
+    """The pickles of one checkpoint: a file, or what a directory or a shard index names. Raises
+    ReferenceError."""
     if path.is_dir():
         names = [entry.name for entry in path.iterdir()]
         sharded = sharded_hint(names, path)
         if sharded and not any(name in names for name in PREFERRED):
-            raise ReferenceError(f"{path}: is spread over many files, which are no checkpoint each", hint=sharded)
+            raise ReferenceError(
+                f"{path}: is spread over many files, which are no checkpoint each", hint=sharded
+            )
         return pickled_files(path / choose_pickle(names, str(path)))
     if not path.is_file():
         raise ReferenceError(f"{path}: no such file or directory", hint="check the path")
@@ -123,7 +127,9 @@ def shard_names(index: Path, present: Collection[str]) -> list[str]:
         raise CheckpointError(f"{index}: is not a shard index with a weight_map: {error!r}") from error
     for name in names:
         if not is_plain_name(name) or name not in present:
-            raise CheckpointError(f"{index}: names the shard {name!r}, which is not there", hint="download it")
+            raise CheckpointError(
+                f"{index}: names the shard {name!r}, which is not there", hint="download it"
+            )
     return names
 
 
@@ -136,9 +142,9 @@ def read_pickled(
 ) -> Pickled:
     """Open a pickled checkpoint without running anything of it. Raises ReferenceError, CheckpointError.
 
-    directory: where its companions are, when `path` is only one of many files there; advance: counts the bytes whose
-    checksums were compared. Memory: tensors of zip archives (torch ≥ 1.6) are mapped and cost nothing; older files are
-    read whole.
+    directory: where its companions are, when `path` is only one of many files there; advance: counts the
+    bytes whose checksums were compared. Memory: tensors of zip archives (torch ≥ 1.6) are mapped and cost
+    nothing; older files are read whole.
     """
     files = pickled_files(path)
     identities = {file: identity_of(file.stat()) for file in files}
@@ -151,7 +157,9 @@ def read_pickled(
         notes |= dict.fromkeys(found.notes)
         for name, tensor in found.tensors.items():
             if name in tensors:
-                raise CheckpointError(f"{file}: tensor {name!r} stands in another shard too", hint="remove one of them")
+                raise CheckpointError(
+                    f"{file}: tensor {name!r} stands in another shard too", hint="remove one of them"
+                )
             tensors[name] = tensor
     cleaned, renamings = clean_names(tensors, path, strip=selection.strip, drop=selection.drop)
     refuse_empty(cleaned, path, selection.empty)

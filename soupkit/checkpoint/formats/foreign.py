@@ -1,4 +1,5 @@
-"""Files that are no safetensors: what they are by their first bytes or their names, and what to do with them."""
+"""Files that are no safetensors: what they are by their first bytes or their names, and what to do with
+them."""
 
 from __future__ import annotations
 
@@ -9,7 +10,14 @@ from pathlib import Path
 from soupkit.errors import ReferenceError
 
 PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".tar")
-NOT_WEIGHTS = ("training_args.bin", "optimizer.bin", "optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state.pth")
+NOT_WEIGHTS = (
+    "training_args.bin",
+    "optimizer.bin",
+    "optimizer.pt",
+    "scheduler.pt",
+    "scaler.pt",
+    "rng_state.pth",
+)
 _TORCH = "write its state dict with torch.save in the program that reads it, then soupkit convert"
 _DCP = (
     "python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER whole.pt, then "
@@ -18,17 +26,29 @@ _DCP = (
 _FORMATS = {
     ".npz": ("a numpy archive", f"load it into its model (timm: model.load_pretrained) and {_TORCH}"),
     ".npy": ("a numpy array", _TORCH),
-    ".gguf": ("a GGUF file of llama.cpp", "merge the safetensors that it was made of, and convert the soup to GGUF"),
+    ".gguf": (
+        "a GGUF file of llama.cpp",
+        "merge the safetensors that it was made of, and convert the soup to GGUF",
+    ),
     ".h5": ("an HDF5 file of Keras", f"load it into its model and {_TORCH}"),
     ".hdf5": ("an HDF5 file of Keras", f"load it into its model and {_TORCH}"),
     ".keras": ("a Keras archive", f"load it into its model and {_TORCH}"),
     ".onnx": ("an ONNX graph", "merge the checkpoints that it was exported from, and export the soup"),
-    ".msgpack": ("a Flax checkpoint", f"load it with from_flax in transformers and save_pretrained, or {_TORCH}"),
+    ".msgpack": (
+        "a Flax checkpoint",
+        f"load it with from_flax in transformers and save_pretrained, or {_TORCH}",
+    ),
     ".pdparams": ("a Paddle checkpoint", _TORCH),
-    ".tflite": ("a TensorFlow Lite graph", "merge the checkpoints that it was exported from, and export the soup"),
+    ".tflite": (
+        "a TensorFlow Lite graph",
+        "merge the checkpoints that it was exported from, and export the soup",
+    ),
     ".pkl": ("a plain pickle, not one of torch.save", _TORCH),
     ".pickle": ("a plain pickle, not one of torch.save", _TORCH),
-    ".jit": ("a TorchScript program", "torch.save(torch.jit.load(PATH).state_dict(), NEW), then soupkit convert NEW"),
+    ".jit": (
+        "a TorchScript program",
+        "torch.save(torch.jit.load(PATH).state_dict(), NEW), then soupkit convert NEW",
+    ),
     ".distcp": ("one rank's part of a torch.distributed.checkpoint", _DCP),
 }
 _BEGINNINGS = {b"GGUF": ".gguf", b"\x89HDF": ".h5", b"\x93NUM": ".npy"}
@@ -89,7 +109,10 @@ def folder_hint(names: Collection[str], folder: Path) -> str:
         return found
     pickles = [name for name in names if name.endswith(PICKLES) and name not in NOT_WEIGHTS]
     if pickles:
-        return f"it holds pickles; make safetensors of them: soupkit convert {shlex.quote(str(folder))} --out DIR"
+        return (
+            f"it holds pickles; make safetensors of them: soupkit convert {shlex.quote(str(folder))} "
+            f"--out DIR"
+        )
     for name in sorted(names):
         if Path(name).suffix.lower() in _FORMATS:
             what, hint = _FORMATS[Path(name).suffix.lower()]
@@ -98,7 +121,10 @@ def folder_hint(names: Collection[str], folder: Path) -> str:
     if inner:
         shared = _shared_start(inner)
         return f"it holds {len(inner)} checkpoints; name them: {shlex.quote(f'{folder}/{shared}*')}"
-    return "a checkpoint directory holds model.safetensors, open_clip_model.safetensors, or shards and their index"
+    return (
+        "a checkpoint directory holds model.safetensors, open_clip_model.safetensors, or shards and "
+        "their index"
+    )
 
 
 def sharded_hint(names: Collection[str], folder: Path) -> str | None:
@@ -108,7 +134,8 @@ def sharded_hint(names: Collection[str], folder: Path) -> str | None:
     if _is_zero(names) or any(_is_zero(inside) for inside in _inside(folder)):
         return (
             "it is a checkpoint of DeepSpeed ZeRO: python zero_to_fp32.py "
-            f"{shlex.quote(str(folder))} OUT with the script that lies in it, then soupkit convert OUT --out DIR"
+            f"{shlex.quote(str(folder))} OUT with the script that lies in it, then soupkit convert OUT "
+            f"--out DIR"
         )
     return None
 

@@ -12,9 +12,9 @@ from soupkit.checkpoint.formats.places import COUNTERS, says_averaged
 class InnerAverage:
     """Names of a state dict that are an average of others.
 
-    prefix: what they begin with; targets: {their name: the name of what they average}; counters: what counts them;
-    raw_prefix: for a wrapper that holds nothing else (ema-pytorch), what the trained weights' names begin with;
-    is_certain: False where names do not tell which of the two is the average.
+    prefix: what they begin with; targets: {their name: the name of what they average}; counters: what counts
+    them; raw_prefix: for a wrapper that holds nothing else (ema-pytorch), what the trained weights' names
+    begin with; is_certain: False where names do not tell which of the two is the average.
     """
 
     prefix: str
@@ -25,11 +25,13 @@ class InnerAverage:
 
 
 def find_inner_average(shapes: Mapping[str, tuple[int, ...]]) -> InnerAverage | None:
-    """The average among the tensors of these names and shapes, by the layouts in use; None when there is none.
+    """The average among the tensors of these names and shapes, by the layouts in use; None when there is
+    none.
 
-    ema-pytorch (`ema_model.`, `online_model.`), modules called by an average beside their originals (`ema.net.w` and
-    `net.w`), LitEma of Stable Diffusion 1 (`model_ema.` and the name without dots), mmcv 1 (`ema_` and the name with
-    underscores: its hook swaps both, or not, by its priority, so which is which is not certain).
+    ema-pytorch (`ema_model.`, `online_model.`), modules called by an average beside their originals
+    (`ema.net.w` and `net.w`), LitEma of Stable Diffusion 1 (`model_ema.` and the name without dots), mmcv 1
+    (`ema_` and the name with underscores: its hook swaps both, or not, by its priority, so which is which is
+    not certain).
     """
     return _ema_pytorch(shapes) or _mmcv(shapes) or next(_modules(shapes), None)
 
@@ -82,7 +84,8 @@ def _parent(prefix: str) -> str:
 
 
 def _originals(endings: Sequence[str], others: Sequence[str], parent: str) -> list[str]:
-    """The names that end so, all below `parent` or one module in it; spelled alike, or without the dots. Else none."""
+    """The names that end so, all below `parent` or one module in it; spelled alike, or without the dots. Else
+    none."""
     for spelled in (_as_it_is, _without_dots):
         for start in _starts(endings[0], others, spelled):
             if start != parent and _parent(start) != parent:

@@ -1,8 +1,9 @@
-"""Pickled checkpoints (.pt, .pth, .pth.tar, .bin, .ckpt), read without ever running what a pickle asks to run.
+"""Pickled checkpoints (.pt, .pth, .pth.tar, .bin, .ckpt), read without ever running what a pickle asks to
+run.
 
-Only torch's weights-only unpickler is used: it knows tensors and plain containers. Training programs also pickle their
-settings (argparse, omegaconf, Lightning, numpy scalars). Those names are answered with stand-ins that hold nothing: the
-classes they name are never imported and nothing that belongs to them is called.
+Only torch's weights-only unpickler is used: it knows tensors and plain containers. Training programs also
+pickle their settings (argparse, omegaconf, Lightning, numpy scalars). Those names are answered with stand-ins
+that hold nothing: the classes they name are never imported and nothing that belongs to them is called.
 """
 
 from __future__ import annotations
@@ -25,10 +26,24 @@ _SAFETENSORS = {dtype.name: name for name, dtype in NUMPY_DTYPES.items()}
 _LIGHTNING = ("pytorch_lightning", "lightning.pytorch", "lightning_fabric", "lightning.fabric")
 SETTINGS = (
     "argparse.Namespace",
-    *(f"pathlib{module}.{name}" for module in ("", "._local") for name in ("PosixPath", "WindowsPath", "Path")),
-    *(f"builtins.{name}" for name in ("int", "float", "str", "bool", "list", "dict", "tuple", "type", "object")),
+    *(
+        f"pathlib{module}.{name}"
+        for module in ("", "._local")
+        for name in ("PosixPath", "WindowsPath", "Path")
+    ),
+    *(
+        f"builtins.{name}"
+        for name in ("int", "float", "str", "bool", "list", "dict", "tuple", "type", "object")
+    ),
     *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
-    *("numpy.dtype", "numpy.ndarray", "datetime.datetime", "datetime.timedelta", "typing.Any", "types.SimpleNamespace"),
+    *(
+        "numpy.dtype",
+        "numpy.ndarray",
+        "datetime.datetime",
+        "datetime.timedelta",
+        "typing.Any",
+        "types.SimpleNamespace",
+    ),
     *("omegaconf.dictconfig.DictConfig", "omegaconf.listconfig.ListConfig"),
     *("omegaconf.base.ContainerMetadata", "omegaconf.base.Metadata", "omegaconf.nodes.AnyNode"),
     *(f"omegaconf.nodes.{kind}Node" for kind in ("String", "Integer", "Float", "Boolean", "Path", "Enum")),
@@ -44,7 +59,11 @@ MAPPINGS = (
         "ml_collections.ConfigDict",
         "addict.Dict",
     ),
-    *(f"{root}.{name}.AttributeDict" for root in _LIGHTNING for name in ("utilities.parsing", "utilities.data")),
+    *(
+        f"{root}.{name}.AttributeDict"
+        for root in _LIGHTNING
+        for name in ("utilities.parsing", "utilities.data")
+    ),
 )
 """The same for classes that are pickled as dicts."""
 
@@ -76,11 +95,13 @@ def uncounted(_num_bytes: int) -> None:
 
 
 def load_pickle(path: Path, *, ignore: Sequence[str] = (), advance: Callable[[int], None] = uncounted) -> Any:
-    """The containers and tensors of one file; tensors of a zip file are mapped once its checksums have been compared.
+    """The containers and tensors of one file; tensors of a zip file are mapped once its checksums have been
+    compared.
 
-    ignore: full names of further classes to replace by stand-ins; advance: counts the bytes that were compared. Raises
-    CheckpointError for anything that is not tensors in plain containers, naming what it asks for, and for damage.
-    Memory: files that cannot be mapped (no zip archive, compressed, of the other byte order) are held whole.
+    ignore: full names of further classes to replace by stand-ins; advance: counts the bytes that were
+    compared. Raises CheckpointError for anything that is not tensors in plain containers, naming what it asks
+    for, and for damage. Memory: files that cannot be mapped (no zip archive, compressed, of the other byte
+    order) are held whole.
     """
     import torch
 
@@ -89,7 +110,9 @@ def load_pickle(path: Path, *, ignore: Sequence[str] = (), advance: Callable[[in
     stand_ins += [(_Dict, name) for name in MAPPINGS if name not in ignore]
     try:
         with torch.serialization.safe_globals(stand_ins), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about pickle protocols and TorchScript: both end in an error or are fine
+            warnings.simplefilter(
+                "ignore"
+            )  # about pickle protocols and TorchScript: both end in an error or are fine
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mappable)
     except pickle.UnpicklingError as error:
         raise _refusal(path, str(error), ignore) from None
@@ -111,7 +134,9 @@ def _refusal(path: Path, message: str, ignore: Sequence[str]) -> CheckpointError
 
     try:
         known = {*SETTINGS, *MAPPINGS}
-        wanted = [name for name in torch.serialization.get_unsafe_globals_in_checkpoint(path) if name not in known]
+        wanted = [
+            name for name in torch.serialization.get_unsafe_globals_in_checkpoint(path) if name not in known
+        ]
     except Exception:  # only for zip archives, and only for those without damage
         wanted = []
     if not wanted:
@@ -120,16 +145,19 @@ def _refusal(path: Path, message: str, ignore: Sequence[str]) -> CheckpointError
     if not wanted:
         return CheckpointError(
             f"{path}: is not a pickle of tensors that torch's weights-only reader takes",
-            hint="save the state dict with torch.save(model.state_dict(), PATH) in the program that wrote this file",
+            hint="save the state dict with torch.save(model.state_dict(), PATH) in the program that "
+            "wrote this file",
         )
     return CheckpointError(
-        f"{path}: asks to run or build {', '.join(sorted(wanted)[:5])}, which is not a tensor; nothing of it was run",
+        f"{path}: asks to run or build {', '.join(sorted(wanted)[:5])}, which is not a tensor; nothing "
+        f"of it was run",
         hint=_what_to_ignore(sorted(wanted), ignore),
     )
 
 
 def _what_to_ignore(wanted: Sequence[str], ignore: Sequence[str]) -> str:
-    """Every class to leave out, unless that would not help: for programs, and for what was left out already."""
+    """Every class to leave out, unless that would not help: for programs, and for what was left out
+    already."""
     model = "a pickled model needs its own program: torch.save(model.state_dict(), PATH)"
     if any(name.partition(".")[0] in _SYSTEM for name in wanted):
         return "no checkpoint needs that, and --ignore does not let it pass: do not trust the file"
@@ -144,11 +172,13 @@ def _unreadable(path: Path, error: Exception) -> CheckpointError:
     if "TorchScript" in str(error):
         return CheckpointError(
             f"{path}: is a TorchScript program, not a state dict",
-            hint="save its weights where it can be trusted: torch.save(torch.jit.load(PATH).state_dict(), NEW)",
+            hint="save its weights where it can be trusted: "
+            "torch.save(torch.jit.load(PATH).state_dict(), NEW)",
         )
     first = (str(error).splitlines() or [""])[0]
     return CheckpointError(
-        f"{path}: is damaged, or not a file of torch.save: {type(error).__name__}: {first}", hint="download it again"
+        f"{path}: is damaged, or not a file of torch.save: {type(error).__name__}: {first}",
+        hint="download it again",
     )
 
 
@@ -177,7 +207,8 @@ def flat_array(tensor: torch.Tensor) -> Array:
 
 
 def ties_of(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
-    """{name: the name it shares all its bytes with}; the first by name is kept, as safetensors' save_model does."""
+    """{name: the name it shares all its bytes with}; the first by name is kept, as safetensors' save_model
+    does."""
     first: dict[tuple[object, ...], str] = {}
     ties = {}
     for name in sorted(tensors):

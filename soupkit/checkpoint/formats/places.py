@@ -1,4 +1,5 @@
-"""Where tensors are in what a training program saved: nested containers, walked, and reached by a key such as a.b."""
+"""Where tensors are in what a training program saved: nested containers, walked, and reached by a key such as
+a.b."""
 
 from __future__ import annotations
 
@@ -13,10 +14,13 @@ from soupkit.errors import CheckpointError
 if TYPE_CHECKING:
     import torch
 
-NOT_WEIGHTS = re.compile(r"(^|_)(optim(?!al|um)|sched|scaler|amp(_|$)|callbacks?|loops?|queue|criterion|loss)")
+NOT_WEIGHTS = re.compile(
+    r"(^|_)(optim(?!al|um)|sched|scaler|amp(_|$)|callbacks?|loops?|queue|criterion|loss)"
+)
 """What is not searched for a model's tensors; `--key` may name it all the same."""
 COUNTERS = ("n_averaged", "steps", "num_updates", "step", "initted", "decay")
-"""What wrappers that average count, beside the model's own tensors: torch, mmengine, timm, ema-pytorch, LitEma."""
+"""What wrappers that average count, beside the model's own tensors: torch, mmengine, timm, ema-pytorch,
+LitEma."""
 DEPTH, DEEPEST = 4, 24
 MOST_LISTED = 10
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
@@ -40,7 +44,8 @@ def says_averaged(name: str) -> bool:
 
 
 def state_dicts(value: Any) -> dict[str, Place]:
-    """{keys with dots: the tensors there} for what a model may be loaded from; deep down only where nothing is above.
+    """{keys with dots: the tensors there} for what a model may be loaded from; deep down only where nothing
+    is above.
 
     Extra state of modules may stand among the tensors, and is left out; anything else makes it no state dict.
     """
@@ -73,20 +78,26 @@ def every_place(value: Any, where: str = "", depth: int = DEEPEST) -> Iterator[t
 
 
 def nameless_averages(value: Any) -> list[str]:
-    """Keys of averages that are kept as lists, without names, as torch_ema's shadow_params; to a depth of three."""
+    """Keys of averages that are kept as lists, without names, as torch_ema's shadow_params; to a depth of
+    three."""
     import torch
 
     found = []
     for key, inner in _items(value):
         for name, item in [(str(key), inner), *((f"{key}.{name}", item) for name, item in _items(inner))]:
-            listed = isinstance(item, list | tuple) and item and all(isinstance(each, torch.Tensor) for each in item)
+            listed = (
+                isinstance(item, list | tuple)
+                and item
+                and all(isinstance(each, torch.Tensor) for each in item)
+            )
             if listed and says_averaged(name):
                 found.append(name)
     return found
 
 
 def tensors_of(value: Mapping[Any, Any]) -> Place:
-    """The tensors of one mapping; left out is what is no tensor, has no name, or is a module's extra state."""
+    """The tensors of one mapping; left out is what is no tensor, has no name, or is a module's extra
+    state."""
     import torch
 
     tensors = {
@@ -103,7 +114,8 @@ def is_extra_state(name: str) -> bool:
 
 
 def at_key(value: Any, key: str, path: Path) -> Place:
-    """The tensors at an explicit key, at any depth: keys with dots between them, numbers for places in a list.
+    """The tensors at an explicit key, at any depth: keys with dots between them, numbers for places in a
+    list.
 
     "" and "." are the file itself. Raises CheckpointError, naming where tensors are, when there are none.
     """
@@ -142,8 +154,10 @@ def _no_such_place(value: Any, key: str, path: Path) -> CheckpointError:
     places = [place for place in [*likely, *others] if place != key]
     if not places:
         return CheckpointError(
-            f"{path}: holds no state dict at {key!r}: there is no named tensor anywhere in it; {described(value)}",
-            hint="save the state dict with torch.save(model.state_dict(), PATH) in the program that wrote this file",
+            f"{path}: holds no state dict at {key!r}: there is no named tensor anywhere in it; "
+            f"{described(value)}",
+            hint="save the state dict with torch.save(model.state_dict(), PATH) in the program that "
+            "wrote this file",
         )
     return CheckpointError(
         f"{path}: holds no state dict at {key!r}; there are {listed(places)}",

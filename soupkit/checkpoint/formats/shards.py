@@ -20,7 +20,8 @@ _DEEPSPEED = ("ds_version", "ds_config", "param_shapes", "zero_stage")
 
 
 def refuse_shard(value: Any, path: Path) -> None:
-    """Raise CheckpointError for a file of DeepSpeed that lacks weights: those of ZeRO-3, and optimizer states."""
+    """Raise CheckpointError for a file of DeepSpeed that lacks weights: those of ZeRO-3, and optimizer
+    states."""
     if not isinstance(value, Mapping) or not any(key in value for key in _DEEPSPEED):
         return
     if "optimizer_state_dict" in value and not isinstance(value.get("module"), Mapping):
@@ -31,7 +32,9 @@ def refuse_shard(value: Any, path: Path) -> None:
     sizes = {name: tuple(tensor.shape) for name, tensor in module.items() if hasattr(tensor, "shape")}
     wanted = dict(_param_shapes(value.get("param_shapes")))
     lacking = [name for name, size in sizes.items() if 0 in size and wanted.get(name, (*size, 0)) != size]
-    lacking += [name for name, shape in wanted.items() if 0 not in sizes.get(name, ()) and sizes.get(name) != shape]
+    lacking += [
+        name for name, shape in wanted.items() if 0 not in sizes.get(name, ()) and sizes.get(name) != shape
+    ]
     if lacking:
         raise CheckpointError(
             f"{path}: is one rank's part of a model that DeepSpeed ZeRO-3 has spread out: {len(lacking)} of "
@@ -50,12 +53,15 @@ def _param_shapes(value: Any) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 
 def refuse_empty(tensors: Mapping[str, torch.Tensor], path: Path, empty: Empty) -> None:
-    """Raise CheckpointError for tensors that hold nothing and seem to be meant to, unless they are to be kept.
+    """Raise CheckpointError for tensors that hold nothing and seem to be meant to, unless they are to be
+    kept.
 
-    A shape such as [0, 3] may well be what a model has; [0], and a weight or bias of no elements, are what sharded
-    training leaves in the place of what another process holds.
+    A shape such as [0, 3] may well be what a model has; [0], and a weight or bias of no elements, are what
+    sharded training leaves in the place of what another process holds.
     """
-    lacking = [name for name, tensor in tensors.items() if not tensor.numel() and _is_placeholder(name, tensor)]
+    lacking = [
+        name for name, tensor in tensors.items() if not tensor.numel() and _is_placeholder(name, tensor)
+    ]
     if lacking and empty == "error":
         raise CheckpointError(
             f"{path}: {len(lacking)} of {len(tensors)} tensors are empty, for example {lacking[0]}: "

@@ -28,16 +28,28 @@ if TYPE_CHECKING:
 Prefer = Literal["auto", "ema", "raw"]
 Kind = Literal["averaged", "raw", "plain"]
 
-KNOWN = ("state_dict", "model_state_dict", "model", "model_state", "module", "net", "network", "weights", "params")
-"""Where training programs put the weights, most telling first; the same with `ema` in it holds their average."""
+KNOWN = (
+    "state_dict",
+    "model_state_dict",
+    "model",
+    "model_state",
+    "module",
+    "net",
+    "network",
+    "weights",
+    "params",
+)
+"""Where training programs put the weights, most telling first; the same with `ema` in it holds their
+average."""
 
 
 @dataclass(frozen=True)
 class StateDict:
-    """Tensors by name, `where` they were (dots between keys, empty for the file itself), and other such places.
+    """Tensors by name, `where` they were (dots between keys, empty for the file itself), and other such
+    places.
 
-    kind: averaged or raw in a file that holds both or says so, plain in one that knows no average. notes: what the
-    reader should know of the choice.
+    kind: averaged or raw in a file that holds both or says so, plain in one that knows no average. notes:
+    what the reader should know of the choice.
     """
 
     tensors: Mapping[str, torch.Tensor]
@@ -52,9 +64,9 @@ def find_state_dict(
 ) -> StateDict:
     """The weights in an unpickled value: at `key` ("a.b"), or the one place where a model's tensors are.
 
-    prefer: auto takes averaged (EMA) weights where there are any, ema insists on them, raw on the others. renamed:
-    prefixes that the caller takes care of, which are then left alone. Raises CheckpointError, naming the places, when
-    there is no telling which is meant.
+    prefer: auto takes averaged (EMA) weights where there are any, ema insists on them, raw on the others.
+    renamed: prefixes that the caller takes care of, which are then left alone. Raises CheckpointError, naming
+    the places, when there is no telling which is meant.
     """
     refuse_shard(value, path)
     found = state_dicts(value)
@@ -89,10 +101,11 @@ def _taken(place: Place, where: str, others: tuple[str, ...], kind: Kind) -> Sta
 
 
 def _roles(value: Any, found: Mapping[str, Place]) -> dict[str, Kind]:
-    """Which places are averages. Two programs swap them when they save, so that the usual key holds the average.
+    """Which places are averages. Two programs swap them when they save, so that the usual key holds the
+    average.
 
-    mmengine (EMAHook.before_save_checkpoint): `ema_state_dict` then holds the trained weights, with `steps` and
-    `module.`; Lightning (WeightAveraging.on_save_checkpoint): `current_model_state` holds them.
+    mmengine (EMAHook.before_save_checkpoint): `ema_state_dict` then holds the trained weights, with `steps`
+    and `module.`; Lightning (WeightAveraging.on_save_checkpoint): `current_model_state` holds them.
     """
     averaged = {place for place in found if any(says_averaged(part) for part in place.split("."))}
     raw = set(found) - averaged
@@ -101,7 +114,8 @@ def _roles(value: Any, found: Mapping[str, Place]) -> dict[str, Kind]:
     elif {"state_dict", "current_model_state"} <= found.keys():
         averaged, raw = averaged | {"state_dict"}, raw - {"state_dict"}
     return {
-        place: "averaged" if place in averaged else "raw" if averaged and place in raw else "plain" for place in found
+        place: "averaged" if place in averaged else "raw" if averaged and place in raw else "plain"
+        for place in found
     }
 
 
@@ -121,7 +135,8 @@ def _wanted(found: Mapping[str, Place], roles: Mapping[str, Kind], prefer: Prefe
         others = others or [place for place in averaged if _wraps_both(found[place])]
         if not others:
             raise CheckpointError(
-                f"{path}: holds averaged (EMA) weights only, at {listed(averaged)}", hint="leave --prefer raw out"
+                f"{path}: holds averaged (EMA) weights only, at {listed(averaged)}",
+                hint="leave --prefer raw out",
             )
         return others
     return averaged or others
@@ -158,14 +173,19 @@ def _unreachable(value: Any, found: Mapping[str, Place]) -> tuple[str, ...]:
     notes = [f"an average is at {listed(hidden)} (--prefer ema, --key)"] if hidden else []
     nameless = nameless_averages(value)
     if nameless:
-        notes.append(f"{listed(nameless)} is an average without names, which only the program that made it can load")
+        notes.append(
+            f"{listed(nameless)} is an average without names, which only the program that made it can load"
+        )
     return tuple(notes)
 
 
 def _without_inner(taken: StateDict, path: Path, prefer: Prefer, renamed: Sequence[str]) -> StateDict:
-    """Deal with an average inside the state dict that was taken. Raises CheckpointError when `prefer` cannot be met."""
+    """Deal with an average inside the state dict that was taken. Raises CheckpointError when `prefer` cannot
+    be met."""
     inner = find_inner_average(_shapes(taken.tensors))
-    if inner is None or any(inner.prefix.startswith(each) or each.startswith(inner.prefix) for each in renamed):
+    if inner is None or any(
+        inner.prefix.startswith(each) or each.startswith(inner.prefix) for each in renamed
+    ):
         if prefer == "ema" and taken.kind != "averaged" and inner is None:
             raise CheckpointError(
                 f"{path}: holds no averaged (EMA) weights; there are {listed([taken.where, *taken.others])}",
@@ -175,12 +195,16 @@ def _without_inner(taken: StateDict, path: Path, prefer: Prefer, renamed: Sequen
     if inner.raw_prefix is not None:
         return _unwrapped(taken, inner, path, prefer)
     if prefer == "auto":
-        said = f"holds {len(inner.targets)} tensors {inner.prefix}… beside those that they average; both were taken"
+        said = (
+            f"holds {len(inner.targets)} tensors {inner.prefix}… beside those that they average; "
+            f"both were taken"
+        )
         options = "--prefer raw, --prefer ema" if inner.is_certain else f"--drop {inner.prefix}"
         return replace(taken, notes=(*taken.notes, f"{said} ({options})"))
     if not inner.is_certain:
         raise CheckpointError(
-            f"{path}: holds {len(inner.targets)} pairs such as {_pair(inner)}, and names do not tell which is the "
+            f"{path}: holds {len(inner.targets)} pairs such as {_pair(inner)}, and names do not tell "
+            f"which is the "
             "average: mmcv 1 swaps them before saving or not, by the priority of its hook",
             hint=f"leave --prefer out; --drop {inner.prefix} takes those under the model's own names",
         )
@@ -200,7 +224,9 @@ def _chosen(taken: StateDict, inner: InnerAverage, prefer: Prefer) -> StateDict:
         tensors |= {original: taken.tensors[name] for name, original in inner.targets.items()}
     said = "put in their places" if prefer == "ema" else "left out"
     note = f"{len(inner.targets)} averages {inner.prefix}… were {said}"
-    return replace(taken, tensors=tensors, kind="averaged" if prefer == "ema" else "raw", notes=(*taken.notes, note))
+    return replace(
+        taken, tensors=tensors, kind="averaged" if prefer == "ema" else "raw", notes=(*taken.notes, note)
+    )
 
 
 def _unwrapped(taken: StateDict, inner: InnerAverage, path: Path, prefer: Prefer) -> StateDict:
@@ -210,10 +236,14 @@ def _unwrapped(taken: StateDict, inner: InnerAverage, path: Path, prefer: Prefer
             f"{path}: holds averaged (EMA) weights only, {inner.prefix}…", hint="leave --prefer raw out"
         )
     prefix = (inner.raw_prefix or "") if prefer == "raw" else inner.prefix
-    tensors = {name.removeprefix(prefix): tensor for name, tensor in taken.tensors.items() if name.startswith(prefix)}
+    tensors = {
+        name.removeprefix(prefix): tensor for name, tensor in taken.tensors.items() if name.startswith(prefix)
+    }
     other = inner.prefix if prefer == "raw" else inner.raw_prefix
     note = f"took {prefix}…" + (f"; the file also holds {other}… (--prefer)" if other else "")
-    return replace(taken, tensors=tensors, kind="raw" if prefer == "raw" else "averaged", notes=(*taken.notes, note))
+    return replace(
+        taken, tensors=tensors, kind="raw" if prefer == "raw" else "averaged", notes=(*taken.notes, note)
+    )
 
 
 def _best(places: Sequence[str]) -> str | None:
@@ -237,7 +267,8 @@ def _no_state_dict(value: Any, path: Path) -> CheckpointError:
     if not places:
         return CheckpointError(
             f"{path}: holds no state dict: {described(value)}",
-            hint="save the state dict with torch.save(model.state_dict(), PATH) in the program that wrote this file",
+            hint="save the state dict with torch.save(model.state_dict(), PATH) in the program that "
+            "wrote this file",
         )
     where, place = max(places.items(), key=lambda item: len(item[1].tensors))
     left = f" and leaves out {', '.join(place.left_out[:3])}" if place.left_out else ""

@@ -15,16 +15,18 @@ if TYPE_CHECKING:
 WRAPPERS = ("module.", "_orig_mod.")
 """Put before every name by DataParallel, DistributedDataParallel, AveragedModel; by torch.compile."""
 INNER_WRAPPERS = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
-"""Put into names by torch.compile, activation checkpoints and FSDP of single blocks; no model has such a name."""
+"""Put into names by torch.compile, activation checkpoints and FSDP of single blocks; no model has such a
+name."""
 
 
 def clean_names(
     tensors: Mapping[str, torch.Tensor], path: Path, *, strip: Sequence[str] = (), drop: Sequence[str] = ()
 ) -> tuple[dict[str, torch.Tensor], tuple[str, ...]]:
-    """Names without wrappers' prefixes and without `strip`, and what to tell of it; `drop` names are left out.
+    """Names without wrappers' prefixes and without `strip`, and what to tell of it; `drop` names are left
+    out.
 
-    `strip` applies to the names that begin with it, in the order given. Raises CheckpointError when a prefix fits no
-    name, when two names become one, and for names that a safetensors file cannot hold.
+    `strip` applies to the names that begin with it, in the order given. Raises CheckpointError when a prefix
+    fits no name, when two names become one, and for names that a safetensors file cannot hold.
     """
     names = _without_wrappers({name: name for name in tensors}, tensors)
     names, notes = _without_inner_wrappers(names, (*strip, *drop))
@@ -39,7 +41,9 @@ def clean_names(
     return _renamed(tensors, names, path), notes
 
 
-def _renamed(tensors: Mapping[str, torch.Tensor], names: Mapping[str, str], path: Path) -> dict[str, torch.Tensor]:
+def _renamed(
+    tensors: Mapping[str, torch.Tensor], names: Mapping[str, str], path: Path
+) -> dict[str, torch.Tensor]:
     cleaned: dict[str, torch.Tensor] = {}
     for old, new in names.items():
         if new in cleaned or not new:
@@ -70,17 +74,26 @@ def _without_wrappers(names: dict[str, str], tensors: Mapping[str, torch.Tensor]
     return names
 
 
-def _without_inner_wrappers(names: dict[str, str], renamed: Sequence[str]) -> tuple[dict[str, str], tuple[str, ...]]:
+def _without_inner_wrappers(
+    names: dict[str, str], renamed: Sequence[str]
+) -> tuple[dict[str, str], tuple[str, ...]]:
     """What wrappers put into names goes too, if all names stay distinct and nobody else takes it off."""
     if any(part in INNER_WRAPPERS for prefix in renamed for part in prefix.split(".")):
         return names, ()
-    plain = {old: ".".join(part for part in new.split(".") if part not in INNER_WRAPPERS) for old, new in names.items()}
+    plain = {
+        old: ".".join(part for part in new.split(".") if part not in INNER_WRAPPERS)
+        for old, new in names.items()
+    }
     changed = [old for old in names if plain[old] != names[old]]
     if not changed:
         return names, ()
-    parts = " and ".join(part for part in INNER_WRAPPERS if any(part in names[old].split(".") for old in changed))
+    parts = " and ".join(
+        part for part in INNER_WRAPPERS if any(part in names[old].split(".") for old in changed)
+    )
     if len(set(plain.values())) < len(plain):
-        return names, (f"{len(changed)} names hold {parts}; without it two would be one, so they are as they were",)
+        return names, (
+            f"{len(changed)} names hold {parts}; without it two would be one, so they are as they were",
+        )
     return plain, (f"took {parts} out of {len(changed)} of {len(names)} names",)
 
 
@@ -88,5 +101,6 @@ def _check_fits(count: int, option: str, prefix: str, names: Mapping[str, str], 
     if not count:
         example = next(iter(names.values()), "")
         raise CheckpointError(
-            f"{path}: no tensor's name begins with {prefix!r} (--{option})", hint=f"names look like {example!r}"
+            f"{path}: no tensor's name begins with {prefix!r} (--{option})",
+            hint=f"names look like {example!r}",
         )

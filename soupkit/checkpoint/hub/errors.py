@@ -28,9 +28,11 @@ class Interrupted(Exception):
 
 
 def retried(call: Callable[[], T], *, num_tries: int = NUM_TRIES, stop: Event | None = None) -> T:
-    """`call`, again and again while the network or the Hub fails for the moment: up to 6 tries, 1, 2, 4, … s apart.
+    """`call`, again and again while the network or the Hub fails for the moment: up to 6 tries, 1, 2, 4, … s
+    apart.
 
-    A `Retry-After` of the Hub is obeyed up to a minute; `stop` ends the waiting. The last failure is raised as it is.
+    A `Retry-After` of the Hub is obeyed up to a minute; `stop` ends the waiting. The last failure is raised
+    as it is.
     """
     for number in range(num_tries):
         try:
@@ -56,7 +58,11 @@ def is_transient(error: BaseException) -> bool:
 
 def is_network(error: BaseException) -> bool:
     """Whether an error comes from the network and not from an answer of the Hub."""
-    if _status(error) or type(error).__name__ in ("OfflineModeIsEnabled", "UnsupportedProtocol", "InvalidURL"):
+    if _status(error) or type(error).__name__ in (
+        "OfflineModeIsEnabled",
+        "UnsupportedProtocol",
+        "InvalidURL",
+    ):
         return False
     return isinstance(error, ConnectionError | TimeoutError) or (
         type(error).__module__.partition(".")[0] in _NETWORK_LIBRARIES
@@ -64,7 +70,8 @@ def is_network(error: BaseException) -> bool:
 
 
 def _cause(error: BaseException) -> BaseException:
-    """What huggingface_hub met before it said that a file is not in the cache either, or that an upload failed."""
+    """What huggingface_hub met before it said that a file is not in the cache either, or that an upload
+    failed."""
     while isinstance(error, RuntimeError) or type(error).__name__ == "LocalEntryNotFoundError":
         if error.__cause__ is None:
             break
@@ -115,7 +122,9 @@ def _explain(error: BaseException, reference: str, typed: bool) -> SoupkitError 
     if isinstance(error, errors.OfflineModeIsEnabled):
         return not_cached(reference)
     if isinstance(error, errors.HFValidationError):
-        return ReferenceError(f"{reference}: is no name of a repository: {error}", hint="write org/name[@revision]")
+        return ReferenceError(
+            f"{reference}: is no name of a repository: {error}", hint="write org/name[@revision]"
+        )
     if isinstance(error, errors.EntryNotFoundError):
         return ReferenceError(f"{reference}: a file of it is gone: {_first_line(error)}", hint="run it again")
     if (status := _status(error)) is not None:
@@ -139,11 +148,14 @@ def _explain_status(status: int, error: BaseException, reference: str) -> Soupki
         from huggingface_hub import get_token
 
         problem = f"does not accept the token: {what}" if get_token() else "wants a token, and there is none"
-        return ReferenceError(f"{reference}: the Hub {problem}", hint="log in: hf auth login, or set HF_TOKEN")
+        return ReferenceError(
+            f"{reference}: the Hub {problem}", hint="log in: hf auth login, or set HF_TOKEN"
+        )
     if status == 403:
         return ReferenceError(
             f"{reference}: access is forbidden: {what}",
-            hint="use a token that may do this: hf auth login, or set HF_TOKEN (hf auth whoami shows whose it is)",
+            hint="use a token that may do this: hf auth login, or set HF_TOKEN (hf auth whoami shows "
+            "whose it is)",
         )
     if status == 429:
         return ReferenceError(
@@ -180,13 +192,20 @@ def _explain_disk(error: OSError, reference: str) -> SoupkitError | None:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return OutputError(
             f"{reference}: the disk of the cache is full ({cache()})",
-            hint="free some space, set HF_HOME to another disk, or merge with --stream, which stores no inputs",
+            hint="free some space, set HF_HOME to another disk, or merge with --stream, which stores "
+            "no inputs",
         )
     if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-        return OutputError(f"{reference}: the cache {cache()} cannot be written", hint="set HF_HOME to another folder")
+        return OutputError(
+            f"{reference}: the cache {cache()} cannot be written", hint="set HF_HOME to another folder"
+        )
     if INCOMPLETE in str(error):
         return CheckpointError(f"{reference}: arrived incomplete: {_first_line(error)}", hint="run it again")
-    return CheckpointError(f"{reference}: cannot be downloaded: {_first_line(error)}") if error.errno is None else None
+    return (
+        CheckpointError(f"{reference}: cannot be downloaded: {_first_line(error)}")
+        if error.errno is None
+        else None
+    )
 
 
 def _revisions(reference: str) -> str:

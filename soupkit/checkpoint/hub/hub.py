@@ -1,8 +1,8 @@
 """Checkpoints on the Hugging Face Hub: `org/name[@revision][:subfolder]`, through huggingface_hub alone.
 
-Its cache, tokens, proxies, `HF_ENDPOINT` and `HF_HUB_OFFLINE` hold here as everywhere. A revision is resolved to a
-commit once, and everything is read at that commit, whatever happens to the branch meanwhile. Opening reads a file list,
-the configuration and the headers; weights come when they are read.
+Its cache, tokens, proxies, `HF_ENDPOINT` and `HF_HUB_OFFLINE` hold here as everywhere. A revision is resolved
+to a commit once, and everything is read at that commit, whatever happens to the branch meanwhile. Opening
+reads a file list, the configuration and the headers; weights come when they are read.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ def parse_hub(ref: str) -> HubReference | None:
 def looks_like_hub(ref: str) -> bool:
     """Whether a string that names nothing on this disk may name a repository.
 
-    Not when its first part is a folder here, or its name that of a file: then it is a misspelled path, which is nobody
-    else's business.
+    Not when its first part is a folder here, or its name that of a file: then it is a misspelled path, which
+    is nobody else's business.
     """
     if ref.startswith("hf://"):
         return True
@@ -77,12 +77,14 @@ def looks_like_hub(ref: str) -> bool:
 
 
 def expand_braces(ref: str) -> list[str]:
-    """`a@step{1000..3000..1000}` → a@step1000, a@step2000, a@step3000; `{x,y}` → x, y. As in a shell, zeros pad."""
+    """`a@step{1000..3000..1000}` → a@step1000, a@step2000, a@step3000; `{x,y}` → x, y. As in a shell, zeros
+    pad."""
     return ["".join(combination) for combination in itertools.product(*check_braces(ref))]
 
 
 def check_braces(ref: str, *, times: int = 1) -> list[list[str]]:
-    """The choices for every part of a reference. Raises ReferenceError when they are too many, each `times` over."""
+    """The choices for every part of a reference. Raises ReferenceError when they are too many, each `times`
+    over."""
     parts = _BRACES.split(ref)
     choices = [_choices(part, ref) if number % 2 else [part] for number, part in enumerate(parts)]
     if times * math.prod(map(len, choices)) > MOST_BRANCHES:
@@ -93,7 +95,8 @@ def check_braces(ref: str, *, times: int = 1) -> list[list[str]]:
 def too_many(ref: str) -> ReferenceError:
     """The error for braces that stand for more checkpoints than anyone means."""
     return ReferenceError(
-        f"{brief(ref)}: names more than {MOST_BRANCHES} checkpoints", hint="use a larger step, or fewer ranges"
+        f"{brief(ref)}: names more than {MOST_BRANCHES} checkpoints",
+        hint="use a larger step, or fewer ranges",
     )
 
 
@@ -114,14 +117,16 @@ def _choices(text: str, ref: str) -> list[str]:
 def open_hub(ref: str, *, stream: bool = False) -> list[Checkpoint]:
     """Open what a reference names: its files are listed and headers are read; no weights are downloaded.
 
-    stream: read weights by ranges instead of downloading files that are not in the cache. Raises ReferenceError (no
-    such repository, revision or folder; gated; no safetensors; offline and not in the cache), CheckpointError.
+    stream: read weights by ranges instead of downloading files that are not in the cache. Raises
+    ReferenceError (no such repository, revision or folder; gated; no safetensors; offline and not in the
+    cache), CheckpointError.
     """
     return [checkpoint for each in expand_braces(ref) for checkpoint in _open(each, stream)]
 
 
 def fetch_pickles(ref: str) -> list[tuple[str, Path, Path]]:
-    """Download the pickled weights of repositories, with their companions: (pinned reference, file, folder) of each.
+    """Download the pickled weights of repositories, with their companions: (pinned reference, file, folder)
+    of each.
 
     The file is the pickle, or the index of its shards. Raises ReferenceError, CheckpointError.
     """
@@ -138,7 +143,9 @@ def _fetch_pickle(ref: str) -> tuple[str, Path, Path]:
         folder = str(inside.parent if alone else inside).strip(".")
         names = repository.names_in(folder)
         name = (
-            inside.name if alone else choose_pickle(names, str(pinned), separator="/" if folder else ":", globs=False)
+            inside.name
+            if alone
+            else choose_pickle(names, str(pinned), separator="/" if folder else ":", globs=False)
         )
         prefix = f"{folder}/" if folder else ""
         file = repository.download(prefix + name)
@@ -165,7 +172,9 @@ def _open(ref: str, stream: bool) -> Iterator[Checkpoint]:
 def _parsed(ref: str) -> HubReference:
     reference = parse_hub(ref)
     if reference is None:
-        raise ReferenceError(f"{ref}: is not a reference to the Hub", hint="write org/name[@revision][:subfolder]")
+        raise ReferenceError(
+            f"{ref}: is not a reference to the Hub", hint="write org/name[@revision][:subfolder]"
+        )
     return reference
 
 
@@ -202,17 +211,24 @@ def _members(reference: HubReference, repository: Repository, names: Sequence[st
         return []
     manifest = repository.download(f"{reference.inside}/{MANIFEST_NAME}".strip("/"))
     members = Manifest.read(manifest.parent).notes.get("members", [])
-    return [name for name in members if isinstance(name, str) and repository.names_in(f"{reference.inside}/{name}")]
+    return [
+        name
+        for name in members
+        if isinstance(name, str) and repository.names_in(f"{reference.inside}/{name}")
+    ]
 
 
-def _checkpoint(reference: HubReference, repository: Repository, folder: str, weights: str, stream: bool) -> Checkpoint:
+def _checkpoint(
+    reference: HubReference, repository: Repository, folder: str, weights: str, stream: bool
+) -> Checkpoint:
     files = HubFiles(repository, folder, weights, reference=str(reference), stream=stream)
     path = files.directory / weights if reference.inside.endswith(weights) else files.directory
     return Checkpoint(path, reference=str(reference), remote=files)
 
 
 def look_up(reference: HubReference) -> Repository:
-    """The commit that a revision means now, and the files at it: asked from the Hub, or from the cache when offline."""
+    """The commit that a revision means now, and the files at it: asked from the Hub, or from the cache when
+    offline."""
     from huggingface_hub import HfApi, constants
 
     if constants.HF_HUB_OFFLINE:
@@ -220,7 +236,9 @@ def look_up(reference: HubReference) -> Repository:
     timeout, revision = constants.HF_HUB_DOWNLOAD_TIMEOUT, reference.revision
     api = HfApi()
     try:
-        info = retried(lambda: api.model_info(reference.name, revision=revision, files_metadata=True, timeout=timeout))
+        info = retried(
+            lambda: api.model_info(reference.name, revision=revision, files_metadata=True, timeout=timeout)
+        )
         commit, files = info.sha or "", _files(info.siblings or [])
     except (TypeError, KeyError, AttributeError, json.JSONDecodeError) as error:
         raise _no_hub(reference) from error
@@ -232,12 +250,15 @@ def look_up(reference: HubReference) -> Repository:
 
 
 def _no_hub(reference: HubReference) -> ReferenceError:
-    return ReferenceError(f"{reference}: {endpoint()} does not answer as a Hub does", hint="check HF_ENDPOINT")
+    return ReferenceError(
+        f"{reference}: {endpoint()} does not answer as a Hub does", hint="check HF_ENDPOINT"
+    )
 
 
 def _files(siblings: Sequence[Any]) -> Mapping[str, HubFile]:
     return {
-        each.rfilename: HubFile(each.size, each.lfs.sha256 if each.lfs else None, each.blob_id) for each in siblings
+        each.rfilename: HubFile(each.size, each.lfs.sha256 if each.lfs else None, each.blob_id)
+        for each in siblings
     }
 
 

@@ -29,8 +29,8 @@ def window_bytes(num_ingredients: int) -> int:
 class Windows:
     """The windows of one checkpoint's files that are being read, and those that will be read next.
 
-    fetch(file, start, stop) gives bytes; it is called from threads of its own, once for each window as long as not
-    more than NUM_READERS read at a time. What it raises, the reader sees. Memory: NUM_KEPT windows.
+    fetch(file, start, stop) gives bytes; it is called from threads of its own, once for each window as long
+    as not more than NUM_READERS read at a time. What it raises, the reader sees. Memory: NUM_KEPT windows.
     """
 
     def __init__(self, fetch: FetchRange, *, window: int = LARGEST) -> None:
@@ -59,7 +59,8 @@ class Windows:
         self._kept.clear()
 
     def _took(self, file: Path, index: int, num_bytes: int) -> None:
-        """A merge reads every byte once, so a window of which as many bytes were read as it has is not kept."""
+        """A merge reads every byte once, so a window of which as many bytes were read as it has is not
+        kept."""
         with self._lock:
             self._left[file, index] = self._left.get((file, index), 0) - num_bytes
             if self._left[file, index] <= 0:

@@ -1,4 +1,5 @@
-"""The files of one checkpoint on the Hub, and how their bytes come here: downloaded on first use, or read by ranges."""
+"""The files of one checkpoint on the Hub, and how their bytes come here: downloaded on first use, or read by
+ranges."""
 
 from __future__ import annotations
 
@@ -23,10 +24,13 @@ NUM_CONNECTIONS = 8
 class HubFiles:
     """The files of one checkpoint on the Hub: a `soupkit.checkpoint.checkpoint.Remote`.
 
-    Making one downloads its configuration and shard index and reads the headers of its weights by range requests.
+    Making one downloads its configuration and shard index and reads the headers of its weights by range
+    requests.
     """
 
-    def __init__(self, repository: Repository, folder: str, weights: str, *, reference: str, stream: bool) -> None:
+    def __init__(
+        self, repository: Repository, folder: str, weights: str, *, reference: str, stream: bool
+    ) -> None:
         self.repository = repository
         self.commit = repository.commit
         self.directory = repository.snapshot / folder if folder else repository.snapshot
@@ -80,7 +84,8 @@ class HubFiles:
         }
 
     def fetch(self, *, weights: bool, advance: Advance = lambda _num_bytes: None) -> None:
-        """Bring companions, and with `weights` also weights, to disk; `advance` is told the bytes of weights."""
+        """Bring companions, and with `weights` also weights, to disk; `advance` is told the bytes of
+        weights."""
         self.companions()
         if weights:
             self._download([file.name for file in self.layout.files], advance=advance)
@@ -89,7 +94,9 @@ class HubFiles:
         """The configuration and tokenizer files, on disk."""
         names = [name for name in self._names if is_companion(name)]
         self._download(names)
-        below = [name.removeprefix(self._prefix) for name in self.repository.files if name.startswith(self._prefix)]
+        below = [
+            name.removeprefix(self._prefix) for name in self.repository.files if name.startswith(self._prefix)
+        ]
         nested = in_folders(below, module_folders(self.directory))
         self._download(nested)
         return [self.directory / name for name in [*names, *nested]]
@@ -98,7 +105,11 @@ class HubFiles:
         with self._lock, explained(self._reference):
             todo = [name for name in names if self.directory / name not in self._here]
             with ThreadPoolExecutor(NUM_CONNECTIONS) as pool:
-                list(pool.map(lambda name: self.repository.download(self._prefix + name, advance=advance), todo))
+                list(
+                    pool.map(
+                        lambda name: self.repository.download(self._prefix + name, advance=advance), todo
+                    )
+                )
             self._here.update(self.directory / name for name in todo)
 
     def _read_headers(self, files: Sequence[Path]) -> list[Header]:

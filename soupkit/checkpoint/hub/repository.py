@@ -82,12 +82,15 @@ class Repository:
     def download(self, path: str, *, advance: Advance = lambda _num_bytes: None) -> Path:
         """Bring one file into the cache, check it against what the Hub says of it, and return where it is.
 
-        A copy that the cache has is taken when its size is right. Raises CheckpointError for one that arrives damaged.
+        A copy that the cache has is taken when its size is right. Raises CheckpointError for one that arrives
+        damaged.
         """
         place, expected = self.snapshot / path, self.files[path]
         if place.is_file() and expected.size in (None, place.stat().st_size):
             return place
-        found = Path(retried(lambda: self._fetch(path, place.is_file(), advance), num_tries=NUM_DOWNLOAD_TRIES))
+        found = Path(
+            retried(lambda: self._fetch(path, place.is_file(), advance), num_tries=NUM_DOWNLOAD_TRIES)
+        )
         difference = _difference(found, expected)
         if difference:
             blob = found.resolve()
@@ -106,7 +109,8 @@ class Repository:
         return hf_hub_download(self.name, path, revision=self.commit, force_download=again, tqdm_class=bar)
 
     def read_range(self, path: str, start: int, stop: int, *, end: threading.Event | None = None) -> bytes:
-        """The bytes [start, stop) of a file. Raises CheckpointError when it is not the file that the Hub listed."""
+        """The bytes [start, stop) of a file. Raises CheckpointError when it is not the file that the Hub
+        listed."""
         return retried(lambda: self._range(path, start, stop), stop=end)
 
     def _range(self, path: str, start: int, stop: int) -> bytes:
@@ -116,7 +120,9 @@ class Repository:
         url = hf_hub_url(self.name, path, revision=self.commit)
         headers = {**build_hf_headers(), "Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
         timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
-        with get_session().stream("GET", url, headers=headers, timeout=timeout, follow_redirects=True) as response:
+        with get_session().stream(
+            "GET", url, headers=headers, timeout=timeout, follow_redirects=True
+        ) as response:
             hf_raise_for_status(response)
             self._check_range(path, start, stop, response)
             data = bytearray()
@@ -129,16 +135,20 @@ class Repository:
         return bytes(data)
 
     def _check_range(self, path: str, start: int, stop: int, response: Any) -> None:
-        """The answer must be the range of a file of the size that the Hub listed, before any of it is read."""
+        """The answer must be the range of a file of the size that the Hub listed, before any of it is
+        read."""
         size = self.files[path].size
         if response.status_code == 200 and start == 0 and response.headers.get("Content-Length") == str(stop):
             return
         if response.status_code != 206:
             raise NoRanges(
-                f"{self.name}:{path}: the server does not send parts of files (it answers {response.status_code})",
+                f"{self.name}:{path}: the server does not send parts of files (it answers "
+                f"{response.status_code})",
                 hint="leave --stream out, so that files are downloaded whole",
             )
-        linked = next((hop.headers["X-Linked-Etag"] for hop in response.history if "X-Linked-Etag" in hop.headers), "")
+        linked = next(
+            (hop.headers["X-Linked-Etag"] for hop in response.history if "X-Linked-Etag" in hop.headers), ""
+        )
         sha256 = self.files[path].sha256 or ""
         changed = linked and sha256 and linked.strip('"') != sha256
         if changed or response.headers.get("Content-Range", "") != f"bytes {start}-{stop - 1}/{size}":
@@ -146,7 +156,8 @@ class Repository:
 
     def _changed(self, path: str) -> CheckpointError:
         return CheckpointError(
-            f"{self.name}@{self.commit}:{path}: is not the file that the Hub listed; did it change meanwhile?",
+            f"{self.name}@{self.commit}:{path}: is not the file that the Hub listed; did it change "
+            f"meanwhile?",
             hint="run it again",
         )
 
@@ -170,7 +181,9 @@ class _Bar:
         self.advance(int(num_bytes or 0))
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("update_"):  # bars of Xet: bytes over the network, which are counted when they are written
+        if name.startswith(
+            "update_"
+        ):  # bars of Xet: bytes over the network, which are counted when they are written
             raise AttributeError(name)
         return lambda *_arguments, **_options: None
 

@@ -1,8 +1,8 @@
 """LoRA adapters (PEFT directories) as full checkpoints: W + scale · B·A, made row by row when it is read.
 
-W' = W + (lora_alpha / r) B A (Hu et al. 2022, arXiv:2106.09685, eq. 3); with rank stabilization lora_alpha / √r
-(Kalajdzievski 2023, arXiv:2312.03732). Products are merged, never factors: the mean of two products is not the product
-of two means.
+W' = W + (lora_alpha / r) B A (Hu et al. 2022, arXiv:2106.09685, eq. 3); with rank stabilization lora_alpha /
+√r (Kalajdzievski 2023, arXiv:2312.03732). Products are merged, never factors: the mean of two products is not
+the product of two means.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ from soupkit.jsons import Json, JsonView
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 _PREFIX = re.compile(r"^(base_model\.model\.|base_model\.)")
-_FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])(?:\.(?:default|weight))*$")
+_FACTOR = re.compile(
+    r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])(?:\.(?:default|weight))*$"
+)
 _BIAS = re.compile(r"(?P<module>.+)\.lora_B(?:\.default)?\.bias$")
 _OTHER = re.compile(
     r"(^|[._])(lora|ia3|hada|lokr|oft|boft|vera|token_adapter|trainable_tokens|parametrizations)([_.]|$)"
@@ -40,7 +42,8 @@ _ROWS = 1 << 15
 
 @dataclass(frozen=True)
 class Factors:
-    """The change of one tensor: scale · B·A, for a tensor seen as rows × columns. transposed: A and B are of Wᵀ."""
+    """The change of one tensor: scale · B·A, for a tensor seen as rows × columns. transposed: A and B are of
+    Wᵀ."""
 
     a: Array
     b: Array
@@ -63,7 +66,8 @@ class Factors:
 
 @dataclass(frozen=True)
 class Adapter:
-    """What an adapter directory holds: changes of tensors, and tensors that it replaces (modules_to_save, biases)."""
+    """What an adapter directory holds: changes of tensors, and tensors that it replaces (modules_to_save,
+    biases)."""
 
     reference: str
     base_reference: str
@@ -79,7 +83,8 @@ def is_adapter(path: Path) -> bool:
 
 
 def open_adapter(path: Path) -> Adapter:
-    """Read an adapter. Raises CheckpointError for one that is no LoRA, or that soupkit cannot merge exactly."""
+    """Read an adapter. Raises CheckpointError for one that is no LoRA, or that soupkit cannot merge
+    exactly."""
     directory = path.parent if path.is_file() else path
     config = read_adapter_config(directory / CONFIG)
     weights = Checkpoint(directory / WEIGHTS, reference=str(directory / WEIGHTS))
@@ -96,7 +101,9 @@ def open_adapter(path: Path) -> Adapter:
             raise CheckpointError(f"{weights.reference}: {name!r} is no factor of a plain LoRA", hint=MERGE)
         else:
             replaced[plain.replace(".modules_to_save.default", "").replace(".base_layer.", ".")] = name
-    changes = {f"{module}.weight": _factors(module, names, weights, config) for module, names in factors.items()}
+    changes = {
+        f"{module}.weight": _factors(module, names, weights, config) for module, names in factors.items()
+    }
     _add_biases(changes, biases, weights)
     return Adapter(str(path), base_of(config), weights, changes, replaced)
 
@@ -104,8 +111,8 @@ def open_adapter(path: Path) -> Adapter:
 def base_mismatch(adapter: Adapter, base: Source) -> str | None:
     """What to tell when an adapter is merged into another base than the one that it names; else None.
 
-    One on this disk is told by its place, any other by its last name. The two may still fit: stacking an adapter on
-    another fine-tune of its base is common.
+    One on this disk is told by its place, any other by its last name. The two may still fit: stacking an
+    adapter on another fine-tune of its base is common.
     """
     named = Path(adapter.base_reference).expanduser()
     if not adapter.base_reference:
@@ -118,7 +125,10 @@ def base_mismatch(adapter: Adapter, base: Source) -> str | None:
         here = {under.path.resolve(), under.directory.resolve(), *(file.resolve() for file in under.files)}
         if named.resolve() in here or (named / under.files[0].name).resolve() in here:
             return None
-    return f"{adapter.reference}: names {adapter.base_reference} as its base, and is merged into {base.reference}"
+    return (
+        f"{adapter.reference}: names {adapter.base_reference} as its base, and is merged into "
+        f"{base.reference}"
+    )
 
 
 def _last_name(reference: str) -> str:
@@ -131,7 +141,9 @@ def _add_biases(changes: dict[str, Factors], biases: Mapping[str, str], weights:
         if f"{module}.weight" not in changes:
             raise CheckpointError(f"{weights.reference}: {name!r} has no factors beside it", hint=MERGE)
         bias = weights[name].reshape(-1, 1)
-        changes[f"{module}.bias"] = Factors(np.ones((1, 1), bias.dtype), bias, changes[f"{module}.weight"].scale)
+        changes[f"{module}.bias"] = Factors(
+            np.ones((1, 1), bias.dtype), bias, changes[f"{module}.weight"].scale
+        )
 
 
 def _factors(module: str, names: Mapping[str, str], weights: Checkpoint, config: JsonView) -> Factors:
@@ -163,8 +175,8 @@ def _by_pattern(patterns: Any, module: str, default: Any) -> Any:
 class Adapted(View):
     """A base checkpoint with an adapter merged into it, lazily.
 
-    Tensors that the adapter changes read as float32 at least, so that the change is not rounded away before a merge.
-    Memory: the factors, and one block of rows. Cost: 2 · rank operations per element that is read.
+    Tensors that the adapter changes read as float32 at least, so that the change is not rounded away before a
+    merge. Memory: the factors, and one block of rows. Cost: 2 · rank operations per element that is read.
     """
 
     def __init__(self, base: Source, adapter: Adapter) -> None:
@@ -190,7 +202,8 @@ class Adapted(View):
         out[:] = plain.astype(np.float64) + self._change(name, start, out.size)
 
     def _change(self, name: str, start: int, size: int) -> Array:
-        """Elements of B·A. Always computed in the same blocks of rows, so that the bits do not depend on who asks."""
+        """Elements of B·A. Always computed in the same blocks of rows, so that the bits do not depend on who
+        asks."""
         factors = self._changes[name]
         rows, columns = factors.shape
         block = max(1, _ROWS // columns)
@@ -200,13 +213,16 @@ class Adapted(View):
         return flat[start - first * columns :][:size]
 
     def _target(self, name: str) -> str:
-        """The base's name for what the adapter changes. Raises CompatibilityError for what it does not have."""
+        """The base's name for what the adapter changes. Raises CompatibilityError for what it does not
+        have."""
         ties = self.base.ties
         if name in ties or name in ties.values() or self._is_tied(name):
             raise CompatibilityError(
-                f"{self.adapter.reference}: changes {name!r}, which {self.base.reference} ties to another tensor: head "
+                f"{self.adapter.reference}: changes {name!r}, which {self.base.reference} ties to "
+                f"another tensor: head "
                 "and embedding share their numbers there, and the adapter is of one of them",
-                hint="untie them first: save the base with tie_word_embeddings false and both tensors, and give that "
+                hint="untie them first: save the base with tie_word_embeddings false and both tensors, "
+                "and give that "
                 "as --base (a merge by peft changes both)",
             )
         if name not in self.base.slots:
@@ -223,11 +239,14 @@ class Adapted(View):
         says = next((each["tie_word_embeddings"] for each in nested if "tie_word_embeddings" in each), None)
         if _HEAD.search(name):
             return says is True or (says is None and name not in self.base.slots and bool(config))
-        generates = re.search("CausalLM|LMHead|ConditionalGeneration|MaskedLM", str(config.get("architectures")))
+        generates = re.search(
+            "CausalLM|LMHead|ConditionalGeneration|MaskedLM", str(config.get("architectures"))
+        )
         return says is True and bool(generates) and bool(_EMBEDDING.search(name))
 
     def _base_hint(self) -> str:
-        """What may help when a tensor of the adapter does not fit: its own base, unless that is what was given."""
+        """What may help when a tensor of the adapter does not fit: its own base, unless that is what was
+        given."""
         named = self.adapter.base_reference
         if not named or base_mismatch(self.adapter, self.base) or not Path(named).expanduser().exists():
             return f"it was trained on {named or 'another model'}; give that as --base"

@@ -34,17 +34,22 @@ REASONS = {
     "trainable_token_indices": "replaces single rows of an embedding",
 }
 UNDERSTOOD = (
-    "peft_type", "task_type", "base_model_name_or_path", "revision", "inference_mode", "auto_mapping", "peft_version",
-    "r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules", "fan_in_fan_out", "bias", "use_rslora",
-    "modules_to_save", "init_lora_weights", "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern",
-    "lora_bias", "megatron_core", "qalora_group_size", "loftq_config", "eva_config", "corda_config", "lora_ga_config",
+    "peft_type", "task_type", "base_model_name_or_path", "revision", "inference_mode", "auto_mapping",
+    "peft_version",
+    "r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules", "fan_in_fan_out", "bias",
+    "use_rslora",
+    "modules_to_save", "init_lora_weights", "layers_to_transform", "layers_pattern", "rank_pattern",
+    "alpha_pattern",
+    "lora_bias", "megatron_core", "qalora_group_size", "loftq_config", "eva_config", "corda_config",
+    "lora_ga_config",
     "runtime_config", "ensure_weight_tying",
 )  # fmt: skip
 """Keys that say nothing of the change of the weights, or that soupkit follows."""
 
 
 def read_adapter_config(path: Path) -> Json:
-    """The configuration of a LoRA. Raises CheckpointError, with the reason, for what cannot be merged exactly."""
+    """The configuration of a LoRA. Raises CheckpointError, with the reason, for what cannot be merged
+    exactly."""
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -79,15 +84,22 @@ def _check_scale(path: Path, config: JsonView) -> None:
     ):
         patterns = config.get(pattern) or {}
         if not isinstance(patterns, dict) or not all(map(_is_pattern, patterns)):
-            raise CheckpointError(f"{path}: {pattern} is {brief(patterns)}, expected {{pattern: number}}", hint=REWRITE)
+            raise CheckpointError(
+                f"{path}: {pattern} is {brief(patterns)}, expected {{pattern: number}}", hint=REWRITE
+            )
         given = {key: config[key]} if key in config else {}
-        for place, value in [*given.items(), *((f"{pattern} {brief(name)}", each) for name, each in patterns.items())]:
+        for place, value in [
+            *given.items(),
+            *((f"{pattern} {brief(name)}", each) for name, each in patterns.items()),
+        ]:
             if not holds(value):
                 raise CheckpointError(f"{path}: {place} is {brief(value)}, expected {expected}", hint=REWRITE)
 
 
 def _is_finite(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**1000  # not inf, not NaN
+    return (
+        isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**1000
+    )  # not inf, not NaN
 
 
 def _is_rank(value: Any) -> bool:
@@ -106,14 +118,16 @@ def _check_beginning(path: Path, config: JsonView) -> None:
     beginning = str(config.get("init_lora_weights")).lower()
     if RESIDUAL.fullmatch(beginning):
         raise CheckpointError(
-            f"{path}: began as {beginning} (init_lora_weights), which takes a part out of the base's weights: its "
+            f"{path}: began as {beginning} (init_lora_weights), which takes a part out of the base's "
+            f"weights: its "
             "factors are no change of the base as it is stored",
-            hint="convert it to a plain LoRA (peft: save_pretrained with path_initial_model_for_weight_conversion), or "
-            + MERGE,
+            hint="convert it to a plain LoRA (peft: save_pretrained with "
+            "path_initial_model_for_weight_conversion), or " + MERGE,
         )
     if beginning not in PLAIN:
         raise CheckpointError(
-            f"{path}: init_lora_weights is {beginning!r}, and soupkit does not know whether that changes the base",
+            f"{path}: init_lora_weights is {beginning!r}, and soupkit does not know whether that "
+            f"changes the base",
             hint=MERGE,
         )
 

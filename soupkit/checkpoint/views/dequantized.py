@@ -1,7 +1,8 @@
-"""Checkpoints whose weights are fp8 numbers with scales: seen as what they mean, since fp8 codes must not be averaged.
+"""Checkpoints whose weights are fp8 numbers with scales: seen as what they mean, since fp8 codes must not be
+averaged.
 
-Two layouts: `NAME_scale_inv`, one factor per block (DeepSeek and transformers' fine-grained fp8), and `NAME_scale`, one
-per tensor or per row (compressed-tensors, FBGEMM). The weight is code × factor in both.
+Two layouts: `NAME_scale_inv`, one factor per block (DeepSeek and transformers' fine-grained fp8), and
+`NAME_scale`, one per tensor or per row (compressed-tensors, FBGEMM). The weight is code × factor in both.
 """
 
 from __future__ import annotations
@@ -22,10 +23,11 @@ QUANTIZATION = "quantization_config"
 
 
 class Dequantized(View):
-    """A checkpoint with its fp8 weights multiplied by their scales, lazily: read as float32, to be stored as bfloat16.
+    """A checkpoint with its fp8 weights multiplied by their scales, lazily: read as float32, to be stored as
+    bfloat16.
 
-    Memory: the scales of one tensor, repeated to its width. Raises CheckpointError for scales that do not fit,
-    and for fp8 tensors without any beside others that have them.
+    Memory: the scales of one tensor, repeated to its width. Raises CheckpointError for scales that do not
+    fit, and for fp8 tensors without any beside others that have them.
     """
 
     def __init__(self, source: Source) -> None:
@@ -33,7 +35,10 @@ class Dequantized(View):
         hidden = {*self._scales.values(), *(name for name in source.slots if name.endswith(DROPPED))}
         kept = {name: slot for name, slot in source.slots.items() if name not in hidden}
         slots, stored = (
-            {name: slot._replace(dtype=dtype) if name in self._scales else slot for name, slot in kept.items()}
+            {
+                name: slot._replace(dtype=dtype) if name in self._scales else slot
+                for name, slot in kept.items()
+            }
             for dtype in ("F32", "BF16")
         )
         plain = _without_quantization(source.config)
@@ -72,7 +77,9 @@ class Dequantized(View):
         if scales.size == rows and not self._scales[name].endswith("_inv"):
             factors: Array = np.repeat(scales.reshape(-1)[first:last], columns)
         else:
-            factors = self._blocks(name, scales, slot, columns)[np.arange(first, last) // self._block[0]].reshape(-1)
+            factors = self._blocks(name, scales, slot, columns)[
+                np.arange(first, last) // self._block[0]
+            ].reshape(-1)
         return factors[start - first * columns :][:size]
 
     def _blocks(self, name: str, scales: Array, slot: Slot, columns: int) -> Array:
@@ -81,7 +88,8 @@ class Dequantized(View):
         expected = (-(-slot.shape[0] // height), -(-columns // width))
         if scales.shape != expected:
             raise CheckpointError(
-                f"{self.reference}: {self._scales[name]!r} has shape {list(scales.shape)}, expected {list(expected)} "
+                f"{self.reference}: {self._scales[name]!r} has shape {list(scales.shape)}, expected "
+                f"{list(expected)} "
                 f"for blocks of {height} × {width}",
                 hint=f"its config.json should say the block size: {QUANTIZATION}.weight_block_size",
             )
@@ -90,9 +98,12 @@ class Dequantized(View):
 
 
 def _without_quantization(config: JsonView) -> Json:
-    """The configuration of plain weights: towers of a larger model may each have said how they were quantized."""
+    """The configuration of plain weights: towers of a larger model may each have said how they were
+    quantized."""
     kept = {key: value for key, value in config.items() if key not in CONFIG_KEYS}
-    return {key: _without_quantization(value) if isinstance(value, dict) else value for key, value in kept.items()}
+    return {
+        key: _without_quantization(value) if isinstance(value, dict) else value for key, value in kept.items()
+    }
 
 
 def _block_of(config: JsonView) -> tuple[int, int]:

@@ -1,7 +1,7 @@
 """Vocabularies of different sizes: checkpoints whose embeddings have other numbers of rows, seen at one size.
 
-Rows are matched by index. That is right for tokenizers that share their first tokens (one extended by the other) and
-wrong for unrelated ones, which no merge of weights can repair.
+Rows are matched by index. That is right for tokenizers that share their first tokens (one extended by the
+other) and wrong for unrelated ones, which no merge of weights can repair.
 """
 
 from __future__ import annotations
@@ -22,13 +22,16 @@ Policy = Literal["error", "pad", "intersect"]
 
 
 class Resized(View):
-    """A checkpoint with `rows` rows in the tensors `names`: cut, or continued with the rows of `filler`. Lazy."""
+    """A checkpoint with `rows` rows in the tensors `names`: cut, or continued with the rows of `filler`.
+    Lazy."""
 
     def __init__(
         self, source: Mapping[str, Array], names: Sequence[str], rows: int, filler: Mapping[str, Array]
     ) -> None:
         self._filler, self._names, self._rows = filler, set(names), rows
-        super().__init__(source, slots=self._resized(slots_of(source)), stored=self._resized(stored_slots(source)))
+        super().__init__(
+            source, slots=self._resized(slots_of(source)), stored=self._resized(stored_slots(source))
+        )
 
     def record(self) -> Json:
         """How many rows it has."""
@@ -53,10 +56,12 @@ class Resized(View):
 
 
 def match_vocabularies(sources: Sequence[Source], policy: Policy) -> tuple[list[Source], int | None]:
-    """The sources at one vocabulary size, and which of them now has the right configuration (None: nothing to do).
+    """The sources at one vocabulary size, and which of them now has the right configuration (None: nothing to
+    do).
 
-    pad: as many rows as the largest; the others are continued with its rows, so that they say nothing new about them.
-    intersect: as many rows as the smallest. Raises CompatibilityError for policy "error", with the sizes.
+    pad: as many rows as the largest; the others are continued with its rows, so that they say nothing new
+    about them. intersect: as many rows as the smallest. Raises CompatibilityError for policy "error", with
+    the sizes.
     """
     names = _vocabulary(sources)
     if not names:
@@ -64,11 +69,13 @@ def match_vocabularies(sources: Sequence[Source], policy: Policy) -> tuple[list[
     sizes = [slots_of(source)[names[0]].shape[0] for source in sources]
     if policy == "error":
         shown = ", ".join(
-            f"{name_of(source, k)}: {size}" for k, (source, size) in enumerate(zip(sources, sizes, strict=True))
+            f"{name_of(source, k)}: {size}"
+            for k, (source, size) in enumerate(zip(sources, sizes, strict=True))
         )
         raise CompatibilityError(
             f"{len(names)} tensors have different numbers of rows, for example {names[0]!r} ({shown})",
-            hint="if they are vocabularies that begin alike: --embedding pad extends all to the largest, --embedding "
+            hint="if they are vocabularies that begin alike: --embedding pad extends all to the "
+            "largest, --embedding "
             "intersect cuts all to the smallest; heads with different classes cannot be merged",
         )
     chosen = sizes.index(max(sizes) if policy == "pad" else min(sizes))
@@ -76,7 +83,8 @@ def match_vocabularies(sources: Sequence[Source], policy: Policy) -> tuple[list[
 
 
 def _vocabulary(sources: Sequence[Mapping[str, Array]]) -> list[str]:
-    """The tensors that differ in their first axis alone, all by the same sizes; none when anything else differs."""
+    """The tensors that differ in their first axis alone, all by the same sizes; none when anything else
+    differs."""
     slots = [slots_of(source) for source in sources]
     differing = [name for name in slots[0] if _shapes(slots, name) and len(set(_shapes(slots, name))) > 1]
     sizes = {tuple(shape[0] if shape else 0 for shape in _shapes(slots, name)) for name in differing}

@@ -27,8 +27,8 @@ class Part:
 
 
 class Stacked(View):
-    """The layers of some parts, one after the other and numbered anew; what stands before the layers (embeddings) comes
-    from the first part's checkpoint, what stands after from the last's."""
+    """The layers of some parts, one after the other and numbered anew; what stands before the layers
+    (embeddings) comes from the first part's checkpoint, what stands after from the last's."""
 
     def __init__(self, parts: Sequence[Part], *, reference: str, stack: str | None = None) -> None:
         self.stack = main_stack(parts[0].source) if stack is None else stack
@@ -47,10 +47,13 @@ class Stacked(View):
 
     def record(self) -> Json:
         """The layers of each part."""
-        return {"parts": [{**record_of(each.source), "layers": [each.start, each.stop]} for each in self.parts]}
+        return {
+            "parts": [{**record_of(each.source), "layers": [each.start, each.stop]} for each in self.parts]
+        }
 
     def described_by(self, config: JsonView) -> Json:
-        """The configuration of the stack where that of another model is to go along: layers are still as they were."""
+        """The configuration of the stack where that of another model is to go along: layers are still as they
+        were."""
         return stacked_description(self.parts, self.stack, config=config)
 
     def read_into(self, name: str, start: int, out: Array) -> None:
@@ -67,12 +70,12 @@ def _places(parts: Sequence[Part], stack: str) -> dict[str, tuple[Mapping[str, A
                 places[name] = (part.source, name)
     offset = 0
     for part in parts:
-        found = {layer_in(name, stack) for name in part.source}
+        found = {layer for name in part.source if (layer := layer_in(name, stack)) is not None}
         missing = [layer for layer in range(part.start, part.stop) if layer not in found]
         if missing or part.start >= part.stop:
             raise CompatibilityError(
                 f"{name_of(part.source, 0)}: has no layers {part.start} to {part.stop - 1} of {stack!r}",
-                hint=f"its layers are 0 to {max((layer for layer in found if layer is not None), default=-1)}",
+                hint=f"its layers are 0 to {max(found, default=-1)}",
             )
         for name in part.source:
             layer = layer_in(name, stack)
@@ -92,7 +95,8 @@ def layer_in(name: str, stack: str) -> int | None:
 
 
 def main_stack(source: Mapping[str, Array]) -> str:
-    """The prefix under which most layers are numbered. Raises RecipeError when two are alike or there is none."""
+    """The prefix under which most layers are numbered. Raises RecipeError when two are alike or there is
+    none."""
     layers: dict[str, set[int]] = {}
     for name in source:
         parts = name.split(".")
@@ -111,8 +115,9 @@ def main_stack(source: Mapping[str, Array]) -> str:
 def stacked_description(parts: Sequence[Part], stack: str, *, config: JsonView | None = None) -> Json:
     """The configuration of the stack; see `soupkit.checkpoint.config.restacked.stacked_config`.
 
-    config: what describes all but the layers, that of the first part's model where None. Raises CompatibilityError for
-    layers that would not fit where they come to stand: of other shapes, or made by the rule of another place.
+    config: what describes all but the layers, that of the first part's model where None. Raises
+    CompatibilityError for layers that would not fit where they come to stand: of other shapes, or made by the
+    rule of another place.
     """
     shapes = [_layer_shapes(part.source, stack) for part in parts]
     origins = [
@@ -147,18 +152,22 @@ def _check_shapes(parts: Sequence[Part], shapes: Sequence[dict[int, Shapes]], to
         if mine != its:
             name = min(dict(mine.items() ^ its.items()))
             raise CompatibilityError(
-                f"layer {other} of {names[other_part]} has {_shown(its.get(name))} as {stack}.{other}{name}, layer "
-                f"{layer} of {names[part]} has {_shown(mine.get(name))}, and the configuration does not say why: in "
+                f"layer {other} of {names[other_part]} has {_shown(its.get(name))} as "
+                f"{stack}.{other}{name}, layer "
+                f"{layer} of {names[part]} has {_shown(mine.get(name))}, and the configuration does not "
+                f"say why: in "
                 "the stack one of them would not be loaded",
                 hint="take each layer in its own place, or layers that are alike",
             )
 
 
-def _alike(parts: Sequence[Part], shapes: Sequence[dict[int, Shapes]], told: Any) -> Iterator[tuple[Place, Place]]:
+def _alike(
+    parts: Sequence[Part], shapes: Sequence[dict[int, Shapes]], told: Any
+) -> Iterator[tuple[Place, Place]]:
     """Pairs of layers that must have the same tensors: those of which the configuration says the same.
 
-    The first layer of all may have its own (T5's relative positions); where every layer keeps its place, or nothing is
-    said of any, those with the same number.
+    The first layer of all may have its own (T5's relative positions); where every layer keeps its place, or
+    nothing is said of any, those with the same number.
     """
     places = [(part, layer) for part, each in enumerate(parts) for layer in range(each.start, each.stop)]
     if told is None or all(layer == number for number, (_, layer) in enumerate(places)):

@@ -14,11 +14,12 @@ from soupkit.jsons import Json, JsonView
 
 
 class View(Source):
-    """A source that is made of others: it says what its tensors are, `slots`, and how a stretch of one is read.
+    """A source that is made of others: it says what its tensors are, `slots`, and how a stretch of one is
+    read.
 
-    What it does not say otherwise is what `source` says, whose companions go along. stored: the slots in which its
-    tensors are to be written, where they are read wider. others: what is read beside. leaving: names of companions that
-    do not go along.
+    What it does not say otherwise is what `source` says, whose companions go along. stored: the slots in
+    which its tensors are to be written, where they are read wider. others: what is read beside. leaving:
+    names of companions that do not go along.
     """
 
     def __init__(
@@ -35,7 +36,9 @@ class View(Source):
         self.reference = name_of(source, 0) if reference is None else reference
         self.slots = slots_of(source) if slots is None else slots
         self.stored = self.slots if stored is None else stored
-        self.files = tuple(file for each in (source, *others) if isinstance(each, Source) for file in each.files)
+        self.files = tuple(
+            file for each in (source, *others) if isinstance(each, Source) for file in each.files
+        )
         self.config = config_of(source) if config is None else config
         self.ties = tied_names(source)
         self._leaving = leaving
@@ -63,7 +66,8 @@ def record_of(source: Mapping[str, Array]) -> Json:
 
 
 def checkpoint_of(source: Mapping[str, Array]) -> Checkpoint | None:
-    """The checkpoint that a source is, or is in the end a view of; None where its tensors come from elsewhere."""
+    """The checkpoint that a source is, or is in the end a view of; None where its tensors come from
+    elsewhere."""
     while isinstance(source, View):
         source = source.source
     return source if isinstance(source, Checkpoint) else None

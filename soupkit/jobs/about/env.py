@@ -16,7 +16,17 @@ from soupkit.recipe.env import Env
 from soupkit.world import World, available_cores, cache_folder
 
 PACKAGES = (
-    *("torch", "torchvision", "timm", "open_clip_torch", "numpy", "ml_dtypes", "scipy", "scikit-learn", "safetensors"),
+    *(
+        "torch",
+        "torchvision",
+        "timm",
+        "open_clip_torch",
+        "numpy",
+        "ml_dtypes",
+        "scipy",
+        "scikit-learn",
+        "safetensors",
+    ),
     *("huggingface_hub", "hf-xet", "transformers", "typer", "rich", "xxhash", "PyYAML", "matplotlib"),
 )
 VARIABLES = (
@@ -27,7 +37,8 @@ VARIABLES = (
 
 
 def env(_recipe: Env, _world: World, report: Report) -> Json:
-    """Versions, platform, devices, folders and the environment variables that matter; no token, no user's name."""
+    """Versions, platform, devices, folders and the environment variables that matter; no token, no user's
+    name."""
     values = {
         "soupkit": __version__,
         "python": f"{platform.python_version()} ({platform.python_implementation()})",

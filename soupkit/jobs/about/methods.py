@@ -16,28 +16,55 @@ ARXIV = "https://arxiv.org/abs/"
 SOUPS = (
     ("uniform", "Wortsman et al. 2022", f"{ARXIV}2203.05482", NO_DATA, "1 or more", CHUNKS),
     ("weighted", "", "", "no", "1 or more", CHUNKS),
-    ("interpolate", "Wortsman et al. 2022 (WiSE-FT)", f"{ARXIV}2109.01903", "to choose the point", "2", CHUNKS),
-    ("greedy", "Wortsman et al. 2022, Recipe 1", f"{ARXIV}2203.05482", "held-out", "1 or more", "a model and its copy"),
+    (
+        "interpolate",
+        "Wortsman et al. 2022 (WiSE-FT)",
+        f"{ARXIV}2109.01903",
+        "to choose the point",
+        "2",
+        CHUNKS,
+    ),
+    (
+        "greedy",
+        "Wortsman et al. 2022, Recipe 1",
+        f"{ARXIV}2203.05482",
+        "held-out",
+        "1 or more",
+        "a model and its copy",
+    ),
     ("learned", "Wortsman et al. 2022, §3", f"{ARXIV}2203.05482", "held-out", "1 or more", DIRECTIONS),
     ("mehl", "Li et al. 2024", f"{ARXIV}2407.03641", "held-out", "2 or more", DIRECTIONS),
     ("twa", "Li et al. 2023", f"{ARXIV}2205.13104", "train or held-out", "of a training", DIRECTIONS),
-    ("evolve", "Hansen 2016 (CMA-ES)", f"{ARXIV}1604.00772", "any score", "1 or more", "a model and its copy"),
+    (
+        "evolve",
+        "Hansen 2016 (CMA-ES)",
+        f"{ARXIV}1604.00772",
+        "any score",
+        "1 or more",
+        "a model and its copy",
+    ),
     ("swa", "Izmailov et al. 2018", f"{ARXIV}1803.05407", NO_DATA, "1 or more", CHUNKS),
     ("ema", "Polyak & Juditsky 1992", "", NO_DATA, "1 or more", CHUNKS),
     ("posthoc-ema", "Karras et al. 2024", f"{ARXIV}2312.02696", NO_DATA, "of a training", CHUNKS),
 )
 CAPTION = (
-    "data: what selects or weighs; statistics are files of yours. A chunk is 131,072 elements per thread, a piece "
+    "data: what selects or weighs; statistics are files of yours. A chunk is 131,072 elements per "
+    "thread, a piece "
     "32,768 per ingredient and thread. Each has its own soupkit merge METHOD --help"
 )
 
 
 def methods(recipe: Methods, _world: World, report: Report) -> Json:
     """List the methods of `soupkit merge`."""
-    soups = [((name, paper, data, "none", number, memory), link) for name, paper, link, data, number, memory in SOUPS]
+    soups = [
+        ((name, paper, data, "none", number, memory), link)
+        for name, paper, link, data, number, memory in SOUPS
+    ]
     rows = [*soups, *((_row(method), method.link) for method in all_methods().values())]
     plain = tuple(row for row, _ in rows)
-    report(Text(_markdown(rows)) if recipe.markdown else Table("soupkit merge METHOD", COLUMNS, plain, CAPTION))
+    report(
+        Text(_markdown(rows)) if recipe.markdown else Table("soupkit merge METHOD", COLUMNS, plain, CAPTION)
+    )
     return {"methods": [{**dict(zip(COLUMNS, row, strict=True)), "link": link} for row, link in rows]}
 
 

@@ -62,13 +62,19 @@ def align(recipe: Align, world: World, report: Report) -> Json:
         manifest.write(directory)
     report(_table(aligned, checkpoints))
     if not recipe.rotate and not any(match.num_changed for match in aligned.matches):
-        report(Told(f"identity, 0 of {len(aligned.matches[0].permutation)} groups changed: they were aligned already"))
+        report(
+            Told(
+                f"identity, 0 of {len(aligned.matches[0].permutation)} groups changed: they were "
+                f"aligned already"
+            )
+        )
     report(Wrote(recipe.out, size))
     return manifest.to_json()
 
 
 def _open(recipe: Align) -> tuple[list[Checkpoint], int | None]:
-    """The checkpoints, and which of them the others are matched to; one that is not among them is put first."""
+    """The checkpoints, and which of them the others are matched to; one that is not among them is put
+    first."""
     checkpoints = open_references(recipe.refs)
     place = None
     if recipe.to is not None:
@@ -79,7 +85,9 @@ def _open(recipe: Align) -> tuple[list[Checkpoint], int | None]:
         place = paths.index(target.path.resolve())
     refuse_quantized(checkpoints)
     if len(checkpoints) < 2:
-        raise RecipeError("refs name one checkpoint, expected at least two", hint="or give what to match: --to REF")
+        raise RecipeError(
+            "refs name one checkpoint, expected at least two", hint="or give what to match: --to REF"
+        )
     return checkpoints, place
 
 
@@ -119,7 +127,9 @@ def _table(aligned: Aligned, checkpoints: Sequence[Checkpoint]) -> Table:
     rows = []
     for number, (checkpoint, match) in enumerate(zip(checkpoints, aligned.matches, strict=True)):
         changed = "reference" if number == aligned.to else f"{match.num_changed} of {len(match.permutation)}"
-        values = (None, None) if number == aligned.to else (round(match.cosine_before, 4), round(match.cosine, 4))
+        values = (
+            (None, None) if number == aligned.to else (round(match.cosine_before, 4), round(match.cosine, 4))
+        )
         rows.append((checkpoint.reference, changed, *values))
     return Table("align", ("checkpoint", "groups changed", "cosine before", "cosine"), tuple(rows))
 

@@ -1,4 +1,5 @@
-"""`barrier`: how much worse the line between two checkpoints is than its ends: naive, aligned, aligned and repaired."""
+"""`barrier`: how much worse the line between two checkpoints is than its ends: naive, aligned, aligned and
+repaired."""
 
 from __future__ import annotations
 
@@ -47,7 +48,8 @@ Change = Callable[[Mixture], object]
 
 @dataclass(frozen=True)
 class Line:
-    """The scores along one line: loss in nats and error (0 or 1) of every example at every point, float64[P, N]."""
+    """The scores along one line: loss in nats and error (0 or 1) of every example at every point, float64[P,
+    N]."""
 
     losses: np.ndarray
     errors: np.ndarray
@@ -77,8 +79,9 @@ class Line:
 def barrier_job(recipe: BarrierRecipe, world: World, report: Report) -> Json:
     """Score the lines; returns the manifest, and writes it with tables and the plot where `out` is given.
 
-    The repaired line is repaired at every point but its ends, whether its loss falls or not: it is a measurement.
-    Memory: both checkpoints. Raises AlignError, TaskError, CompatibilityError before anything is scored.
+    The repaired line is repaired at every point but its ends, whether its loss falls or not: it is a
+    measurement. Memory: both checkpoints. Raises AlignError, TaskError, CompatibilityError before anything is
+    scored.
     """
     checkpoints = open_references(recipe.refs)
     if len(checkpoints) != 2:
@@ -99,7 +102,9 @@ def barrier_job(recipe: BarrierRecipe, world: World, report: Report) -> Json:
         inputs=[{"reference": checkpoint.reference} for checkpoint in checkpoints],
         metrics={name: {recipe.split: _metrics(line, num)} for name, line in lines.items()},
         notes={
-            "barriers": {name: {k: b.to_json() for k, b in line.barriers.items()} for name, line in lines.items()},
+            "barriers": {
+                name: {k: b.to_json() for k, b in line.barriers.items()} for name, line in lines.items()
+            },
             "points": {name: line.points() for name, line in lines.items()},
             "alignment": aligned.notes,
             "data": task.splits.description,
@@ -124,7 +129,10 @@ def _lines(
     if recipe.repair != "off":
         ends[REPAIRED] = (views, _repairing(views, task, recipe))
     report(Started("barrier", len(ends) * len(at), "points"))
-    lines = {name: _score(pair, task, recipe, report, at=at, change=change) for name, (pair, change) in ends.items()}
+    lines = {
+        name: _score(pair, task, recipe, report, at=at, change=change)
+        for name, (pair, change) in ends.items()
+    }
     report(Finished("barrier"))
     return lines
 
@@ -164,7 +172,11 @@ def _score(
 def _metrics(line: Line, num: int) -> Json:
     """The barriers as a manifest holds metrics, so that a recipe can expect them."""
     return {
-        f"{name}_barrier": {"value": found.height, "standard_error": found.standard_error, "num_examples": num}
+        f"{name}_barrier": {
+            "value": found.height,
+            "standard_error": found.standard_error,
+            "num_examples": num,
+        }
         for name, found in line.barriers.items()
     }
 
@@ -179,7 +191,10 @@ def _table(lines: Mapping[str, Line], recipe: BarrierRecipe) -> Table:
         rows.append((name, *cells, loss.at, top1))
     num = next(iter(lines.values())).losses.shape[1]
     title = f"barrier on {split_label(recipe.split)}, n = {num}"
-    caption = "excess over the line between the ends, at its highest point; ± is one standard error over the examples"
+    caption = (
+        "excess over the line between the ends, at its highest point; ± is one standard error "
+        "over the examples"
+    )
     columns = ("line", "loss barrier", "error barrier", "highest at", "top1 in the middle")
     return Table(title, columns, tuple(rows), caption)
 
@@ -202,7 +217,11 @@ def _write(
                 for name, line in lines.items()
             }
             compare_lines(
-                directory / f"barrier-{metric}.png", curves, title="between the checkpoints", xlabel="λ", ylabel=label
+                directory / f"barrier-{metric}.png",
+                curves,
+                title="between the checkpoints",
+                xlabel="λ",
+                ylabel=label,
             )
         return write_findings(directory, manifest, describe_inputs(checkpoints, output.out, contents))
 

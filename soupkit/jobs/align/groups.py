@@ -72,7 +72,10 @@ def share_of_parameters(spec: PermutationSpec, model: torch.nn.Module) -> float:
 def verdict(checked: Verification) -> str:
     """What the proof found, in one line."""
     errors = ", ".join(f"{error:.1e} on {name} weights" for name, error in checked.errors.items())
-    return f"all groups permuted at random: relative error {errors} ({checked.dtype}, allowed {checked.tolerance:g})"
+    return (
+        f"all groups permuted at random: relative error {errors} ({checked.dtype}, allowed "
+        f"{checked.tolerance:g})"
+    )
 
 
 def _read(path: Path, model: torch.nn.Module) -> PermutationSpec:
@@ -86,7 +89,9 @@ def _read(path: Path, model: torch.nn.Module) -> PermutationSpec:
     for name, axes in spec.axes.items():
         found = tuple(axis.size for axis in axes)
         if shapes.get(name) != found:
-            raise AlignError(f"{path}: {name} has shape {list(found)}, in the network {list(shapes.get(name, ()))}")
+            raise AlignError(
+                f"{path}: {name} has shape {list(found)}, in the network {list(shapes.get(name, ()))}"
+            )
     return spec
 
 
@@ -122,7 +127,9 @@ def _show(spec: PermutationSpec, model: torch.nn.Module, recipe: AlignGroups, re
 def _family_row(spec: PermutationSpec, family: str, groups: list[str]) -> tuple[str, str, int, int, int, str]:
     first = spec.groups[groups[0]]
     attached = spec.attached(first.name)
-    others = [f"{tensor}:{axis}" for tensor, axis in attached if not first.name.startswith(f"{tensor}:{axis}")]
+    others = [
+        f"{tensor}:{axis}" for tensor, axis in attached if not first.name.startswith(f"{tensor}:{axis}")
+    ]
     kind = f"{first.kind} inside {first.inside[0]}" if first.inside else first.kind
     return family, kind, len(groups), first.size, len(attached), ", ".join(others[:2])
 

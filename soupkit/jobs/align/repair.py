@@ -24,9 +24,11 @@ COMMAND = "repair"
 
 
 def repair(recipe: Repair, world: World, report: Report) -> Json:
-    """Repair a written soup by what its manifest records of its ingredients; returns the manifest of the output.
+    """Repair a written soup by what its manifest records of its ingredients; returns the manifest of the
+    output.
 
-    Raises CheckpointError when the manifest records no mixture, TaskError for a model or data that cannot be used.
+    Raises CheckpointError when the manifest records no mixture, TaskError for a model or data that cannot be
+    used.
     """
     soup = open_checkpoint(recipe.soup)
     manifest = Manifest.read(soup.directory)

@@ -12,7 +12,8 @@ from soupkit.world import World
 
 
 def curve_evaluate(recipe: CurveEvaluate, world: World, report: Report) -> Json:
-    """Score `num_points` points of a curve and write curve.npz, curve.json, curve.png; returns the manifest."""
+    """Score `num_points` points of a curve and write curve.npz, curve.json, curve.png; returns the
+    manifest."""
     curve, bends, fitted = open_curve(recipe.curve)
     weight_decay = recipe.weight_decay
     if weight_decay is None:

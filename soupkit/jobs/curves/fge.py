@@ -41,7 +41,8 @@ SPLITS = ("held_out", "test")
 
 
 def fge(recipe: Fge, world: World, report: Report) -> Json:
-    """Train on through the cycles, write a checkpoint in each, score their ensemble as it grows; returns the manifest.
+    """Train on through the cycles, write a checkpoint in each, score their ensemble as it grows; returns the
+    manifest.
 
     Raises TaskError, RecipeError or OutputError before training for whatever can be known then.
     """
@@ -55,7 +56,9 @@ def fge(recipe: Fge, world: World, report: Report) -> Json:
         cycles = Cycles(recipe.schedule, recipe.lr_1, recipe.lr_2, recipe.cycle * per_epoch)
         kept = [done for done in range(1, recipe.epochs * per_epoch + 1) if cycles.keeps(done)]
         num_bytes = model_bytes(saved(start.model)) * len(kept)
-        output = OutputDirectory(recipe.out, overwrite=recipe.overwrite, num_bytes=num_bytes, inputs=start.base.files)
+        output = OutputDirectory(
+            recipe.out, overwrite=recipe.overwrite, num_bytes=num_bytes, inputs=start.base.files
+        )
         if recipe.dry_run:
             return _show_plan(start, recipe, kept, per_epoch, report)
         with output as directory:
@@ -63,7 +66,11 @@ def fge(recipe: Fge, world: World, report: Report) -> Json:
             run.train()
             manifest = run.write()
     report(run.table())
-    report(Told(f"its members make soups and ensembles: soupkit merge greedy {recipe.out} --data {recipe.data} …"))
+    report(
+        Told(
+            f"its members make soups and ensembles: soupkit merge greedy {recipe.out} --data {recipe.data} …"
+        )
+    )
     report(Wrote(recipe.out, num_bytes))
     return manifest.to_json()
 
@@ -111,9 +118,15 @@ class _Run:
             return loss.detach()
 
         optimizer = build_optimizer(model, self.training)
-        descent = Descent(gradient, optimizer, self.cycles.rate, self.per_epoch, recipe.epochs, recipe.clip_grad)
+        descent = Descent(
+            gradient, optimizer, self.cycles.rate, self.per_epoch, recipe.epochs, recipe.clip_grad
+        )
         with seeded(recipe.seed, Stream.FORWARD, device=self.device):
-            descent.run(training_batches(self.start, self.training, device=self.device), self.report, after=self._after)
+            descent.run(
+                training_batches(self.start, self.training, device=self.device),
+                self.report,
+                after=self._after,
+            )
         self.losses, self.seconds = descent.losses, time.perf_counter() - began
 
     def _after(self, num_done: int) -> None:
@@ -158,7 +171,9 @@ class _Run:
         self.steps.append(step)
         self.outputs[name] = describe_outputs(folder, content)
         notes = {"epoch": step["epoch"]}
-        self._manifest(self.recipe.out / name, outputs=self.outputs[name], metrics=single, notes=notes).write(folder)
+        self._manifest(self.recipe.out / name, outputs=self.outputs[name], metrics=single, notes=notes).write(
+            folder
+        )
         for split in SPLITS:
             score = step["softmax"][split]["top1"]
             numbers = (score["value"], score["standard_error"], score["num_examples"])
@@ -209,7 +224,15 @@ class _Run:
                 cells = tuple(score_cell(step[name][split]["top1"]) for name in ("single", *KINDS))
                 num = step["single"][split]["top1"]["num_examples"]
                 rows.append((number, step["epoch"], split_label(split), *cells, num))
-        columns = ("members", "epoch", "split", "newest alone", "ensemble of logits", "ensemble of softmax", "n")
+        columns = (
+            "members",
+            "epoch",
+            "split",
+            "newest alone",
+            "ensemble of logits",
+            "ensemble of softmax",
+            "n",
+        )
         return Table(f"{self.recipe.schedule}: top-1", columns, tuple(rows), "± is one standard error")
 
 

@@ -83,7 +83,8 @@ class _Fit:
 def curve_fit(recipe: CurveFit, world: World, report: Report) -> Json:
     """Train the bends and write them; returns the manifest, whose notes hold the curve.
 
-    Raises RecipeError, TaskError, CompatibilityError and OutputError before training for whatever can be known then.
+    Raises RecipeError, TaskError, CompatibilityError and OutputError before training for whatever can be
+    known then.
     """
     began = time.perf_counter()
     with torch_threads(world.num_threads):
@@ -109,7 +110,9 @@ def _open(recipe: CurveFit, world: World, report: Report) -> _Fit:
     ends: Sequence[Source] = open_references(recipe.refs)
     say_order(recipe.refs, report)
     if len(ends) != 2:
-        raise RecipeError(f"refs name {len(ends)} checkpoints, expected two: the start and the end of the curve")
+        raise RecipeError(
+            f"refs name {len(ends)} checkpoints, expected two: the start and the end of the curve"
+        )
     agreed(ends, recipe, report)
     download(ends, report)
     training = as_finetune(recipe, base=ends[0].reference)
@@ -130,7 +133,8 @@ def _check_heads(task: Task, ends: Sequence[Source]) -> None:
     for name in sorted(makers & ends[0].keys() & ends[1].keys()):
         if not np.array_equal(ends[0][name], ends[1][name]):
             raise CompatibilityError(
-                f"{ends[0].reference}, {ends[1].reference}: {name} of the text tower differs: a curve keeps one head",
+                f"{ends[0].reference}, {ends[1].reference}: {name} of the text tower differs: a curve "
+                f"keeps one head",
                 hint="take models whose text tower rested while they were trained, as in soupkit finetune",
             )
 
@@ -152,7 +156,9 @@ def _train(fit: _Fit, state: Path, contents: Sequence[str], report: Report) -> t
     per_epoch = updates_per_epoch(fit.start, fit.training)
     optimizer = build_optimizer(bends, dataclasses.replace(fit.training, weight_decay=0.0))
     rate = curve_rate(recipe.lr, per_epoch * recipe.epochs)
-    descent = Descent(_gradient(fit, task, bends), optimizer, rate, per_epoch, recipe.epochs, recipe.clip_grad)
+    descent = Descent(
+        _gradient(fit, task, bends), optimizer, rate, per_epoch, recipe.epochs, recipe.clip_grad
+    )
     about = _about(recipe, contents)
 
     def save(num_done: int) -> None:
@@ -169,7 +175,8 @@ def _train(fit: _Fit, state: Path, contents: Sequence[str], report: Report) -> t
 
 
 def _gradient(fit: _Fit, task: Task, bends: Bends) -> Gradient:
-    """The gradient of every bend at one random point, which depends on the seed and the place of the batch alone."""
+    """The gradient of every bend at one random point, which depends on the seed and the place of the batch
+    alone."""
     recipe, point_of = fit.recipe, CurvePoint(task, bends)
 
     def gradient(place: Any, batch: Batch) -> Tensor:
@@ -185,7 +192,8 @@ def _gradient(fit: _Fit, task: Task, bends: Bends) -> Gradient:
 
 
 def _about(recipe: CurveFit, contents: Sequence[str]) -> Json:
-    """What two fits have in common of which one continues the other: the options that shape weights, and the ends."""
+    """What two fits have in common of which one continues the other: the options that shape weights, and the
+    ends."""
     wanted = {key: value for key, value in recipe_to_json(recipe).items() if key not in WITHOUT_EFFECT}
     given = given_by({"data": recipe.data, "data_dir": recipe.data_dir})
     return {"recipe": wanted, "ends": list(contents), "data": given.get("data")}
@@ -197,7 +205,10 @@ def _bends(fit: _Fit) -> Bends:
 
     def weights_of(checkpoint: Source) -> Weights:
         load_weights(saved(model), checkpoint)
-        return [parameter.detach().clone().requires_grad_(parameter.requires_grad) for parameter in model.parameters()]
+        return [
+            parameter.detach().clone().requires_grad_(parameter.requires_grad)
+            for parameter in model.parameters()
+        ]
 
     last, first = weights_of(fit.ends[1]), weights_of(fit.ends[0])
     bends = Bends(first, last, fit.curve, fix_start=fit.recipe.fix_start, fix_end=fit.recipe.fix_end)
@@ -205,7 +216,13 @@ def _bends(fit: _Fit) -> Bends:
 
 
 def _write(
-    directory: Path, fit: _Fit, bends: Bends, contents: Sequence[str], losses: Sequence[float], *, seconds: float
+    directory: Path,
+    fit: _Fit,
+    bends: Bends,
+    contents: Sequence[str],
+    losses: Sequence[float],
+    *,
+    seconds: float,
 ) -> Manifest:
     """Every bend as a checkpoint with a manifest of its own, and the curve's manifest over them."""
     recipe, names = fit.recipe, [f"bend-{j}" for j in range(fit.curve.num_bends)]
@@ -214,7 +231,9 @@ def _write(
         (directory / name).mkdir()
         content = _write_bend(directory / name, fit, bends, bend)
         outputs[name] = describe_outputs(directory / name, content)
-        _manifest(recipe, fit, contents, recipe.out / name, {"outputs": outputs[name]}).write(directory / name)
+        _manifest(recipe, fit, contents, recipe.out / name, {"outputs": outputs[name]}).write(
+            directory / name
+        )
     notes = {
         "curve": fit.curve.to_json(),
         "bends": names,

@@ -44,7 +44,8 @@ CURVE_POINTS = 61
 
 @dataclass(frozen=True)
 class _Map:
-    """The plane, its grid, the coefficients of every grid point float64[Y·X, 3], and where things lie in it."""
+    """The plane, its grid, the coefficients of every grid point float64[Y·X, 3], and where things lie in
+    it."""
 
     plane: Plane
     xs: Matrix
@@ -56,7 +57,8 @@ class _Map:
 
 
 def plane(recipe: PlaneRecipe, world: World, report: Report) -> Json:
-    """Score the grid and write plane.npz, plane.json and plane.png; every rank returns the manifest, rank 0 writes.
+    """Score the grid and write plane.npz, plane.json and plane.png; every rank returns the manifest, rank 0
+    writes.
 
     Raises RecipeError and CompatibilityError before anything is scored.
     """
@@ -64,7 +66,9 @@ def plane(recipe: PlaneRecipe, world: World, report: Report) -> Json:
     inputs = [file for checkpoint in [*checkpoints, *projected] for file in checkpoint.files]
     output = OutputDirectory(recipe.out, overwrite=recipe.overwrite, inputs=inputs) if world.is_main else None
     slots = agreed(checkpoints, recipe, report).slots
-    found = geometry([*checkpoints, *projected], [name for name in weight_names(checkpoints[0]) if name in slots])
+    found = geometry(
+        [*checkpoints, *projected], [name for name in weight_names(checkpoints[0]) if name in slots]
+    )
     drawn = _lay_out(recipe, found)
     if recipe.dry_run:
         return show_plan(checkpoints, drawn.coefficients, recipe, world, report)
@@ -75,7 +79,9 @@ def plane(recipe: PlaneRecipe, world: World, report: Report) -> Json:
     projections = _projections(drawn, projected)
     least = _metrics(values, scored)
     report(_table(values, least, drawn, projections))
-    contents = [content_hash(checkpoint, threads=world.num_threads) for checkpoint in [*checkpoints, *projected]]
+    contents = [
+        content_hash(checkpoint, threads=world.num_threads) for checkpoint in [*checkpoints, *projected]
+    ]
     manifest = Manifest(
         command="plane",
         recipe=recipe_to_json(recipe),
@@ -96,7 +102,9 @@ def _open(recipe: PlaneRecipe) -> tuple[list[Checkpoint], list[Checkpoint]]:
     """The three checkpoints, or the bends of a curve, and those that are projected."""
     checkpoints = open_references(recipe.refs)
     if len(checkpoints) != 3:
-        raise RecipeError(f"refs name {len(checkpoints)} checkpoints, expected three, or a curve of three bends")
+        raise RecipeError(
+            f"refs name {len(checkpoints)} checkpoints, expected three, or a curve of three bends"
+        )
     projected = open_references(recipe.project) if recipe.project else []
     distinct = {checkpoint.path.resolve() for checkpoint in checkpoints}
     projected = [checkpoint for checkpoint in projected if checkpoint.path.resolve() not in distinct]
@@ -157,7 +165,11 @@ def _metrics(values: dict[str, dict[str, Matrix]], scored: Sequence[Point]) -> J
         for measure, grid in measures.items():
             point = scored[int(grid.argmin())][split]["top1" if measure == "err" else "nll"]
             error = point["standard_error"] * (100 if measure == "err" else 1)
-            entry = {"value": float(grid.min()), "standard_error": error, "num_examples": point["num_examples"]}
+            entry = {
+                "value": float(grid.min()),
+                "standard_error": error,
+                "num_examples": point["num_examples"],
+            }
             found[split][f"{measure}_min"] = entry
     return found
 

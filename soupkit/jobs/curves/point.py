@@ -13,13 +13,16 @@ from soupkit.world import World
 
 
 def curve_point(recipe: CurvePoint, world: World, report: Report) -> Json:
-    """Write the point at t: bit for bit an end at 0 and 1, else the mixture with its own batch-norm statistics."""
+    """Write the point at t: bit for bit an end at 0 and 1, else the mixture with its own batch-norm
+    statistics."""
     curve, bends, _ = open_curve(recipe.curve)
     ingredients = prepare(bends, recipe, report)
     mixture = curve.mixture(recipe.at, ingredients.names)
     refresh = recipe.bn == "refresh" and needs_refresh(mixture, ingredients.plan.slots)
     if recipe.bn == "refresh" and not refresh:
-        recipe = dataclasses.replace(recipe, bn="average")  # as it is recorded, so that `reproduce` does the same
+        recipe = dataclasses.replace(
+            recipe, bn="average"
+        )  # as it is recorded, so that `reproduce` does the same
     if refresh:
         check_has_data(recipe)
     if recipe.dry_run:

@@ -11,7 +11,8 @@ from soupkit.world import World, cache_folder
 
 
 def cache(recipe: Cache, _world: World, report: Report) -> Json:
-    """Files and bytes of each kind, counted before anything is removed. Raises OutputError for what cannot be removed.
+    """Files and bytes of each kind, counted before anything is removed. Raises OutputError for what cannot be
+    removed.
 
     Returns {"folder", "kinds": {kind: {files, bytes}}, "cleared"}.
     """
@@ -23,7 +24,9 @@ def cache(recipe: Cache, _world: World, report: Report) -> Json:
     left = [failed for each in kinds if clears for failed in clear(each.kind)]
     if left:
         path, why = left[0]
-        raise OutputError(f"{path}: cannot be removed: {why}", hint=f"{len(left)} files are left; remove them yourself")
+        raise OutputError(
+            f"{path}: cannot be removed: {why}", hint=f"{len(left)} files are left; remove them yourself"
+        )
     total = sum(each.num_files for each in kinds)
     if recipe.clear:
         report(Told(f"{'removed' if clears else 'would remove'} {total} files"))
@@ -35,4 +38,6 @@ def _folder() -> str:
     try:
         return str(cache_folder())
     except RuntimeError:
-        raise OutputError("there is no home folder to remember anything in", hint="set SOUPKIT_CACHE") from None
+        raise OutputError(
+            "there is no home folder to remember anything in", hint="set SOUPKIT_CACHE"
+        ) from None

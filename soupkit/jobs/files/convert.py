@@ -34,8 +34,8 @@ Finish = Callable[[Path], None]
 def convert(recipe: Convert, world: World, report: Report) -> Json:
     """Read every file, check all of them, then write them one by one.
 
-    Memory: one tensor at a time for files of torch ≥ 1.6, the whole file for older ones; the model with --model.
-    Raises ReferenceError, CheckpointError, TaskError, OutputError; then nothing is left behind.
+    Memory: one tensor at a time for files of torch ≥ 1.6, the whole file for older ones; the model with
+    --model. Raises ReferenceError, CheckpointError, TaskError, OutputError; then nothing is left behind.
     """
     sources = [source for ref in recipe.refs for source in _expand(ref)]
     members = _member_names(sources)
@@ -69,7 +69,8 @@ def convert(recipe: Convert, world: World, report: Report) -> Json:
 
 @dataclass(frozen=True)
 class Source:
-    """A pickle: what it is called, where it is, and where its companions are when it is one of many files there."""
+    """A pickle: what it is called, where it is, and where its companions are when it is one of many files
+    there."""
 
     reference: str
     path: Path
@@ -112,7 +113,9 @@ def _member_names(sources: Sequence[Source]) -> list[str]:
         if len(set(names)) == len(names):
             return names
     twice = next(name for name in names if names.count(name) > 1)
-    raise ReferenceError(f"several files would become {twice}", hint="convert them one by one, or rename them")
+    raise ReferenceError(
+        f"several files would become {twice}", hint="convert them one by one, or rename them"
+    )
 
 
 def _open_all(sources: Sequence[Source], recipe: Convert, report: Report) -> list[tuple[Pickled, Plan]]:
@@ -131,9 +134,14 @@ def _mixed(sources: Sequence[Source], opened: Sequence[tuple[Pickled, Plan]], re
         return []
     number, other = kinds.count("averaged"), next(k for k, kind in enumerate(kinds) if kind != "averaged")
     said = (
-        f"{number} of {len(kinds)} files gave averaged (EMA) weights, the others raw ones, {sources[other].reference}"
+        f"{number} of {len(kinds)} files gave averaged (EMA) weights, the others raw ones, "
+        f"{sources[other].reference}"
     )
-    options = "" if recipe.key else " (--prefer raw takes the raw weights of all; --prefer ema refuses those without)"
+    options = (
+        ""
+        if recipe.key
+        else " (--prefer raw takes the raw weights of all; --prefer ema refuses those without)"
+    )
     return [f"{said} for example: a soup of them mixes the two{options}"]
 
 
@@ -186,7 +194,9 @@ def _write(
     """One checkpoint directory with its manifest."""
     _tell(source.reference, pickled, recipe, report)
     copy_files(pickled.companions, pickled.directory or directory, directory)
-    write_pickled(directory, pickled, plan, advance=lambda num_bytes: report(Advanced("converting", num_bytes)))
+    write_pickled(
+        directory, pickled, plan, advance=lambda num_bytes: report(Advanced("converting", num_bytes))
+    )
     follow_dtype(directory, plan.slots)
     try:
         finish(directory)
@@ -224,14 +234,23 @@ def _seen(source: Source) -> Json:
 
 def _tell(path: str, pickled: Pickled, recipe: Convert, report: Report) -> None:
     if pickled.others and recipe.key is None:
-        report(Told(f"{path}: took {pickled.where}; the file also holds {', '.join(pickled.others)} (--key, --prefer)"))
+        report(
+            Told(
+                f"{path}: took {pickled.where}; the file also holds {', '.join(pickled.others)} (--key, "
+                f"--prefer)"
+            )
+        )
     for note in pickled.notes:
         report(Told(f"{path}: {note}"))
     if pickled.ties:
-        report(Told(f"{path}: {len(pickled.ties)} tied tensors are written once, with a note in the metadata"))
+        report(
+            Told(f"{path}: {len(pickled.ties)} tied tensors are written once, with a note in the metadata")
+        )
     architecture = pickled.facts.get("arch")
     if recipe.model is None and isinstance(architecture, str) and not pickled.companions:
-        report(Told(f"{path}: says it is {architecture}; --model timm:{architecture} writes its configuration"))
+        report(
+            Told(f"{path}: says it is {architecture}; --model timm:{architecture} writes its configuration")
+        )
 
 
 def _of_members(
@@ -260,6 +279,8 @@ def _show_plan(sources: Sequence[Source], opened: Sequence[tuple[Pickled, Plan]]
         }
         for source, (pickled, plan) in zip(sources, opened, strict=True)
     ]
-    rows = tuple((plan["reference"], plan["where"], plan["tensors"], plan["bytes_to_write"]) for plan in plans)
+    rows = tuple(
+        (plan["reference"], plan["where"], plan["tensors"], plan["bytes_to_write"]) for plan in plans
+    )
     report(Table("plan: nothing was written", ("file", "key", "tensors", "bytes"), rows))
     return {"plan": plans}

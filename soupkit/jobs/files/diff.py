@@ -24,12 +24,18 @@ CHUNK = 1 << 20
 def diff(recipe: Diff, world: World, report: Report) -> Json:
     """Compare two checkpoints tensor by tensor: ‖a − b‖/‖a‖ and cos(a, b), in float64, chunk by chunk.
 
-    Counters, masks and other tensors that are not floating stand apart: they are in no figure over all tensors.
+    Counters, masks and other tensors that are not floating stand apart: they are in no figure over all
+    tensors.
     """
     a, b = open_checkpoint(recipe.a), open_checkpoint(recipe.b)
     for each in (a, b):
         if found := quantization_of(each):
-            report(Warned(f"{each.reference}: is quantized by {found.method}: what is compared are codes, not weights"))
+            report(
+                Warned(
+                    f"{each.reference}: is quantized by {found.method}: what is compared are codes, not "
+                    f"weights"
+                )
+            )
     shared = [name for name in a.specs if name in b.specs and a.specs[name].shape == b.specs[name].shape]
     with ThreadPoolExecutor(world.num_threads) as pool:
         rows = list(pool.map(lambda name: _compare(a, b, name), shared))
@@ -51,7 +57,11 @@ def diff(recipe: Diff, world: World, report: Report) -> Json:
 
 
 def _differing(a: Checkpoint, b: Checkpoint, what: str) -> dict[str, list[Any]]:
-    pairs = {name: (getattr(a.specs[name], what), getattr(b.specs[name], what)) for name in a.specs if name in b.specs}
+    pairs = {
+        name: (getattr(a.specs[name], what), getattr(b.specs[name], what))
+        for name in a.specs
+        if name in b.specs
+    }
     return {name: [left, right] for name, (left, right) in pairs.items() if left != right}
 
 
@@ -88,7 +98,12 @@ def _as_integers(a: Checkpoint, b: Checkpoint, row: Json) -> Json:
     x, y = a[row["tensor"]].reshape(-1), b[row["tensor"]].reshape(-1)
     unequal = np.flatnonzero(x != y)
     first = [x[unequal[0]].item(), y[unequal[0]].item()] if unequal.size else None
-    return {"tensor": row["tensor"], "equal": row["equal"], "num_different": int(unequal.size), "first": first}
+    return {
+        "tensor": row["tensor"],
+        "equal": row["equal"],
+        "num_different": int(unequal.size),
+        "first": first,
+    }
 
 
 def _order(distance: float) -> float:
@@ -102,13 +117,16 @@ def _report_diff(result: Json, limit: int, report: Report) -> None:
     for key in ("shapes", "dtypes"):
         if result[key]:
             name, (left, right) = next(iter(result[key].items()))
-            report(Told(f"{key} differ in {len(result[key])} tensors, for example {name}: {left} and {right}"))
+            report(
+                Told(f"{key} differ in {len(result[key])} tensors, for example {name}: {left} and {right}")
+            )
     _report_integers(result["integers"], report)
     rows = [row for row in result["tensors"] if not row["equal"]]
     shown = rows[:limit] if limit else rows
     overall = result["overall"]
     caption = (
-        f"{result['num_equal']} of {len(result['tensors'] + result['integers'])} shared tensors are equal, bit for bit"
+        f"{result['num_equal']} of {len(result['tensors'] + result['integers'])} shared tensors "
+        f"are equal, bit for bit"
     )
     if len(shown) < len(rows):
         caption += f"; {len(rows) - len(shown)} more differ (--limit 0 shows them)"
@@ -128,4 +146,9 @@ def _report_integers(rows: Sequence[Json], report: Report) -> None:
     if differing:
         row = max(differing, key=lambda row: row["num_different"])
         pair = f": {row['first'][0]} and {row['first'][1]}" if row["first"] else ", in dtype only"
-        report(Told(f"integers differ in {len(differing)} of {len(rows)} tensors, for example {row['tensor']}{pair}"))
+        report(
+            Told(
+                f"integers differ in {len(differing)} of {len(rows)} tensors, for example "
+                f"{row['tensor']}{pair}"
+            )
+        )

@@ -72,7 +72,9 @@ def _matrices(recipe: ExtractLora, shapes: dict[str, tuple[int, ...]]) -> set[st
     patterns = [name_pattern(text) for text in recipe.only]
     chosen = {name for name in found if any(pattern.search(name) for pattern in patterns)}
     if not chosen:
-        raise RecipeError(f"only: {', '.join(recipe.only)} matches no matrix", hint="soupkit inspect REF --tensors")
+        raise RecipeError(
+            f"only: {', '.join(recipe.only)} matches no matrix", hint="soupkit inspect REF --tensors"
+        )
     return chosen
 
 
@@ -94,7 +96,13 @@ def _extract(
 
 
 def _take(
-    recipe: ExtractLora, name: str, change: Array, whole: Array, is_matrix: bool, dtype: Any, found: _Extracted
+    recipe: ExtractLora,
+    name: str,
+    change: Array,
+    whole: Array,
+    is_matrix: bool,
+    dtype: Any,
+    found: _Extracted,
 ) -> None:
     module = name.removesuffix(".weight").removesuffix(".bias")
     if is_matrix:

@@ -91,7 +91,11 @@ def _copy(checkpoints: Sequence[Checkpoint], recipe: Pull, out: Path, world: Wor
 def _copy_one(checkpoint: Checkpoint, target: Path, recipe: Pull, out: Path, world: World) -> Manifest:
     """A soup keeps its own manifest, as long as its weights are what that records."""
     assert isinstance(checkpoint.remote, HubFiles)
-    files = [*checkpoint.files, *checkpoint.companions, *([checkpoint.remote.index] if checkpoint.remote.index else [])]
+    files = [
+        *checkpoint.files,
+        *checkpoint.companions,
+        *([checkpoint.remote.index] if checkpoint.remote.index else []),
+    ]
     copy_files(files, checkpoint.directory, target)
     content = content_hash(Checkpoint(target), threads=world.num_threads)
     own = Manifest.read_if_any(checkpoint.directory)
@@ -109,14 +113,19 @@ def _copy_one(checkpoint: Checkpoint, target: Path, recipe: Pull, out: Path, wor
 
 
 def _folders(checkpoints: Sequence[Checkpoint]) -> list[str]:
-    """Where each goes inside OUT: nowhere else for one; by folder or repository, and commit where those are equal."""
+    """Where each goes inside OUT: nowhere else for one; by folder or repository, and commit where those are
+    equal."""
     if len(checkpoints) == 1:
         return ["."]
     found = [parse_hub(checkpoint.reference) for checkpoint in checkpoints]
-    names = [(each.inside or each.name).rpartition("/")[2].removesuffix(".safetensors") for each in found if each]
+    names = [
+        (each.inside or each.name).rpartition("/")[2].removesuffix(".safetensors") for each in found if each
+    ]
     counts = Counter(names)
     revisions = [(each.revision or "")[:8] for each in found if each]
-    names = [f"{name}-{rev}" if counts[name] > 1 else name for name, rev in zip(names, revisions, strict=True)]
+    names = [
+        f"{name}-{rev}" if counts[name] > 1 else name for name, rev in zip(names, revisions, strict=True)
+    ]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise ReferenceError(f"{twice} stands for several of the checkpoints", hint="pull them one by one")
@@ -126,19 +135,25 @@ def _folders(checkpoints: Sequence[Checkpoint]) -> list[str]:
 def push(recipe: Push, world: World, report: Report) -> Json:
     """Check a directory, make the repository where there is none, upload file by file, and commit once.
 
-    Files that an interrupted push has uploaded are not sent again. Raises CheckpointError when weights are not what the
-    manifest records, ReferenceError for what the Hub refuses.
+    Files that an interrupted push has uploaded are not sent again. Raises CheckpointError when weights are
+    not what the manifest records, ReferenceError for what the Hub refuses.
     """
     members = [Checkpoint(path) for path in sweep_members(recipe.directory) or [recipe.directory]]
     for checkpoint in members:
         _check_recorded(checkpoint, world)
     reference = parse_hub(recipe.repository)
     if reference is None or reference.revision or reference.inside:
-        raise RecipeError(f"repository is {recipe.repository!r}, expected org/name", hint="name a branch by --revision")
+        raise RecipeError(
+            f"repository is {recipe.repository!r}, expected org/name", hint="name a branch by --revision"
+        )
     files = _files(recipe.directory, members[0])
-    total = sum(len(content) if isinstance(content, bytes) else content.stat().st_size for content in files.values())
+    total = sum(
+        len(content) if isinstance(content, bytes) else content.stat().st_size for content in files.values()
+    )
     if recipe.dry_run:
-        rows = tuple((name, "new" if isinstance(content, bytes) else str(content)) for name, content in files.items())
+        rows = tuple(
+            (name, "new" if isinstance(content, bytes) else str(content)) for name, content in files.items()
+        )
         report(Table(f"plan: nothing was uploaded to {reference.name}", ("file", "from"), rows))
         return {"plan": {"repository": reference.name, "files": list(files), "bytes": total}}
     with explained(reference.name):
@@ -158,7 +173,8 @@ def _check_recorded(checkpoint: Checkpoint, world: World) -> None:
 
 
 def _files(directory: Path, first: Checkpoint) -> dict[str, Path | bytes]:
-    """{path in the repository: file or content}: all but hidden files, and a model card where there is none."""
+    """{path in the repository: file or content}: all but hidden files, and a model card where there is
+    none."""
     files: dict[str, Path | bytes] = {}
     for path in sorted(directory.rglob("*")):
         name = path.relative_to(directory)
@@ -170,7 +186,9 @@ def _files(directory: Path, first: Checkpoint) -> dict[str, Path | bytes]:
     return files
 
 
-def _upload(repository: str, files: dict[str, Path | bytes], total: int, recipe: Push, report: Report) -> Json:
+def _upload(
+    repository: str, files: dict[str, Path | bytes], total: int, recipe: Push, report: Report
+) -> Json:
     from huggingface_hub import CommitOperationAdd, HfApi
     from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
 
@@ -180,7 +198,8 @@ def _upload(repository: str, files: dict[str, Path | bytes], total: int, recipe:
     if not recipe.pr:
         _prepare(api, repository, recipe)
     additions = [
-        CommitOperationAdd(name, str(file) if isinstance(file, Path) else file) for name, file in files.items()
+        CommitOperationAdd(name, str(file) if isinstance(file, Path) else file)
+        for name, file in files.items()
     ]
     where: Json = {"revision": recipe.revision, "create_pr": recipe.pr}
     report(Started("uploading", total, "bytes"))
@@ -215,12 +234,14 @@ def _check_card(card: Path | bytes, repository: str) -> None:
     answer = retried(ask)
     if answer.status_code == 400:
         raise CheckpointError(
-            f"{repository}: the Hub cannot read the head of {CARD}: {answer.text}", hint=f"correct the YAML in {CARD}"
+            f"{repository}: the Hub cannot read the head of {CARD}: {answer.text}",
+            hint=f"correct the YAML in {CARD}",
         )
 
 
 def _prepare(api: Any, repository: str, recipe: Push) -> None:
-    """Make the repository and the branch where there are none. Private weights never go where all can read them."""
+    """Make the repository and the branch where there are none. Private weights never go where all can read
+    them."""
     retried(lambda: api.create_repo(repository, private=recipe.private or None, exist_ok=True))
     if recipe.private and not retried(lambda: api.model_info(repository)).private:
         raise RecipeError(

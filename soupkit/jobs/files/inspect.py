@@ -23,9 +23,13 @@ def inspect(recipe: Inspect, _world: World, report: Report) -> Json:
             (key.replace("_", " "), _shown(value)) for key, value in values.items() if key != "tensor_list"
         )
         report(Table(checkpoint.reference, ("", ""), rows))
-        tensors = [[name, spec.dtype, list(spec.shape), spec.file.name] for name, spec in checkpoint.specs.items()]
+        tensors = [
+            [name, spec.dtype, list(spec.shape), spec.file.name] for name, spec in checkpoint.specs.items()
+        ]
         if recipe.tensors:
-            cells: Rows = tuple((str(name), str(dtype), str(shape), str(file)) for name, dtype, shape, file in tensors)
+            cells: Rows = tuple(
+                (str(name), str(dtype), str(shape), str(file)) for name, dtype, shape, file in tensors
+            )
             report(Table("", ("tensor", "dtype", "shape", "file"), cells))
         described.append({"reference": checkpoint.reference, **values, "tensor_list": tensors})
     return {"checkpoints": described}

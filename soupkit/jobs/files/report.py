@@ -30,8 +30,8 @@ PATH_SCORES = "curve.json"
 def report(recipe: ReportRecipe, _world: World, report: Report) -> Json:
     """Write the page; returns its place and size, and the names of the outputs that it is about.
 
-    Reads headers, manifests and plots, no weights. Raises ReferenceError for what is no output of soupkit, OutputError
-    before anything is read when the page cannot be written.
+    Reads headers, manifests and plots, no weights. Raises ReferenceError for what is no output of soupkit,
+    OutputError before anything is read when the page cannot be written.
     """
     path = local_path(str(recipe.path))
     out = recipe.out or path.resolve().with_name(f"{path.resolve().name.removesuffix('.json')}.html")
@@ -45,7 +45,11 @@ def report(recipe: ReportRecipe, _world: World, report: Report) -> Json:
         raise ReferenceError(f"{error.filename or path}: cannot be read: {error.strerror}") from error
     num_bytes = _write(out, content)
     report(Wrote(out, num_bytes))
-    return {"out": str(out), "bytes": num_bytes, "outputs": [subject.name, *(part.name for part in subject.parts)]}
+    return {
+        "out": str(out),
+        "bytes": num_bytes,
+        "outputs": [subject.name, *(part.name for part in subject.parts)],
+    }
 
 
 def _check_out(out: Path, *, overwrite: bool) -> None:
@@ -55,12 +59,15 @@ def _check_out(out: Path, *, overwrite: bool) -> None:
     if not out.is_file():
         raise OutputError(f"{out}: exists and is not a file", hint="choose another --out")
     if not overwrite:
-        raise OutputError(f"{out}: exists already", hint="choose another --out, or replace it with --overwrite")
+        raise OutputError(
+            f"{out}: exists already", hint="choose another --out, or replace it with --overwrite"
+        )
     with out.open("rb") as file:
         is_page = f'<meta name="generator" content="{GENERATOR} '.encode() in file.read(4096)
     if not is_page:
         raise OutputError(
-            f"{out}: was not written by soupkit report, so --overwrite does not replace it", hint="choose another --out"
+            f"{out}: was not written by soupkit report, so --overwrite does not replace it",
+            hint="choose another --out",
         )
 
 
@@ -72,7 +79,9 @@ def _write(out: Path, content: str) -> int:
         with whole_file(out) as temporary:
             temporary.write_bytes(data)
     except OSError as error:
-        raise OutputError(f"{out}: cannot be written: {error.strerror}", hint="choose another --out") from error
+        raise OutputError(
+            f"{out}: cannot be written: {error.strerror}", hint="choose another --out"
+        ) from error
     return len(data)
 
 
@@ -85,7 +94,9 @@ def _of_directory(directory: Path) -> Subject:
         Checkpoint(directory)
     except ReferenceError:
         hint = f"name a directory with a {MANIFEST_NAME}, with weights, or with such directories in it"
-        raise ReferenceError(f"{directory}: holds no output of soupkit and no checkpoint", hint=hint) from None
+        raise ReferenceError(
+            f"{directory}: holds no output of soupkit and no checkpoint", hint=hint
+        ) from None
     return subject
 
 
@@ -156,7 +167,10 @@ def _of_file(path: Path) -> Subject:
         return Subject(name=path.name, parts=parts)
     if "command" not in record:  # scores.json, or what a command without a manifest printed
         metrics = record.get("metrics", {})
-        record = {"metrics": metrics, "notes": {key: value for key, value in record.items() if key != "metrics"}}
+        record = {
+            "metrics": metrics,
+            "notes": {key: value for key, value in record.items() if key != "metrics"},
+        }
     return Subject(name=path.name, record=record)
 
 
@@ -170,5 +184,7 @@ def _json_file(path: Path) -> Json:
             f"{path}: is not a JSON file: {error}", hint="name a directory, or what --json printed"
         ) from error
     if not isinstance(values, dict) or not values:
-        raise ReferenceError(f"{path}: holds no record of soupkit", hint="name a directory, or what --json printed")
+        raise ReferenceError(
+            f"{path}: holds no record of soupkit", hint="name a directory, or what --json printed"
+        )
     return values

@@ -40,9 +40,17 @@ def verify(recipe: Verify, world: World, report: Report) -> Json:
     unknown = [name for directory in directories for name in _unrecorded(directory)]
     if unknown and not recipe.strict:
         shown = ", ".join(unknown[:5]) + (", …" if len(unknown) > 5 else "")
-        report(Warned(f"{len(unknown)} files are not in {MANIFEST_NAME}, for example {shown} (--strict: an error)"))
+        report(
+            Warned(
+                f"{len(unknown)} files are not in {MANIFEST_NAME}, for example {shown} (--strict: an error)"
+            )
+        )
     checks += [(name, False, f"is not in {MANIFEST_NAME}") for name in unknown if recipe.strict]
-    report(Table(f"verify {recipe.directory}", ("what", "as recorded"), tuple((what, ok) for what, ok, _ in checks)))
+    report(
+        Table(
+            f"verify {recipe.directory}", ("what", "as recorded"), tuple((what, ok) for what, ok, _ in checks)
+        )
+    )
     changed = [f"{what}: {why}" for what, ok, why in checks if not ok]
     if changed:
         raise CheckpointError(
@@ -54,7 +62,8 @@ def verify(recipe: Verify, world: World, report: Report) -> Json:
 
 
 def _unrecorded(directory: Path) -> list[str]:
-    """What lies in an output, at any depth, and is not recorded: code that a configuration may name, for example.
+    """What lies in an output, at any depth, and is not recorded: code that a configuration may name, for
+    example.
 
     Outputs inside it (an average, snapshots) have records of their own.
     """
@@ -94,7 +103,9 @@ def _check_inputs(directory: Path, manifest: Manifest, world: World) -> list[tup
     for entry in manifest.inputs:
         content = content_of_input(directory, entry, world)
         recorded = entry.get("content")
-        checks.append((f"input {entry['reference']}", content == recorded, f"content {content}, recorded {recorded}"))
+        checks.append(
+            (f"input {entry['reference']}", content == recorded, f"content {content}, recorded {recorded}")
+        )
     return checks
 
 
@@ -117,7 +128,9 @@ def reproduce(recipe: Reproduce, world: World, report: Report) -> Json:
         return show_plan(ingredients, made_with, world, report)
     for what, ok, why in _check_inputs(recipe.directory, manifest, world):
         if not ok:
-            raise CheckpointError(f"{what}: has changed since: {why}", hint="bring the recorded checkpoint back")
+            raise CheckpointError(
+                f"{what}: has changed since: {why}", hint="bring the recorded checkpoint back"
+            )
     mixture = Mixture.from_json(manifest.mixture)
     replaced: Mapping[str, Array] | None = None
     if isinstance(made_with, Aligns) and made_with.repair != "off":
@@ -145,7 +158,9 @@ def reproduce(recipe: Reproduce, world: World, report: Report) -> Json:
     return again
 
 
-def _merge_again(recipe: Reproduce, manifest: Manifest, made_with: MethodRecipe, world: World, report: Report) -> Json:
+def _merge_again(
+    recipe: Reproduce, manifest: Manifest, made_with: MethodRecipe, world: World, report: Report
+) -> Json:
     """A method's output has no coefficients: the recorded recipe runs again, on the recorded inputs."""
     again = write_merge(
         with_inputs(made_with, _references(recipe.directory, manifest)),
@@ -173,7 +188,8 @@ def _same_bits(written: Checkpoint, manifest: Manifest, world: World) -> Json:
     content = content_hash(written, threads=world.num_threads)
     if content != manifest.outputs.get("content"):
         raise CheckpointError(
-            f"the soup came out with content {content}, the manifest records {manifest.outputs.get('content')}",
+            f"the soup came out with content {content}, the manifest records "
+            f"{manifest.outputs.get('content')}",
             hint=_why_other_bits(manifest),
         )
     return manifest.metrics
@@ -190,7 +206,8 @@ def _why_other_bits(manifest: Manifest) -> str:
     return "; ".join(
         [
             *(differing or ["versions and processor are the same here"]),
-            "whatever a model's pass gives (refreshed batch-norm statistics, REPAIR) needs the same versions, "
+            "whatever a model's pass gives (refreshed batch-norm statistics, REPAIR) needs the same "
+            "versions, "
             "processor family and --threads for the same bits",
         ]
     )
@@ -202,11 +219,14 @@ def _recorded_recipe(manifest: Manifest, recipe: Reproduce) -> Any:
     known = {field.name for field in dataclasses.fields(kind)} if kind else set()
     if kind is None or not {"out", "overwrite", "non_finite"} <= known:
         raise CheckpointError(
-            f"{recipe.directory / MANIFEST_NAME}: records the command {brief(manifest.command)}, which makes no soup",
+            f"{recipe.directory / MANIFEST_NAME}: records the command {brief(manifest.command)}, which "
+            f"makes no soup",
             hint="was the manifest edited?",
         )
     values = {key: value for key, value in manifest.recipe.items() if key in known}
     if "mismatch" in known:
         values.setdefault("mismatch", "warn")  # before there was this option nothing was refused
     made_with = parse_recipe(kind, values, where=str(recipe.directory / MANIFEST_NAME))
-    return dataclasses.replace(made_with, out=recipe.out, overwrite=recipe.overwrite, non_finite=recipe.non_finite)
+    return dataclasses.replace(
+        made_with, out=recipe.out, overwrite=recipe.overwrite, non_finite=recipe.non_finite
+    )

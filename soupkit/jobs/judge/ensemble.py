@@ -33,8 +33,9 @@ BEST = "best single"
 def ensemble(recipe: Ensemble, world: World, report: Report) -> Json:
     """Score every checkpoint and the ensembles of logits and of probabilities; returns the manifest.
 
-    The best single model is the one that is best on held-out; the ensembles are compared with it in pairs. Memory: the
-    predictions of four models. Raises RecipeError and TaskError before anything is scored for whatever can be known.
+    The best single model is the one that is best on held-out; the ensembles are compared with it in pairs.
+    Memory: the predictions of four models. Raises RecipeError and TaskError before anything is scored for
+    whatever can be known.
     """
     checkpoints = open_references(recipe.refs)
     refuse_quantized(checkpoints)
@@ -67,7 +68,9 @@ def ensemble(recipe: Ensemble, world: World, report: Report) -> Json:
         notes={
             "best_single": names[best[0]],
             "singles": dict(zip(names, singles, strict=True)),
-            "comparisons": {kind: {s: c.to_json() for s, c in each.items()} for kind, each in comparisons.items()},
+            "comparisons": {
+                kind: {s: c.to_json() for s, c in each.items()} for kind, each in comparisons.items()
+            },
             "data": task.splits.description,
         },
     )
@@ -99,7 +102,9 @@ def _predict(
         key = memory.key_of([content], uniform([checkpoint.reference]), fingerprint)
         predictions, remembered = _predictions(checkpoint, task, memory, key)
         num_remembered += remembered
-        singles.append({split: scores_to_json(scores_of(p, task.metrics)) for split, p in predictions.items()})
+        singles.append(
+            {split: scores_to_json(scores_of(p, task.metrics)) for split, p in predictions.items()}
+        )
         for split in JUDGED:
             ensembles[split].add(predictions[split])
         top = singles[number]["held_out"]["top1"]["value"]
@@ -117,20 +122,25 @@ def _predict(
 def _predictions(
     checkpoint: Checkpoint, task: ImageTask, memory: Remembered, key: str
 ) -> tuple[dict[str, Predictions], bool]:
-    """Held-out and test predictions of a checkpoint, remembered by its weights and the task; and whether they were."""
+    """Held-out and test predictions of a checkpoint, remembered by its weights and the task; and whether they
+    were."""
     examples = {"held_out": task.held_out, "test": task.test}
     known = memory.read(key)
     if known is not None:
         outputs = known[1]
         if all(split in outputs and len(outputs[split]) == len(examples[split]) for split in JUDGED):
-            return {str(split): Predictions(outputs[split], examples[split].targets) for split in JUDGED}, True
+            return {
+                str(split): Predictions(outputs[split], examples[split].targets) for split in JUDGED
+            }, True
     task.load(checkpoint)
     found: dict[str, Predictions] = {split: predict(task, split) for split in JUDGED}
     memory.write(key, {}, {split: each.outputs for split, each in found.items()})
     return found, False
 
 
-def _table(best: str, metrics: JsonView, comparisons: Mapping[str, Mapping[str, Comparison]], num: int) -> Table:
+def _table(
+    best: str, metrics: JsonView, comparisons: Mapping[str, Mapping[str, Comparison]], num: int
+) -> Table:
     rows: list[tuple[Cell, ...]] = []
     labels: dict[str, str] = {
         "best_single": f"{BEST}: {best}",

@@ -47,8 +47,8 @@ class Row:
 def evaluate(recipe: Evaluate, world: World, report: Report) -> Json:
     """Score every checkpoint on held-out and test, or by an external program; returns the manifest.
 
-    Its metrics are {split: {metric: …}} of a single checkpoint, {name: {split: {metric: …}}} of several; its notes hold
-    the comparisons. With `out`, scores.json, scores.csv and the manifest are written there.
+    Its metrics are {split: {metric: …}} of a single checkpoint, {name: {split: {metric: …}}} of several; its
+    notes hold the comparisons. With `out`, scores.json, scores.csv and the manifest are written there.
     Raises RecipeError, TaskError before anything is scored for whatever can be known then.
     """
     checkpoints, baseline = _with_baseline(recipe)
@@ -77,7 +77,8 @@ def evaluate(recipe: Evaluate, world: World, report: Report) -> Json:
 
 
 def _with_baseline(recipe: Evaluate) -> tuple[list[Checkpoint], int]:
-    """The checkpoints to score, and which of them is the baseline; one that is not among them is put first."""
+    """The checkpoints to score, and which of them is the baseline; one that is not among them is put
+    first."""
     checkpoints = open_references(recipe.refs)
     if recipe.baseline is None:
         return checkpoints, 0
@@ -122,14 +123,17 @@ def _score_inside(
 
 
 def _load(checkpoint: Checkpoint, task: ImageTask, recipe: Evaluate, world: World) -> ImageTask:
-    """The task with this checkpoint's weights; another architecture gets a model of its own, and the same data."""
+    """The task with this checkpoint's weights; another architecture gets a model of its own, and the same
+    data."""
     if describe(checkpoint, recipe.model) != task.spec:
         return open_task(checkpoint, recipe, world, splits=task.splits)
     task.load(checkpoint)
     return task
 
 
-def _row(name: str, predictions: Predictions, reference: Predictions | None, recipe: Evaluate, task: Task) -> Row:
+def _row(
+    name: str, predictions: Predictions, reference: Predictions | None, recipe: Evaluate, task: Task
+) -> Row:
     metric = metric_of(recipe)
     comparison = compare(predictions, reference, task.metrics[metric]) if reference is not None else None
     scores = scores_of(predictions, task.metrics)
@@ -141,7 +145,9 @@ def _row(name: str, predictions: Predictions, reference: Predictions | None, rec
 def _score_outside(checkpoints: Sequence[Checkpoint], recipe: Evaluate, report: Report) -> list[Row]:
     assert recipe.score_command is not None
     if recipe.ensemble != "none":
-        raise RecipeError("an ensemble needs soupkit's own predictions", hint="leave --ensemble or --score-command out")
+        raise RecipeError(
+            "an ensemble needs soupkit's own predictions", hint="leave --ensemble or --score-command out"
+        )
     direction = "max" if recipe.direction == "auto" else recipe.direction
     scorer = CommandScorer(
         recipe.score_command, metric=recipe.metric, direction=direction, timeout=recipe.score_timeout
@@ -164,10 +170,16 @@ def _scored(split: str, row: Row, metric: str) -> Scored:
 def _table(split: str, rows: Sequence[Row], recipe: Evaluate) -> Table:
     metrics = list(rows[0].scores)
     compared = any(row.comparison for row in rows)
-    columns = ("checkpoint", *metrics, *((f"Δ {metric_of(recipe)}", "95 % interval", "p") if compared else ()))
+    columns = (
+        "checkpoint",
+        *metrics,
+        *((f"Δ {metric_of(recipe)}", "95 % interval", "p") if compared else ()),
+    )
     num = rows[0].scores[metrics[0]].num_examples
     title = split_label(split) + (f", n = {num}" if num else "")
-    caption = "± is one standard error; Δ and p are paired with the baseline's predictions" if compared else ""
+    caption = (
+        "± is one standard error; Δ and p are paired with the baseline's predictions" if compared else ""
+    )
     return Table(title, columns, tuple(_cells(row, compared=compared) for row in rows), caption)
 
 
@@ -177,7 +189,9 @@ def _cells(row: Row, *, compared: bool) -> tuple[str | float | None, ...]:
         return (row.name, *values)
     c = row.comparison
     difference = (
-        ("baseline", "", None) if c is None else (f"{c.difference:+.4f}", f"{c.low:+.4f} … {c.high:+.4f}", c.p_value)
+        ("baseline", "", None)
+        if c is None
+        else (f"{c.difference:+.4f}", f"{c.low:+.4f} … {c.high:+.4f}", c.p_value)
     )
     return (row.name, *values, *difference)
 

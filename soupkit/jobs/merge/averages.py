@@ -47,8 +47,12 @@ def merge_posthoc_ema(recipe: MergePosthocEma, world: World, report: Report) -> 
     snapshots = [recorded_snapshot(checkpoint) for checkpoint in ingredients.checkpoints]
     at = recipe.at or max(snapshot.step for snapshot in snapshots)
     column, error = synthesise(snapshots, Snapshot(PowerEma.of_width(recipe.sigma_rel), at))
-    said = f"the profile differs by {error:.2%} from that of an EMA of width {recipe.sigma_rel:g} at update {at}"
-    report(Warned(f"{said}: the snapshots are too few or too far apart for it") if error > POOR else Told(said))
+    said = (
+        f"the profile differs by {error:.2%} from that of an EMA of width {recipe.sigma_rel:g} at update {at}"
+    )
+    report(
+        Warned(f"{said}: the snapshots are too few or too far apart for it") if error > POOR else Told(said)
+    )
     mixture = weighted(ingredients.names, column.tolist())
     record = Record(notes={"at": at, "profile_error": error})
     return _write(ingredients, mixture, recipe, world, report, command="merge posthoc-ema", record=record)
@@ -68,7 +72,8 @@ def recorded_snapshot(source: Source) -> Snapshot:
     except (KeyError, TypeError, ValueError):
         raise RecipeError(
             f"{source.reference}: is no snapshot of a power-function EMA",
-            hint="train with --posthoc-sigma 0.05,0.1 and give OUT/posthoc; merge ema averages other checkpoints",
+            hint="train with --posthoc-sigma 0.05,0.1 and give OUT/posthoc; merge ema averages other "
+            "checkpoints",
         ) from None
 
 
@@ -105,4 +110,6 @@ def _write(
         from soupkit.stages.scoring.scoring import refreshed_statistics
 
         replaced = refreshed_statistics(ingredients, mixture, recipe, world, report)
-    return write_soup(ingredients, mixture, recipe, world, report, command=command, record=record, replaced=replaced)
+    return write_soup(
+        ingredients, mixture, recipe, world, report, command=command, record=record, replaced=replaced
+    )

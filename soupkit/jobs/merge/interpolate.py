@@ -55,7 +55,8 @@ def _mixture(ingredients: Ingredients, at: float, recipe: MergeInterpolate) -> M
 
 
 class _Points:
-    """Scores and writes points; the model comes in only when there is data. A point is chosen before it is repaired."""
+    """Scores and writes points; the model comes in only when there is data. A point is chosen before it is
+    repaired."""
 
     def __init__(
         self,
@@ -93,7 +94,9 @@ class _Points:
         recipe, names = self.recipe, [f"at-{at:g}" for at in self.recipe.at]
         size = self.ingredients.plan.num_bytes * len(points)
         inputs = [file for checkpoint in self.ingredients.checkpoints for file in checkpoint.files]
-        with OutputDirectory(recipe.out, overwrite=recipe.overwrite, num_bytes=size, inputs=inputs) as directory:
+        with OutputDirectory(
+            recipe.out, overwrite=recipe.overwrite, num_bytes=size, inputs=inputs
+        ) as directory:
             scores = self._scores(points)
             manifests = [
                 self._write(point, directory / name, Record(notes={"at": at}), silent)
@@ -139,10 +142,14 @@ class _Points:
         for at, point in zip(self.recipe.at, points, strict=True):
             score = self.judge(point, None)
             scores.append(score)
-            self.report(Scored(f"at {at:g}", score.metric, score.value, score.standard_error, score.num_examples))
+            self.report(
+                Scored(f"at {at:g}", score.metric, score.value, score.standard_error, score.num_examples)
+            )
         if len(scores) > 1:
             columns = ("at", "metric", "held-out", "± s.e.", "n")
-            self.report(Table("interpolation", columns, tuple(tuple(row.values()) for row in self._rows(scores))))
+            self.report(
+                Table("interpolation", columns, tuple(tuple(row.values()) for row in self._rows(scores)))
+            )
         return scores
 
     def _rows(self, scores: Sequence[Any]) -> list[Json]:

@@ -23,7 +23,8 @@ from soupkit.world import World
 
 
 def merge_mergekit(recipe: MergeMergekit, world: World, report: Report) -> Json:
-    """Translate the file; the manifest records the command that ran, so that it can be reproduced without the file."""
+    """Translate the file; the manifest records the command that ran, so that it can be reproduced without the
+    file."""
     try:
         text = recipe.file.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
@@ -54,11 +55,13 @@ def merge_mergekit(recipe: MergeMergekit, world: World, report: Report) -> Json:
 
 
 def check_models(found: Translated, where: str) -> None:
-    """Every reference must be one checkpoint, with an adapter where the file says so, and the vocabulary that it asks
-    for. Raises ReferenceError, CompatibilityError."""
+    """Every reference must be one checkpoint, with an adapter where the file says so, and the vocabulary that
+    it asks for. Raises ReferenceError, CompatibilityError."""
     models = [_check_model(reference, found, where) for reference in found.models]
     if found.tokenizer is not None:
-        _check_vocabulary(open_checkpoint(found.tokenizer), [model for model in models if model is not None], where)
+        _check_vocabulary(
+            open_checkpoint(found.tokenizer), [model for model in models if model is not None], where
+        )
 
 
 def _check_model(reference: str, found: Translated, where: str) -> Checkpoint | None:
@@ -76,7 +79,8 @@ def _check_model(reference: str, found: Translated, where: str) -> Checkpoint | 
 
 
 def _check_vocabulary(source: Checkpoint, models: list[Checkpoint], where: str) -> None:
-    """mergekit would move rows of embeddings by token; soupkit merges row by row, so they must already be the same."""
+    """mergekit would move rows of embeddings by token; soupkit merges row by row, so they must already be the
+    same."""
     expected = read_vocabulary(source)
     if expected is None:
         raise CompatibilityError(
@@ -87,9 +91,11 @@ def _check_vocabulary(source: Checkpoint, models: list[Checkpoint], where: str) 
         words = None if own is None else difference(expected, own)
         if words is not None:
             raise CompatibilityError(
-                f"{where}: tokenizer_source: the vocabulary of {model.reference} is not that of {source.reference}: "
+                f"{where}: tokenizer_source: the vocabulary of {model.reference} is not that of "
+                f"{source.reference}: "
                 f"{words}",
-                hint="soupkit merges embeddings row by row; give them one vocabulary first: mergekit-tokensurgeon",
+                hint="soupkit merges embeddings row by row; give them one vocabulary first: "
+                "mergekit-tokensurgeon",
             )
         _check_rows(model, len(expected), where)
 
@@ -97,7 +103,11 @@ def _check_vocabulary(source: Checkpoint, models: list[Checkpoint], where: str) 
 def _check_rows(model: Checkpoint, num: int, where: str) -> None:
     """mergekit cuts or fills embeddings to the length of the tokenizer."""
     rows = model.config.get("vocab_size")
-    if isinstance(rows, int) and rows != num and any(slot.shape[:1] == (rows,) for slot in slots_of(model).values()):
+    if (
+        isinstance(rows, int)
+        and rows != num
+        and any(slot.shape[:1] == (rows,) for slot in slots_of(model).values())
+    ):
         raise CompatibilityError(
             f"{where}: tokenizer_source: {model.reference} has {rows} rows of embeddings for {num} "
             "tokens, and mergekit would cut or fill them",

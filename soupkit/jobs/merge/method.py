@@ -10,6 +10,9 @@ from soupkit.stages.outputs.soup import Record
 from soupkit.world import World
 
 
-def merge_method(recipe: MethodRecipe, world: World, report: Report, *, record: Record = NOTHING_TO_ADD) -> Json:
-    """Merge checkpoints by the method that the recipe names; returns the manifest, with what `record` adds."""
+def merge_method(
+    recipe: MethodRecipe, world: World, report: Report, *, record: Record = NOTHING_TO_ADD
+) -> Json:
+    """Merge checkpoints by the method that the recipe names; returns the manifest, with what `record`
+    adds."""
     return write_merge(recipe, world, report, record=record)

@@ -34,7 +34,9 @@ def merge_uniform(recipe: MergeUniform, world: World, report: Report) -> Json:
     return _write(ingredients, mixture, recipe, world, report, command="merge uniform", record=record)
 
 
-def merge_weighted(recipe: MergeWeighted, world: World, report: Report, *, record: Record = NOTHING_TO_ADD) -> Json:
+def merge_weighted(
+    recipe: MergeWeighted, world: World, report: Report, *, record: Record = NOTHING_TO_ADD
+) -> Json:
     """Combine the ingredients with the given coefficients."""
     check_aligned_merge(recipe)
     ingredients = open_ingredients(recipe, report)
@@ -45,7 +47,9 @@ def merge_weighted(recipe: MergeWeighted, world: World, report: Report, *, recor
         mixture = keep_batch_norm(mixture, 0, ingredients.agreement.slots)
     total = max(mixture.matrix.sum(axis=0), key=lambda total: abs(total - 1))
     if abs(total - 1) > 1e-6:
-        report(Told(f"the coefficients sum to {total:g}, not to 1: the weights are scaled (--normalize divides)"))
+        report(
+            Told(f"the coefficients sum to {total:g}, not to 1: the weights are scaled (--normalize divides)")
+        )
     if recipe.dry_run:
         return show_plan(ingredients, recipe, world, report)
     return _write(ingredients, mixture, recipe, world, report, command="merge weighted", record=record)
@@ -65,7 +69,9 @@ def _write(
     ingredients, alignment = align_ingredients(ingredients, recipe, world, report)
     replaced, notes = replaced_tensors(ingredients, mixture, recipe, world, report)
     record = Record(notes={**record.notes, **alignment, **notes})
-    return write_soup(ingredients, mixture, recipe, world, report, command=command, record=record, replaced=replaced)
+    return write_soup(
+        ingredients, mixture, recipe, world, report, command=command, record=record, replaced=replaced
+    )
 
 
 def _columns(recipe: MergeWeighted, ingredients: Ingredients) -> dict[str, list[float]]:

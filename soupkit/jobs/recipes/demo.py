@@ -1,4 +1,5 @@
-"""`soupkit demo`: the recipe that is shipped in the package, over one or several seeds, and its result side by side."""
+"""`soupkit demo`: the recipe that is shipped in the package, over one or several seeds, and its result side
+by side."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ Scores = dict[str, dict[str, Json]]
 
 
 def demo(recipe: Demo, _world: World, report: Report) -> Json:
-    """Run the demo for every seed; writes table, plot and manifest beside the models. Raises what its steps raise."""
+    """Run the demo for every seed; writes table, plot and manifest beside the models. Raises what its steps
+    raise."""
     seeds = list(range(recipe.seed, recipe.seed + recipe.seeds))
     outcomes = [_run_seed(recipe, seed, report) for seed in seeds]
     scores = [_scores(outcome) for outcome in outcomes]
@@ -36,7 +38,10 @@ def demo(recipe: Demo, _world: World, report: Report) -> Json:
     manifest = Manifest(
         command="demo",
         recipe=recipe_to_json(recipe),
-        metrics={name: {split: {"top1": value} for split, value in splits.items()} for name, splits in summary.items()},
+        metrics={
+            name: {split: {"top1": value} for split, value in splits.items()}
+            for name, splits in summary.items()
+        },
         notes={
             "seeds": seeds,
             "per_seed": scores,
@@ -69,7 +74,9 @@ def _scores(outcome: JsonView) -> Scores:
     uniform, greedy = (str(Path(outcome[name]["recipe"]["out"])) for name in ("uniform", "greedy"))
     metrics = {**outcome["ensemble"]["metrics"], **outcome["soups"]["metrics"]}
     sources = dict(zip(COLUMNS, (best, uniform, greedy, "ensemble of logits"), strict=True))
-    return {name: {split: metrics[source][split]["top1"] for split in SPLITS} for name, source in sources.items()}
+    return {
+        name: {split: metrics[source][split]["top1"] for split in SPLITS} for name, source in sources.items()
+    }
 
 
 def _members(outcome: JsonView) -> list[float]:
@@ -93,7 +100,9 @@ def _over_seeds(scores: Sequence[Scores]) -> Scores:
     return summary
 
 
-def _write(out: Path, manifest: Manifest, summary: Scores, members: Sequence[Sequence[float]], report: Report) -> None:
+def _write(
+    out: Path, manifest: Manifest, summary: Scores, members: Sequence[Sequence[float]], report: Report
+) -> None:
     with (out / "scores.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(("model", "split", "top1", "standard_error", "num_examples"))
@@ -109,7 +118,9 @@ def _write(out: Path, manifest: Manifest, summary: Scores, members: Sequence[Seq
     }
     faint = {COLUMNS[0]: [100 * value for values in members for value in values]}
     title = "Soups on handwritten digits (faint: each model of the sweep, test)"
-    dot_plot(out / "scores.png", rows, title=title, xlabel="top-1 accuracy, %, ± 1 standard error", faint=faint)
+    dot_plot(
+        out / "scores.png", rows, title=title, xlabel="top-1 accuracy, %, ± 1 standard error", faint=faint
+    )
     manifest.write(out)
     for name in ("scores.csv", "scores.png"):
         report(Wrote(out / name, (out / name).stat().st_size))
@@ -118,7 +129,8 @@ def _write(out: Path, manifest: Manifest, summary: Scores, members: Sequence[Seq
 def _tell(recipe: Demo, summary: Scores, outcomes: Sequence[JsonView], report: Report) -> None:
     sizes = [len(outcome["greedy"]["notes"]["picks"]) for outcome in outcomes]
     rows = tuple(
-        (name, *(_percent(splits["held_out"])), *(_percent(splits["test"]))) for name, splits in summary.items()
+        (name, *(_percent(splits["held_out"])), *(_percent(splits["test"])))
+        for name, splits in summary.items()
     )
     held_out, test = (summary[COLUMNS[0]][split]["num_examples"] for split in SPLITS)
     columns = ("model", f"held-out % (n = {held_out})", "± s.e.", f"test % (n = {test})", "± s.e.")
@@ -129,7 +141,8 @@ def _tell(recipe: Demo, summary: Scores, outcomes: Sequence[JsonView], report: R
     )
     caption = (
         f"top-1 accuracy; {over}; held-out chose, test only reports; greedy picked "
-        f"{', '.join(map(str, sizes))} of {recipe.num_runs}; the ensemble runs {recipe.num_runs} models per image"
+        f"{', '.join(map(str, sizes))} of {recipe.num_runs}; the ensemble runs {recipe.num_runs} models "
+        f"per image"
     )
     report(Table("soups of fine-tuned models on handwritten digits", columns, rows, caption))
     soup = outcomes[-1]["greedy"]["recipe"]["out"]

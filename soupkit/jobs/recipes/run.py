@@ -11,7 +11,8 @@ from soupkit.world import World
 
 
 def run(recipe: Run, world: World, report: Report) -> Json:
-    """Check every step of a recipe file, run them, check its expectations. Every step's own options choose its device.
+    """Check every step of a recipe file, run them, check its expectations. Every step's own options choose
+    its device.
 
     Returns {"steps": {name: result}}; with dry_run {"steps": {name: {command, action, why}}}.
     Raises RecipeError before the first step, ExpectationError after the last.

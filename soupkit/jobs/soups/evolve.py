@@ -15,7 +15,13 @@ from soupkit.soup.evolve import Evolved, evolve
 from soupkit.stages.inputs.seen import fitted_on
 from soupkit.stages.outputs.soup import Ingredients, Record, prepare, show_plan, write_soup
 from soupkit.stages.scoring.direction import decide
-from soupkit.stages.scoring.judges import RememberingScorer, open_judge, refuse_refresh, score_entry, write_judged
+from soupkit.stages.scoring.judges import (
+    RememberingScorer,
+    open_judge,
+    refuse_refresh,
+    score_entry,
+    write_judged,
+)
 from soupkit.stages.scoring.ranked import without_the_best
 from soupkit.world import World
 
@@ -65,7 +71,9 @@ def merge_evolve(recipe: MergeEvolve, world: World, report: Report) -> Json:
     return manifest
 
 
-def _mixture(ingredients: Ingredients, layout: Layout, coefficients_KB: np.ndarray, recipe: MergeEvolve) -> Mixture:
+def _mixture(
+    ingredients: Ingredients, layout: Layout, coefficients_KB: np.ndarray, recipe: MergeEvolve
+) -> Mixture:
     names, slots = ingredients.names, ingredients.plan.slots
     return layout.mixture(names, coefficients_KB, slots, keep_first=recipe.bn == "keep")
 

@@ -20,13 +20,20 @@ from soupkit.stages.alignment.aligned_merge import align_ingredients, check_alig
 from soupkit.stages.inputs.seen import fitted_on
 from soupkit.stages.outputs.soup import Ingredients, Record, prepare, show_plan, write_soup
 from soupkit.stages.scoring.direction import decide
-from soupkit.stages.scoring.judges import RememberingScorer, open_judge, refuse_refresh, score_entry, write_judged
+from soupkit.stages.scoring.judges import (
+    RememberingScorer,
+    open_judge,
+    refuse_refresh,
+    score_entry,
+    write_judged,
+)
 from soupkit.stages.scoring.ranked import without_the_best
 from soupkit.stages.scoring.scoring import SoupTask
 from soupkit.world import World
 
 ONLY_THE_BEST = (
-    "only the best model stayed: no other improved it. That is usual when the checkpoints do not start from one common "
+    "only the best model stayed: no other improved it. That is usual when the checkpoints do not start "
+    "from one common "
     "ancestor, when their learning rates differ widely, or when held-out data are few"
 )
 
@@ -78,7 +85,11 @@ def _search(
         def mix(names: Sequence[str], picks: Sequence[int]) -> Mixture:
             """The mean, under --bn keep with the first pick's batch-norm statistics."""
             mixture = subset_mean(names, picks)
-            return keep_batch_norm(mixture, picks[0], slots) if recipe.bn == "keep" and len(picks) > 1 else mixture
+            return (
+                keep_batch_norm(mixture, picks[0], slots)
+                if recipe.bn == "keep" and len(picks) > 1
+                else mixture
+            )
 
         return greedy(ingredients.names, score, direction=better, accept=accept, mix=mix, report=report)
     layout = lay_out_weights(slots, recipe.blocks)
@@ -88,7 +99,13 @@ def _search(
         return Mixture(tuple(ingredients.names), coefficients_KB, 1.0, places)
 
     return greedy_by_block(
-        ingredients.names, score, layout.labels, mix=mix_blocks, direction=better, accept=accept, report=report
+        ingredients.names,
+        score,
+        layout.labels,
+        mix=mix_blocks,
+        direction=better,
+        accept=accept,
+        report=report,
     )
 
 
@@ -130,6 +147,8 @@ def _table(manifest: Json) -> Table:
     notes, metrics = manifest["notes"], manifest["metrics"]
     picks, singles = notes["picks"], notes["singles"]
     best, on_held_out = f"best single: {picks[0]}", singles[picks[0]]
-    single = notes.get("best_single", {}).get("metrics", {}) | {"held_out": {on_held_out["metric"]: on_held_out}}
+    single = notes.get("best_single", {}).get("metrics", {}) | {
+        "held_out": {on_held_out["metric"]: on_held_out}
+    }
     soup = f"greedy soup of {len(picks)} of {len(manifest['inputs'])}"
     return score_table("merge greedy", score_rows(best, single, notes), score_rows(soup, metrics, notes))

@@ -38,6 +38,9 @@ def _search(search: Search, recipe: MergeLearned) -> Outcome:
     )
     beta, gamma = (part.detach().numpy() for part in run.coordinates.point())
     temperature = run.coordinates.temperature
-    notes = {"cross_fitting": chosen, "temperature": None if temperature is None else float(temperature.detach())}
+    notes = {
+        "cross_fitting": chosen,
+        "temperature": None if temperature is None else float(temperature.detach()),
+    }
     coefficients = subspace.coefficients(beta, gamma)
     return Outcome(coefficients, {"all": found.losses}, chosen.get("mean_scores", []), notes)

@@ -27,7 +27,8 @@ def merge_mehl(recipe: MergeMehl, world: World, report: Report) -> Json:
 
 
 def model_batches(num_models: int, size: int, *, seed: int, epoch: int) -> list[list[int]]:
-    """Every model once, in a new order each epoch, in consecutive batches whose sizes differ by at most one."""
+    """Every model once, in a new order each epoch, in consecutive batches whose sizes differ by at most
+    one."""
     order = np.random.default_rng([seed, epoch]).permutation(num_models)
     return [sorted(part.tolist()) for part in np.array_split(order, -(-num_models // size))]
 
@@ -37,7 +38,9 @@ def _search(search: Search, recipe: MergeMehl) -> Outcome:
     model = begin(search)
     outcome = Outcome(np.zeros((search.num_ingredients, search.layout.num_blocks)))
     for epoch in range(recipe.models_epochs):
-        batches = model_batches(search.num_ingredients, search.memory.model_batch, seed=recipe.seed, epoch=epoch)
+        batches = model_batches(
+            search.num_ingredients, search.memory.model_batch, seed=recipe.seed, epoch=epoch
+        )
         for number, rows in enumerate(batches):
             if not outcome.losses:
                 outcome.coefficients_KB[rows] = 1 / len(rows)

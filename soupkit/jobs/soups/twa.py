@@ -41,7 +41,8 @@ def merge_twa(recipe: MergeTwa, world: World, report: Report) -> Json:
 
 
 def with_unit(recipe: MergeTwa) -> MergeTwa:
-    """The recipe with --step auto and the default learning rate as what they come to, which is what is recorded."""
+    """The recipe with --step auto and the default learning rate as what they come to, which is what is
+    recorded."""
     step = ("block" if recipe.lr is None else "distance") if recipe.step == "auto" else recipe.step
     lr = recipe.lr or (BLOCK_RATE if step == "block" else PUBLISHED_RATE)
     return replace(recipe, step=step, lr=lr)
@@ -53,13 +54,16 @@ def thinned(checkpoints: list[Checkpoint], every: int) -> list[Checkpoint]:
 
 
 def starting_point(start: str, num_checkpoints: int) -> np.ndarray:
-    """(β, γ) of the mean or of one checkpoint, float64[K + 1]. Raises RecipeError when there is no such checkpoint."""
+    """(β, γ) of the mean or of one checkpoint, float64[K + 1]. Raises RecipeError when there is no such
+    checkpoint."""
     point = np.zeros(num_checkpoints + 1)
     point[-1] = 1
     if start != "average":
         number = int(start)
         if not -num_checkpoints <= number < num_checkpoints:
-            raise RecipeError(f"start is {start}, but there are {num_checkpoints} checkpoints", hint="--start average")
+            raise RecipeError(
+                f"start is {start}, but there are {num_checkpoints} checkpoints", hint="--start average"
+            )
         point[number % num_checkpoints] = 1
     return point
 
@@ -74,7 +78,9 @@ def _search(search: Search, recipe: MergeTwa, start_N: np.ndarray) -> Outcome:
         search.journal.finish("gram", torch.from_numpy(gram_BNN))
 
     def make() -> Orthonormal:
-        return Orthonormal(np.asarray(gram_BNN), start_N, step="block" if recipe.step == "block" else "distance")
+        return Orthonormal(
+            np.asarray(gram_BNN), start_N, step="block" if recipe.step == "block" else "distance"
+        )
 
     ranks = make().ranks
     search.report(Told(f"{search.num_ingredients} checkpoints span {_ranks(ranks)} dimensions"))
@@ -84,7 +90,9 @@ def _search(search: Search, recipe: MergeTwa, start_N: np.ndarray) -> Outcome:
         model,
         subspace,
         make,
-        settings_of(recipe, search.memory, optimizer="sgd", momentum=recipe.momentum, schedule=recipe.schedule),
+        settings_of(
+            recipe, search.memory, optimizer="sgd", momentum=recipe.momentum, schedule=recipe.schedule
+        ),
         read=_augmented(search.soup.task, recipe) if recipe.fit == "train" and recipe.augment else None,
     )
     beta, gamma = (part.detach().numpy() for part in run.coordinates.point())
@@ -100,6 +108,10 @@ def _ranks(ranks: list[int]) -> str:
 def _augmented(task: ImageTask, recipe: MergeTwa) -> ReadBatches:
     """Training examples as training sees them."""
     how = Finetune(
-        out=recipe.out, base="given", crop_scale=recipe.crop_scale, hflip=recipe.hflip, batch_size=recipe.batch_size
+        out=recipe.out,
+        base="given",
+        crop_scale=recipe.crop_scale,
+        hflip=recipe.hflip,
+        batch_size=recipe.batch_size,
     )
     return Augmented(task, how, seed=recipe.seed, workers=recipe.workers)

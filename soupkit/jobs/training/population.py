@@ -58,7 +58,8 @@ COMMAND = "train-population"
 
 @dataclass(frozen=True)
 class Plan:
-    """What is known before training: the recipe with its model resolved, each member's, the start, and the ranks."""
+    """What is known before training: the recipe with its model resolved, each member's, the start, and the
+    ranks."""
 
     recipe: TrainPopulation
     members: list[Finetune]
@@ -69,15 +70,18 @@ class Plan:
 def train_population(recipe: TrainPopulation, world: World, report: Report) -> Json:
     """Train, write every member, their average and greedy soups, and score them all; returns the manifest.
 
-    An unfinished run in `out` goes on where its last saved state was, with the same bits on the same CPU. Every rank
-    trains its share of the members. Raises TaskError, RecipeError or OutputError before training for what can be known.
+    An unfinished run in `out` goes on where its last saved state was, with the same bits on the same CPU.
+    Every rank trains its share of the members. Raises TaskError, RecipeError or OutputError before training
+    for what can be known.
     """
     with torch_threads(world.num_threads):
         device = world.torch_device()
         plan = _plan(recipe, world, report)
         if recipe.dry_run:
             return _show_plan(plan, report)
-        run = RunFolder(recipe, content_hash(plan.start.base, threads=world.num_threads) if plan.start.base else None)
+        run = RunFolder(
+            recipe, content_hash(plan.start.base, threads=world.num_threads) if plan.start.base else None
+        )
         with _held(run, world):
             done = run.finished()
             if done is None:
@@ -95,7 +99,9 @@ def _plan(recipe: TrainPopulation, world: World, report: Report) -> Plan:
     """Open everything and refuse what cannot work; trains nothing."""
     if recipe.stem == "small":
         if recipe.base is not None or recipe.model is None:
-            raise RecipeError("stem small is for random weights; a base keeps its own input size", hint="leave one out")
+            raise RecipeError(
+                "stem small is for random weights; a base keeps its own input size", hint="leave one out"
+            )
         recipe = dataclasses.replace(recipe, model=for_small_images(recipe.model))
     members = member_recipes(recipe)
     grid = Grid(world, recipe.num_members, ranks_per_member=recipe.ranks_per_member)
@@ -110,7 +116,8 @@ def _plan(recipe: TrainPopulation, world: World, report: Report) -> Plan:
 
 @contextmanager
 def _held(run: RunFolder, world: World) -> Iterator[None]:
-    """The folder, held by rank 0 for all; what another recipe left there is refused or removed before anyone looks."""
+    """The folder, held by rank 0 for all; what another recipe left there is refused or removed before anyone
+    looks."""
     holding = held(run.out, command=COMMAND, what="population", mark=run.state.name)
     with holding if world.is_main else nullcontext():
         if world.is_main:
@@ -142,7 +149,8 @@ def _train(plan: Plan, run: RunFolder, device: torch.device, world: World, repor
 
 
 class Saving:
-    """Decides after every update whether the state is saved: every so many updates, and every so many minutes."""
+    """Decides after every update whether the state is saved: every so many updates, and every so many
+    minutes."""
 
     def __init__(self, recipe: TrainPopulation, world: World, save: Callable[[], None]) -> None:
         self.recipe, self.world, self.save = recipe, world, save
@@ -200,7 +208,8 @@ def _write_member(
             metrics=metrics,
             notes={
                 "member": member.number,
-                "hyper_parameters": {"seed": recipe.seed} | {name: getattr(recipe, name) for name in REGULARISATION},
+                "hyper_parameters": {"seed": recipe.seed}
+                | {name: getattr(recipe, name) for name in REGULARISATION},
                 "data": start.splits.description,
                 "images": start.settings.to_json(),
                 "loss": [losses[member.number] for losses in population.history.losses],
@@ -249,7 +258,9 @@ def _show_plan(plan: Plan, report: Report) -> Json:
         "parameters": sum(parameter.numel() for parameter in saved(start.model).parameters()),
         "training examples": len(start.splits.train),
         "method": recipe.method,
-        "pull towards the mean": f"{recipe.pulls:g} every {recipe.average_every} updates" if recipe.pulls else "none",
+        "pull towards the mean": f"{recipe.pulls:g} every {recipe.average_every} updates"
+        if recipe.pulls
+        else "none",
         "members replaced after epochs": ", ".join(map(str, epochs)) or "none",
         "ranks": f"{grid.population_size} × {grid.num_parts} (population × data)",
         "bytes to write": _bytes_to_write(recipe, start),
@@ -257,7 +268,8 @@ def _show_plan(plan: Plan, report: Report) -> Json:
     shown = tell_plan(values, report, nothing="was trained")
     columns = ("member", "seed", *REGULARISATION)
     rows = [
-        (member_name(i), m.seed, *(getattr(m, name) for name in REGULARISATION)) for i, m in enumerate(plan.members)
+        (member_name(i), m.seed, *(getattr(m, name) for name in REGULARISATION))
+        for i, m in enumerate(plan.members)
     ]
     report(Table("members", columns, tuple(rows)))
     return shown | {"members": [dict(zip(columns, row, strict=True)) for row in rows]}

@@ -37,20 +37,23 @@ from soupkit.train.sweep import (
 from soupkit.world import World, available_cores
 
 
-def finetune_sweep(recipe: FinetuneSweep, world: World, report: Report, *, execute: Execute | None = None) -> Json:
+def finetune_sweep(
+    recipe: FinetuneSweep, world: World, report: Report, *, execute: Execute | None = None
+) -> Json:
     """Train every run that is not finished and write the sweep's manifest, anew after each; returns the last.
 
-    Runs are independent of each other and of `jobs`: each is trained by one thread from its own seed. A run that
-    diverges, or whose worker dies, is trained again, up to `retries` times; if it fails for good, the others go on, and
-    the sweep ends with its error. On any other failure, and on KeyboardInterrupt, finished runs stay and the same
-    command continues. execute: where runs are trained, if not where the recipe says. Raises RecipeError, TaskError or
-    OutputError before any training for what can be known then.
+    Runs are independent of each other and of `jobs`: each is trained by one thread from its own seed. A run
+    that diverges, or whose worker dies, is trained again, up to `retries` times; if it fails for good, the
+    others go on, and the sweep ends with its error. On any other failure, and on KeyboardInterrupt, finished
+    runs stay and the same command continues. execute: where runs are trained, if not where the recipe says.
+    Raises RecipeError, TaskError or OutputError before any training for what can be known then.
     """
     runs = plan_runs(recipe)
     if recipe.draw == "grid" and len(runs) < grid_size(recipe):
         report(
             Warned(
-                f"the grid has {grid_size(recipe)} points; only the first {len(runs)} are trained (--num-runs 0: all)"
+                f"the grid has {grid_size(recipe)} points; only the first {len(runs)} are trained "
+                f"(--num-runs 0: all)"
             )
         )
     base = open_checkpoint(recipe.base)
@@ -85,7 +88,8 @@ def finetune_sweep(recipe: FinetuneSweep, world: World, report: Report, *, execu
 class _Sweep:
     """What the parent knows while runs are trained: the finished ones, and how each under way is getting on.
 
-    lowered: how often a run's learning rate was lowered. tries: how often it failed. lost: those that failed for good.
+    lowered: how often a run's learning rate was lowered. tries: how often it failed. lost: those that failed
+    for good.
     """
 
     recipe: FinetuneSweep
@@ -111,7 +115,9 @@ class _Sweep:
     def find(self, run: Run, base_content: str) -> None:
         """Take note of a run if it is finished already."""
         lowered = self.lowered.get(run.name, 0)
-        manifest = finished(run, base_content, overwrite=self.recipe.overwrite, lowered=lowered, data=self.data)
+        manifest = finished(
+            run, base_content, overwrite=self.recipe.overwrite, lowered=lowered, data=self.data
+        )
         if manifest:
             self.done[run.name] = manifest
         else:
@@ -122,10 +128,13 @@ class _Sweep:
         manifest = self.done[name] = Manifest(**values)
         self.write()
         top1 = manifest.metrics["held_out"]["top1"]
-        self.report(Scored(name, "top1", top1["value"], top1["standard_error"], top1["num_examples"], "held-out"))
+        self.report(
+            Scored(name, "top1", top1["value"], top1["standard_error"], top1["num_examples"], "held-out")
+        )
 
     def fail(self, name: str, error: SoupkitError, world: World) -> tuple[Any, ...] | None:
-        """A run failed: what to try next, None when there is nothing left to try. Ends all for any other failure."""
+        """A run failed: what to try next, None when there is nothing left to try. Ends all for any other
+        failure."""
         if not isinstance(error, DivergedError | WorkerDiedError):
             raise_named(name, error)
         self.report(Advanced("sweep", -self.shares.pop(name, 0.0), name))
@@ -155,7 +164,8 @@ class _Sweep:
         raise type(error)(f"{name}: {error.message}{tries}", hint=error.hint)
 
     def hear(self, name: str, event: Event) -> None:
-        """An event of a run: its progress moves the sweep's, counted in runs; what it tells the reader is told."""
+        """An event of a run: its progress moves the sweep's, counted in runs; what it tells the reader is
+        told."""
         if isinstance(event, Started) and event.task == "train":
             self.lengths[name], self.shares[name] = event.total or 1, 0.0
         elif isinstance(event, Advanced) and event.task == "train":
@@ -167,12 +177,15 @@ class _Sweep:
 
 
 def _linear_probe(sweep: _Sweep, base_content: str, world: World) -> tuple[Manifest | None, str]:
-    """Train the head that every run starts from, unless it is there; returns its manifest and the start's content."""
+    """Train the head that every run starts from, unless it is there; returns its manifest and the start's
+    content."""
     probe = plan_probe(sweep.recipe)
     if probe is None:
         return None, base_content
     recipe = sweep.recipe
-    manifest = finished(probe, base_content, overwrite=recipe.overwrite, data=sweep.data) if recipe.resume else None
+    manifest = (
+        finished(probe, base_content, overwrite=recipe.overwrite, data=sweep.data) if recipe.resume else None
+    )
     if manifest is None:
         _check([*sweep.runs.values()], sweep.recipe, sweep.report)
         sweep.write()  # now it is known to be a sweep, should this be killed
@@ -250,7 +263,9 @@ def _plot(sweep: _Sweep, rows: list[Json]) -> None:
     from soupkit.report.scatter import scatter_plots
 
     drawn = ranges_of(sweep.recipe)
-    logarithmic = [name for name in names if any(branch.draw.kind == "log" for branch in drawn[name].branches)]
+    logarithmic = [
+        name for name in names if any(branch.draw.kind == "log" for branch in drawn[name].branches)
+    ]
     scatter_plots(
         sweep.recipe.out / "hyper_parameters.png",
         rows,

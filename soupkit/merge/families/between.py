@@ -15,19 +15,20 @@ from soupkit.merge.select import cut
 
 
 def nearswap(pieces: Pieces, *, t: float) -> Iterator[Array]:
-    """a + (b − a) · min(1, t / |a − b|): where b is within t of a, b; elsewhere, t towards b (alchemonaut 2024, model
-    card of QuartetAnemoi-70B-t0.0001). Reads the task vector b − a, of which this is clip(b − a, −t, t). Memory: a
-    piece."""
+    """a + (b − a) · min(1, t / |a − b|): where b is within t of a, b; elsewhere, t towards b (alchemonaut
+    2024, model card of QuartetAnemoi-70B-t0.0001). Reads the task vector b − a, of which this is clip(b − a,
+    −t, t). Memory: a piece."""
     for vectors in pieces:
         yield np.clip(vectors[0], -t, t)
 
 
 def fusion(pieces: Pieces, *, fence: float = 1.5) -> Iterator[Array]:
-    """Take from b the entries of high importance |b − a| · KL(softmax b ‖ softmax a), and a elsewhere: Arcee Fusion
-    (Arcee 2025, "The Art of Selective Merging"). High: at least median + fence · (third − first quartile).
+    """Take from b the entries of high importance |b − a| · KL(softmax b ‖ softmax a), and a elsewhere: Arcee
+    Fusion (Arcee 2025, "The Art of Selective Merging"). High: at least median + fence · (third − first
+    quartile).
 
-    The softmax runs over a row (an output unit). The quartiles are order statistics of the whole tensor, exactly.
-    Reads the two weights, a first. Memory: a piece, or the longest row, and up to 8 MB to find the
+    The softmax runs over a row (an output unit). The quartiles are order statistics of the whole tensor,
+    exactly. Reads the two weights, a first. Memory: a piece, or the longest row, and up to 8 MB to find the
     quartiles.
     """
     size, length = pieces.num_elements, pieces.row_length

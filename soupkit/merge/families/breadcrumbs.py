@@ -15,9 +15,10 @@ from soupkit.merge.select import Cut, Selected, cut, magnitude
 def breadcrumbs(
     pieces: Pieces, *, weight: Array, density: Array, gamma: Array, normalize: bool = False
 ) -> Iterator[Array]:
-    """Σ_k w_k m_k ⊙ τ_k, where m_k drops the round(gamma · n) largest entries of the tensor and keeps the next
-    max(1, round(density · n)) (Davari & Belilovsky 2023, arXiv:2312.06795, §3.1). Fewer outliers are dropped where
-    both shares together pass the tensor, so exactly k entries are kept. Memory: a piece, and up to 8 MB for the cuts.
+    """Σ_k w_k m_k ⊙ τ_k, where m_k drops the round(gamma · n) largest entries of the tensor and keeps the
+    next max(1, round(density · n)) (Davari & Belilovsky 2023, arXiv:2312.06795, §3.1). Fewer outliers are
+    dropped where both shares together pass the tensor, so exactly k entries are kept. Memory: a piece, and up
+    to 8 MB for the cuts.
     """
     for vectors in middle(pieces, density, gamma):
         yield total(vectors, weight, normalize=normalize)
@@ -26,8 +27,8 @@ def breadcrumbs(
 def breadcrumbs_ties(
     pieces: Pieces, *, weight: Array, density: Array, gamma: Array, normalize: bool = False
 ) -> Iterator[Array]:
-    """Breadcrumbs' masks (Davari & Belilovsky 2023, arXiv:2312.06795) with the sign election of TIES. Memory: a piece,
-    and up to 8 MB for the cuts."""
+    """Breadcrumbs' masks (Davari & Belilovsky 2023, arXiv:2312.06795) with the sign election of TIES. Memory:
+    a piece, and up to 8 MB for the cuts."""
     for vectors in middle(pieces, density, gamma):
         yield elected(vectors, weight, normalize=normalize)
 

@@ -1,7 +1,8 @@
 """DARE: drop task vectors' entries at random and rescale the rest.
 
-Exactly k = max(1, round(density · n)) entries are kept, evenly over strata of STRATUM elements, and rescaled by n/k:
-every entry is kept with the published probability, and the expectation is the task vector; the count no longer varies.
+Exactly k = max(1, round(density · n)) entries are kept, evenly over strata of STRATUM elements, and rescaled
+by n/k: every entry is kept with the published probability, and the expectation is the task vector; the count
+no longer varies.
 
 Shape suffixes: K ingredients, N elements of a piece.
 """
@@ -22,17 +23,31 @@ SAMPLE = 1024
 
 
 def dare_linear(
-    pieces: Pieces, *, weight: Array, density: Array, draws: Draws, normalize: bool = False, rescale: bool = True
+    pieces: Pieces,
+    *,
+    weight: Array,
+    density: Array,
+    draws: Draws,
+    normalize: bool = False,
+    rescale: bool = True,
 ) -> Iterator[Array]:
-    """Σ_k w_k (n/k) m_k ⊙ τ_k with random masks m_k (Yu et al. 2024, arXiv:2311.03099, eq. 3). Memory: a piece."""
+    """Σ_k w_k (n/k) m_k ⊙ τ_k with random masks m_k (Yu et al. 2024, arXiv:2311.03099, eq. 3). Memory: a
+    piece."""
     for vectors in random_entries(pieces, density, draws, rescale=rescale):
         yield total(vectors, weight, normalize=normalize)
 
 
 def dare_ties(
-    pieces: Pieces, *, weight: Array, density: Array, draws: Draws, normalize: bool = False, rescale: bool = True
+    pieces: Pieces,
+    *,
+    weight: Array,
+    density: Array,
+    draws: Draws,
+    normalize: bool = False,
+    rescale: bool = True,
 ) -> Iterator[Array]:
-    """DARE's masks with the sign election of TIES (Yu et al. 2024, arXiv:2311.03099, §4.4). Memory: a piece."""
+    """DARE's masks with the sign election of TIES (Yu et al. 2024, arXiv:2311.03099, §4.4). Memory: a
+    piece."""
     for vectors in random_entries(pieces, density, draws, rescale=rescale):
         yield elected(vectors, weight, normalize=normalize)
 
@@ -49,15 +64,18 @@ def random_entries(pieces: Pieces, density: Array, draws: Draws, *, rescale: boo
                 continue
             for start in range(0, vector_N.size, STRATUM):
                 stratum = vector_N[start : start + STRATUM]
-                np.multiply(stratum, lowest(uniform_bits(stream, stratum.size), quota.of(stratum.size)), out=stratum)
+                np.multiply(
+                    stratum, lowest(uniform_bits(stream, stratum.size), quota.of(stratum.size)), out=stratum
+                )
             if rescale:
                 np.multiply(vector_N, size / count, out=vector_N)
         yield vectors_KN
 
 
 class Quota:
-    """Shares `count` of `size` out over the strata, in order: each gets its part, rounded up or down at random, and all
-    of them together exactly the count (systematic sampling: the expectation of every part is exact)."""
+    """Shares `count` of `size` out over the strata, in order: each gets its part, rounded up or down at
+    random, and all of them together exactly the count (systematic sampling: the expectation of every part is
+    exact)."""
 
     def __init__(self, count: int, size: int, stream: np.random.SFC64) -> None:
         self._count, self._size = count, size
@@ -86,7 +104,8 @@ def lowest(keys: Array, count: int) -> Array:
 
 
 def _ordered(keys: Array, place: int) -> Any:
-    """The key with `place` lower ones: looked for near where it should be, several times faster than a partition."""
+    """The key with `place` lower ones: looked for near where it should be, several times faster than a
+    partition."""
     low, high = _window(keys, place)
     near = keys[(keys >= low) & (keys <= high)]
     rank = place - np.count_nonzero(keys < low)
@@ -96,7 +115,8 @@ def _ordered(keys: Array, place: int) -> Any:
 
 
 def _window(keys: Array, place: int) -> tuple[Any, Any]:
-    """Bounds that nearly always hold the key of that rank: of uniform integers, or by a sample of any others."""
+    """Bounds that nearly always hold the key of that rank: of uniform integers, or by a sample of any
+    others."""
     share = (place + 0.5) / keys.size
     if keys.dtype == np.uint32:
         width = 5 * (share * (1 - share) / keys.size) ** 0.5 + 2 / keys.size

@@ -26,8 +26,8 @@ def della_linear(
     normalize: bool = False,
     rescale: bool = True,
 ) -> Iterator[Array]:
-    """Σ_k w_k m_k ⊙ τ_k / π_k: MAGPRUNE without the election (Deep et al. 2024, arXiv:2406.11617, §3). Memory: a piece,
-    or the longest row."""
+    """Σ_k w_k m_k ⊙ τ_k / π_k: MAGPRUNE without the election (Deep et al. 2024, arXiv:2406.11617, §3).
+    Memory: a piece, or the longest row."""
     for vectors in magprune(pieces, density, epsilon, draws, rescale=rescale):
         yield total(vectors, weight, normalize=normalize)
 
@@ -48,14 +48,17 @@ def della_ties(
         yield elected(vectors, weight, normalize=normalize)
 
 
-def magprune(pieces: Pieces, density: Array, epsilon: Array, draws: Draws, *, rescale: bool) -> Iterator[Array]:
-    """Keep an entry with probability π = density − ε/2 + ε · rank / (L − 1), rank 0 for the smallest magnitude of its
-    row, and rescale it by 1/π (Deep et al. 2024, arXiv:2406.11617, §3.1; rows are output units).
+def magprune(
+    pieces: Pieces, density: Array, epsilon: Array, draws: Draws, *, rescale: bool
+) -> Iterator[Array]:
+    """Keep an entry with probability π = density − ε/2 + ε · rank / (L − 1), rank 0 for the smallest
+    magnitude of its row, and rescale it by 1/π (Deep et al. 2024, arXiv:2406.11617, §3.1; rows are output
+    units).
 
     Exactly max(1, round(density · n)) entries are kept, evenly over strata of whole rows: those with
-    the lowest U(1 − π) / ((1 − U) π), U uniform (Pareto sampling, Rosén 1997, doi:10.1016/S0378-3758(96)00186-3),
-    whose inclusion probabilities are π to within O(1/N). The pieces hold whole rows. Costs a sort of every row.
-    Raises RecipeError where π would leave (0, 1].
+    the lowest U(1 − π) / ((1 − U) π), U uniform (Pareto sampling, Rosén 1997,
+    doi:10.1016/S0378-3758(96)00186-3), whose inclusion probabilities are π to within O(1/N). The pieces hold
+    whole rows. Costs a sort of every row. Raises RecipeError where π would leave (0, 1].
     """
     size, length = pieces.num_elements, pieces.row_length
     counts = [kept(share, size) for share in density]
@@ -64,7 +67,9 @@ def magprune(pieces: Pieces, density: Array, epsilon: Array, draws: Draws, *, re
     ranks = [_probabilities(share, spread, length) for share, spread in zip(density, epsilon, strict=True)]
     step = length * rows_of_a_stratum(length)
     for vectors_KN in pieces:
-        for vector_N, count, chances_L, quota, stream in zip(vectors_KN, counts, ranks, quotas, streams, strict=True):
+        for vector_N, count, chances_L, quota, stream in zip(
+            vectors_KN, counts, ranks, quotas, streams, strict=True
+        ):
             if count < size:
                 for start in range(0, vector_N.size, step):
                     _prune(vector_N[start : start + step], chances_L, quota, stream, rescale=rescale)
@@ -72,7 +77,8 @@ def magprune(pieces: Pieces, density: Array, epsilon: Array, draws: Draws, *, re
 
 
 def _prune(stratum: Array, chances_L: Array, quota: Quota, stream: np.random.SFC64, *, rescale: bool) -> None:
-    """Keep the stratum's share of the entries, each with about the chance of its rank, and rescale them in place."""
+    """Keep the stratum's share of the entries, each with about the chance of its rank, and rescale them in
+    place."""
     places = _by_rank(stratum.reshape(-1, chances_L.size))
     odds = _spread((1.0 - chances_L) / chances_L, places)
     uniform = (uniform_bits(stream, stratum.size) + 0.5) / 2.0**32
@@ -94,10 +100,11 @@ def _probabilities(density: float, epsilon: float, length: int) -> Array:
 
 
 def _by_rank(rows_RL: Array) -> Array:
-    """The flat places of every row's entries from the smallest magnitude to the largest; of equal ones the first.
+    """The flat places of every row's entries from the smallest magnitude to the largest; of equal ones the
+    first.
 
-    Magnitudes are compared as float32: their bits and the place make one integer, which sorts three times faster than
-    the numbers are ranked.
+    Magnitudes are compared as float32: their bits and the place make one integer, which sorts three times
+    faster than the numbers are ranked.
     """
     bits = np.abs(rows_RL).astype(np.float32).view(np.uint32).astype(np.uint64)
     keys = (bits << np.uint64(32)) | np.arange(rows_RL.shape[1], dtype=np.uint64)

@@ -1,4 +1,5 @@
-"""What becomes of weighted task vectors once they are sparse: their sum, or the sum of those that win an election.
+"""What becomes of weighted task vectors once they are sparse: their sum, or the sum of those that win an
+election.
 
 Shape suffixes: K ingredients, N elements of a piece.
 """
@@ -32,15 +33,19 @@ def check_sum(weight_K: Array, method: str) -> float:
 
 
 def elected(vectors_KN: Array, weight_K: Array, *, normalize: bool) -> Array:
-    """Sign election and disjoint merge of TIES (Yadav et al. 2023, arXiv:2306.01708, §3): for every element the sign of
-    Σ_k w_k τ_k wins, and only the w_k τ_k of that sign are added; normalized, divided by the sum of their w_k.
+    """Sign election and disjoint merge of TIES (Yadav et al. 2023, arXiv:2306.01708, §3): for every element
+    the sign of Σ_k w_k τ_k wins, and only the w_k τ_k of that sign are added; normalized, divided by the sum
+    of their w_k.
 
-    With equal weights that is the published mean over the agreeing, non-zero entries. Where the signs cancel exactly,
-    no sign is elected and the result is zero. Costs five cheap operations per entry. May overwrite the vectors.
+    With equal weights that is the published mean over the agreeing, non-zero entries. Where the signs cancel
+    exactly, no sign is elected and the result is zero. Costs five cheap operations per entry. May overwrite
+    the vectors.
     """
     unit = float(weight_K[0]) if weight_K[0] != 0 and (weight_K == weight_K[0]).all() else None
     mass, positive = np.zeros((2, vectors_KN.shape[1]), vectors_KN.dtype)
-    shares = _Shares(vectors_KN.shape[1], counted=unit is not None and len(weight_K) < 256) if normalize else None
+    shares = (
+        _Shares(vectors_KN.shape[1], counted=unit is not None and len(weight_K) < 256) if normalize else None
+    )
     for vector_N, weight in zip(vectors_KN, weight_K, strict=True):
         if unit is None:
             np.multiply(vector_N, weight, out=vector_N)
@@ -60,7 +65,8 @@ def elected(vectors_KN: Array, weight_K: Array, *, normalize: bool) -> Array:
 
 
 class _Shares:
-    """For every element, the weights of the entries above zero, and of those below; counted: the weights are ones."""
+    """For every element, the weights of the entries above zero, and of those below; counted: the weights are
+    ones."""
 
     def __init__(self, size: int, *, counted: bool) -> None:
         self._counted = counted
@@ -77,7 +83,8 @@ class _Shares:
             share: Array = np.where(wins, self._positive, self._negative)
             share[share == 0] = 1
             return share
-        # Bytes wrap around and come back: negative + wins · (positive − negative), several times faster than a choice.
+        # Bytes wrap around and come back: negative + wins · (positive − negative), several times faster than
+        # a choice.
         count: Array = self._negative + wins.view(np.uint8) * (self._positive - self._negative)
         result: Array = np.maximum(count, 1, out=count).astype(np.float64)
         return result

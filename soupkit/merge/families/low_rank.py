@@ -23,11 +23,12 @@ class LowRank:
 
 
 def low_rank(matrix: Array, rank: int, *, seed: int = 0) -> LowRank:
-    """The rank-r product nearest to a matrix (Eckart & Young 1936), its singular values shared evenly by both factors.
+    """The rank-r product nearest to a matrix (Eckart & Young 1936), its singular values shared evenly by both
+    factors.
 
-    Exact for small matrices; else by a randomized range finder with power iterations (Halko, Martinsson & Tropp 2011,
-    arXiv:0909.4061, algorithm 4.4), whose error is within a few percent of the best. Same seed, same bits. Ranks beyond
-    the matrix's sides are filled with zeros. Memory: twice the matrix.
+    Exact for small matrices; else by a randomized range finder with power iterations (Halko, Martinsson &
+    Tropp 2011, arXiv:0909.4061, algorithm 4.4), whose error is within a few percent of the best. Same seed,
+    same bits. Ranks beyond the matrix's sides are filled with zeros. Memory: twice the matrix.
     """
     values = np.asarray(matrix, np.float64)
     side = min(values.shape)

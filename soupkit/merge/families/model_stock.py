@@ -16,11 +16,12 @@ SINGULAR = 1e-6
 
 
 def model_stock(pieces: Pieces, *, rows: bool = False) -> Iterator[Array]:
-    """t · mean of the task vectors, t = K cos θ / (1 + (K − 1) cos θ) (Jang et al. 2024, arXiv:2403.19522, eq. 3).
+    """t · mean of the task vectors, t = K cos θ / (1 + (K − 1) cos θ) (Jang et al. 2024, arXiv:2403.19522,
+    eq. 3).
 
-    cos θ is the mean of the cosines of all pairs, as its authors compute it for K > 2; per tensor, or per row (the
-    paper's filter-wise variant). Zero task vectors count as orthogonal to all; where opposed task vectors make the
-    formula singular, the base is kept. Reads task vectors; K ≥ 2. Memory: a piece.
+    cos θ is the mean of the cosines of all pairs, as its authors compute it for K > 2; per tensor, or per row
+    (the paper's filter-wise variant). Zero task vectors count as orthogonal to all; where opposed task
+    vectors make the formula singular, the base is kept. Reads task vectors; K ≥ 2. Memory: a piece.
     """
     return in_span(pieces, coefficients, rows=rows)
 

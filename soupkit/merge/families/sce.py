@@ -13,12 +13,13 @@ from soupkit.merge.select import Cut, Selected, cut
 
 
 def sce(pieces: Pieces, *, density: float, normalize: bool = True) -> Iterator[Array]:
-    """Keep the max(1, round(density · n)) entries that vary most between the task vectors; weight each task vector by
-    its share of the squares that are left; drop the entries of the losing sign (Wan et al. 2024, arXiv:2408.07990,
-    §3.3).
+    """Keep the max(1, round(density · n)) entries that vary most between the task vectors; weight each task
+    vector by its share of the squares that are left; drop the entries of the losing sign (Wan et al. 2024,
+    arXiv:2408.07990, §3.3).
 
-    normalize divides each entry by the weights of those that agree, as the authors' code does and the paper does not
-    say. Equal variances keep the lower index. Reads task vectors. Memory: a piece, and up to 8 MB to find the cut.
+    normalize divides each entry by the weights of those that agree, as the authors' code does and the paper
+    does not say. Equal variances keep the lower index. Reads task vectors. Memory: a piece, and up to 8 MB to
+    find the cut.
     """
     place = cut(pieces, [kept(density, pieces.num_elements)], _variance)
     energy = np.zeros(pieces.num_ingredients)

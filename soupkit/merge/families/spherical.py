@@ -1,7 +1,8 @@
 """Interpolation and means on the sphere: slerp, nuslerp, multislerp, the Karcher mean.
 
-Directions u_k = x_k / ‖x_k‖ are averaged along great circles; lengths are averaged apart, or left to the formula.
-Every result lies in the span of the inputs, so all of it is arithmetic on their Gram matrix (see span.py).
+Directions u_k = x_k / ‖x_k‖ are averaged along great circles; lengths are averaged apart, or left to the
+formula. Every result lies in the span of the inputs, so all of it is arithmetic on their Gram matrix (see
+span.py).
 
 Shape suffixes: K ingredients.
 """
@@ -24,18 +25,19 @@ SMALL_SINE = 1e-7
 
 
 def slerp(pieces: Pieces, *, t: float, rows: bool = False) -> Iterator[Array]:
-    """(sin((1−t)θ) a + sin(tθ) b) / sin θ, θ the angle between a and b (Shoemake 1985, doi:10.1145/325334.325242).
+    """(sin((1−t)θ) a + sin(tθ) b) / sin θ, θ the angle between a and b (Shoemake 1985,
+    doi:10.1145/325334.325242).
 
-    The vectors keep their own lengths, as in every tool that merges weights this way. rows: each row (output unit) is a
-    vector of its own. Where a and b are parallel, or one is zero, it is the straight line; antipodes have no great
-    circle of their own, and get the line too. Memory: a piece.
+    The vectors keep their own lengths, as in every tool that merges weights this way. rows: each row (output
+    unit) is a vector of its own. Where a and b are parallel, or one is zero, it is the straight line;
+    antipodes have no great circle of their own, and get the line too. Memory: a piece.
     """
     return in_span(pieces, lambda products: slerp_coefficients(products, t), rows=rows)
 
 
 def nuslerp(pieces: Pieces, *, weight: Array, rows: bool = False) -> Iterator[Array]:
-    """Slerp at t = w_b / (w_a + w_b), of weights or of task vectors (Goddard 2024, mergekit). Raises RecipeError when
-    they sum to zero. Memory: a piece."""
+    """Slerp at t = w_b / (w_a + w_b), of weights or of task vectors (Goddard 2024, mergekit). Raises
+    RecipeError when they sum to zero. Memory: a piece."""
     return slerp(pieces, t=float(weight[1]) / check_sum(weight, "nuslerp"), rows=rows)
 
 
@@ -55,11 +57,13 @@ def slerp_coefficients(products: Matrix, t: float) -> Matrix:
 
 
 def multislerp(pieces: Pieces, *, weight: Array) -> Iterator[Array]:
-    """Σ_k w_k‖x_k‖ · m, with m the direction of Σ_k w_k u_k and weights that sum to one (Goddard 2024, "Multi-SLERP").
+    """Σ_k w_k‖x_k‖ · m, with m the direction of Σ_k w_k u_k and weights that sum to one (Goddard 2024,
+    "Multi-SLERP").
 
-    The published steps go on: into the tangent space at m, a weighted mean there, and back by the exponential map. But
-    the u_k are projected onto the tangent space orthogonally, and Σ w_k (u_k − ⟨u_k, m⟩ m) = 0 by the choice of m, so
-    the steps return m itself. Raises RecipeError where the weighted directions cancel (antipodes). Memory: a piece.
+    The published steps go on: into the tangent space at m, a weighted mean there, and back by the exponential
+    map. But the u_k are projected onto the tangent space orthogonally, and Σ w_k (u_k − ⟨u_k, m⟩ m) = 0 by
+    the choice of m, so the steps return m itself. Raises RecipeError where the weighted directions cancel
+    (antipodes). Memory: a piece.
     """
     total = check_sum(weight, "multislerp")
 
@@ -68,19 +72,24 @@ def multislerp(pieces: Pieces, *, weight: Array) -> Iterator[Array]:
         shares = np.where(norms > 0, weight / total, 0.0)
         length = _length(shares, cosines)
         if length < SMALL_SINE and norms.any():
-            raise RecipeError("multislerp: the weighted directions cancel each other", hint="give other weights")
+            raise RecipeError(
+                "multislerp: the weighted directions cancel each other", hint="give other weights"
+            )
         return _of_directions(shares / (length or 1.0) * (shares @ norms), norms)
 
     return in_span(pieces, coefficients)
 
 
-def karcher(pieces: Pieces, *, weight: Array, iterations: int = 50, tolerance: float = 1e-9) -> Iterator[Array]:
-    """Σ_k w_k‖x_k‖ · m, with m = argmin Σ_k w_k · angle(m, u_k)²: the Karcher mean on the sphere (Karcher 1977,
-    doi:10.1002/cpa.3160300502).
+def karcher(
+    pieces: Pieces, *, weight: Array, iterations: int = 50, tolerance: float = 1e-9
+) -> Iterator[Array]:
+    """Σ_k w_k‖x_k‖ · m, with m = argmin Σ_k w_k · angle(m, u_k)²: the Karcher mean on the sphere (Karcher
+    1977, doi:10.1002/cpa.3160300502).
 
-    m ← exp_m(Σ_k w_k log_m u_k) from the normalized mean on, until the step is shorter than `tolerance` (radians).
-    Unique when all directions lie within a quarter turn of one another. For K = 2 it is slerp of the directions.
-    Raises RecipeError when the weights sum to zero. Memory: a piece; the iteration is on K numbers.
+    m ← exp_m(Σ_k w_k log_m u_k) from the normalized mean on, until the step is shorter than `tolerance`
+    (radians). Unique when all directions lie within a quarter turn of one another. For K = 2 it is slerp of
+    the directions. Raises RecipeError when the weights sum to zero. Memory: a piece; the iteration is on K
+    numbers.
     """
     shares: Matrix = np.asarray(weight, np.float64) / check_sum(weight, "karcher")
 
@@ -116,7 +125,11 @@ def _length(coefficients: Matrix, cosines: Matrix) -> float:
 
 def _karcher_mean(shares_K: Matrix, cosines: Matrix, iterations: int, tolerance: float) -> Matrix:
     """The mean's coefficients over the unit vectors."""
-    mean = shares_K if _length(shares_K, cosines) > SMALL_SINE else np.eye(len(shares_K))[int(np.argmax(shares_K))]
+    mean = (
+        shares_K
+        if _length(shares_K, cosines) > SMALL_SINE
+        else np.eye(len(shares_K))[int(np.argmax(shares_K))]
+    )
     mean = mean / _length(mean, cosines)
     for _ in range(iterations):
         inner: Matrix = np.clip(cosines @ mean, -1.0, 1.0)

@@ -25,7 +25,9 @@ def linear(pieces: Pieces, *, weight: Array, normalize: bool = True) -> Iterator
     """Σ_k w_k x_k, divided by Σ_k w_k when normalized: the mean of weights themselves (Wortsman et al. 2022,
     arXiv:2203.05482, §2). Raises RecipeError when normalized weights sum to zero. Memory: a piece."""
     if normalize and float(np.sum(weight)) == 0:
-        raise RecipeError("linear: the weights sum to zero and cannot be normalized", hint="leave --normalize out")
+        raise RecipeError(
+            "linear: the weights sum to zero and cannot be normalized", hint="leave --normalize out"
+        )
     for weights_KN in pieces:
         yield total(weights_KN, weight, normalize=normalize)
 
@@ -46,8 +48,9 @@ def tall_masks(vectors_KN: Array, merged_N: Array, threshold: float) -> Array:
 def consensus(
     pieces: Pieces, *, weight: Array, threshold: float = 0.4, agree: int = 2, normalize: bool = False
 ) -> Iterator[Array]:
-    """Σ_k w_k τ_k on the entries that at least `agree` tasks need by their TALL masks, zero elsewhere: consensus task
-    arithmetic (Wang et al. 2024, arXiv:2405.07813, eq. 6), without its catastrophic and selfish weights.
+    """Σ_k w_k τ_k on the entries that at least `agree` tasks need by their TALL masks, zero elsewhere:
+    consensus task arithmetic (Wang et al. 2024, arXiv:2405.07813, eq. 6), without its catastrophic and
+    selfish weights.
 
     The masks compare with the plain sum of the task vectors, as published. Memory: a piece.
     """
@@ -58,8 +61,8 @@ def consensus(
 
 
 def tall_mask(pieces: Pieces, *, task: int, threshold: float = 0.4) -> Iterator[Array]:
-    """m_task ⊙ Σ_k τ_k: what is left of one task in the sum of all, as TALL masks recover it (Wang et al. 2024,
-    arXiv:2405.07813, eq. 3). Raises RecipeError when there is no such task. Memory: a piece."""
+    """m_task ⊙ Σ_k τ_k: what is left of one task in the sum of all, as TALL masks recover it (Wang et al.
+    2024, arXiv:2405.07813, eq. 3). Raises RecipeError when there is no such task. Memory: a piece."""
     if task >= pieces.num_ingredients:
         raise RecipeError(f"task is {task}, expected a position from 0 to {pieces.num_ingredients - 1}")
     for vectors_KN in pieces:

@@ -13,10 +13,11 @@ from soupkit.merge.select import Selected, cut, magnitude
 
 
 def ties(pieces: Pieces, *, weight: Array, density: Array, normalize: bool = True) -> Iterator[Array]:
-    """Keep each task vector's max(1, round(density · n)) largest entries, elect the sign of their weighted sum, and
-    average those that agree (Yadav et al. 2023, arXiv:2306.01708, algorithm 1).
+    """Keep each task vector's max(1, round(density · n)) largest entries, elect the sign of their weighted
+    sum, and average those that agree (Yadav et al. 2023, arXiv:2306.01708, algorithm 1).
 
-    Trims per tensor, where the paper trims a whole model at once. Memory: a piece, and up to 8 MB to find the cut.
+    Trims per tensor, where the paper trims a whole model at once. Memory: a piece, and up to 8 MB to find the
+    cut.
     """
     for vectors in largest(pieces, density):
         yield elected(vectors, weight, normalize=normalize)

@@ -1,7 +1,7 @@
 """What a parameter of a mergekit file comes to: a chain of conditions of which the first that fits counts.
 
-mergekit looks under the model, then in its slice, then in the whole file, and takes the first condition whose filter is
-in the tensor's name; then its default. Lists are gradients over the layers of the slice.
+mergekit looks under the model, then in its slice, then in the whole file, and takes the first condition whose
+filter is in the tensor's name; then its default. Lists are gradients over the layers of the slice.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ class Rule:
     value: Number | tuple[Number, ...]
 
     def at(self, depth: float) -> Number:
-        """Its number at a depth from 0 (first layer of a slice) to 1 (last), linear between those of a gradient."""
+        """Its number at a depth from 0 (first layer of a slice) to 1 (last), linear between those of a
+        gradient."""
         if not isinstance(self.value, tuple):
             return self.value
         place = depth * (len(self.value) - 1)
@@ -34,7 +35,8 @@ class Rule:
 
 @dataclass(frozen=True)
 class Chain:
-    """Rules, the first that fits counts; the last one fits all tensors unless soupkit's default is mergekit's."""
+    """Rules, the first that fits counts; the last one fits all tensors unless soupkit's default is
+    mergekit's."""
 
     rules: tuple[Rule, ...]
 
@@ -64,7 +66,8 @@ def chain_of(
 ) -> Chain:
     """The settings of a parameter, strongest first, as one chain that ends with what fits every tensor.
 
-    Raises RecipeError for values of another type, and where a parameter that has no default is not given for some.
+    Raises RecipeError for values of another type, and where a parameter that has no default is not given for
+    some.
     """
     rules: list[Rule] = []
     for condition in (condition for setting in settings if setting is not None for condition in setting):
@@ -76,7 +79,9 @@ def chain_of(
         raise refuse(
             where,
             f"{name!r} is missing" + (" for the tensors that no filter names" if rules else ""),
-            hint=f"add - value: … to its conditions, or {name} to the parameters of the file" if rules else None,
+            hint=f"add - value: … to its conditions, or {name} to the parameters of the file"
+            if rules
+            else None,
         )
     default = [] if parameter.default is None else [Rule(None, convert(parameter.default))]
     return Chain(tuple(rules + default))
@@ -92,5 +97,7 @@ def _typed(
     if len(set(values)) == 1:
         return values[0]
     if parameter.kind != "number":
-        raise refuse(place, f"a gradient of {parameter.kind}s", hint="say it by filters, or once for all layers")
+        raise refuse(
+            place, f"a gradient of {parameter.kind}s", hint="say it by filters, or once for all layers"
+        )
     return values

@@ -78,7 +78,11 @@ def read_file(config: JsonView, *, method: str, where: str) -> MergekitFile:
     if len(given) != 1:
         raise refuse(where, f"expected either `models` or `slices`, got {' and '.join(given) or 'neither'}")
     whole = given == ["models"]
-    slices = _models(config["models"], f"{where}: models") if whole else _slices(config["slices"], f"{where}: slices")
+    slices = (
+        _models(config["models"], f"{where}: models")
+        if whole
+        else _slices(config["slices"], f"{where}: slices")
+    )
     base = config.get("base_model")
     return MergekitFile(
         method,
@@ -99,14 +103,16 @@ def _refuse_features(config: JsonView, where: str) -> None:
         raise refuse(
             where,
             "soupkit does not know the key 'modules'",
-            hint="it merges all tensors of a model alike: write models:, with filters where a part is to be merged "
+            hint="it merges all tensors of a model alike: write models:, with filters where a part is "
+            "to be merged "
             "otherwise",
         )
     if config.get("chat_template") is not None:
         raise refuse(
             f"{where}: chat_template",
             "soupkit writes no chat templates, it copies that of the base or first model",
-            hint="leave it out, and put the template into tokenizer_config.json or chat_template.jinja of the output",
+            hint="leave it out, and put the template into tokenizer_config.json or chat_template.jinja "
+            "of the output",
         )
 
 
@@ -115,7 +121,9 @@ def _models(value: Any, where: str) -> tuple[Slice, ...]:
     for place, entry in enumerate(items(value, where)):
         inner = f"{where}[{place}]"
         if not isinstance(entry, dict):
-            raise refuse(inner, f"the model {shown(entry)}: expected model and parameters", hint="- model: PATH")
+            raise refuse(
+                inner, f"the model {shown(entry)}: expected model and parameters", hint="- model: PATH"
+            )
         values = mapping(entry, ("model", "parameters"), inner)
         found.append(_source(values, inner))
     return (Slice(tuple(found), {}, None, where),)
@@ -151,7 +159,9 @@ def _source(values: JsonView, where: str, layers: tuple[int, int] | None = None)
 def _range(value: Any, where: str) -> tuple[int, int]:
     """Layers first … stop − 1, at least one."""
     if not isinstance(value, list) or len(value) != 2:
-        raise refuse(where, f"expected [FIRST, STOP], got {shown(value)}", hint="[0, 8] are the first eight layers")
+        raise refuse(
+            where, f"expected [FIRST, STOP], got {shown(value)}", hint="[0, 8] are the first eight layers"
+        )
     first, stop = (int(scalar(item, "integer", f"{where}[{place}]")) for place, item in enumerate(value))
     if not 0 <= first < stop <= 1 << 20:
         raise refuse(where, f"[{first}, {stop}] holds no layers", hint="[0, 8] are the first eight layers")
@@ -168,7 +178,8 @@ def _dtype(value: Any, where: str) -> str | None:
 
 
 def _tokenizer(config: JsonView, where: str) -> Model | str | None:
-    """`tokenizer_source`, or the source of `tokenizer`. Raises RecipeError for one that is built from several."""
+    """`tokenizer_source`, or the source of `tokenizer`. Raises RecipeError for one that is built from
+    several."""
     source, block = config.get("tokenizer_source"), config.get("tokenizer")
     place = f"{where}: tokenizer_source"
     if block is not None:
@@ -178,7 +189,9 @@ def _tokenizer(config: JsonView, where: str) -> Model | str | None:
         values = mapping(block, ("source", "tokens", "pad_to_multiple_of"), place)
         for key in ("tokens", "pad_to_multiple_of"):
             if values.get(key) is not None:
-                raise refuse(f"{place}.{key}", "soupkit makes no new rows of embeddings", hint=f"leave {key} out")
+                raise refuse(
+                    f"{place}.{key}", "soupkit makes no new rows of embeddings", hint=f"leave {key} out"
+                )
         source = values.get("source", "union")
     if source is None:
         return None
@@ -186,6 +199,7 @@ def _tokenizer(config: JsonView, where: str) -> Model | str | None:
         raise refuse(
             place,
             "a tokenizer built from several: soupkit does not build one",
-            hint="take that of one model (tokenizer_source: base), or cut vocabularies: soupkit merge … --embedding",
+            hint="take that of one model (tokenizer_source: base), or cut vocabularies: soupkit merge "
+            "… --embedding",
         )
     return "base" if source == "base" else model(source, place)

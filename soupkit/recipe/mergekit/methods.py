@@ -1,4 +1,5 @@
-"""mergekit's methods in soupkit's words: names, parameters, what they need, and where the definitions differ."""
+"""mergekit's methods in soupkit's words: names, parameters, what they need, and where the definitions
+differ."""
 
 from __future__ import annotations
 
@@ -11,10 +12,11 @@ from soupkit.recipe.mergekit.values import Kind
 
 @dataclass(frozen=True)
 class Parameter:
-    """A parameter of mergekit's: what soupkit calls it ("" where it changes nothing), its type, and its default.
+    """A parameter of mergekit's: what soupkit calls it ("" where it changes nothing), its type, and its
+    default.
 
-    own: it may be said under a model; otherwise mergekit reads it from a slice or the whole file alone. default None:
-    soupkit's own, which is the same.
+    own: it may be said under a model; otherwise mergekit reads it from a slice or the whole file alone.
+    default None: soupkit's own, which is the same.
     """
 
     ours: str
@@ -28,9 +30,9 @@ class Parameter:
 class Method:
     """One of mergekit's methods.
 
-    base: whether base_model is needed, may be given, or is one model like the others ("ignored"). base_first: soupkit
-    takes it as the first reference, not as --base. least, most: how many models are merged, the base apart where it is
-    not ignored. notes: where the definitions differ.
+    base: whether base_model is needed, may be given, or is one model like the others ("ignored"). base_first:
+    soupkit takes it as the first reference, not as --base. least, most: how many models are merged, the base
+    apart where it is not ignored. notes: where the definitions differ.
     """
 
     command: str
@@ -87,7 +89,10 @@ METHODS: dict[str, Method] = {
         {"t": Parameter("t", required=True)},
         base_first=True,
         most=1,
-        notes=("mergekit takes the straight line where |cos| > 0.9995, soupkit only where both are equal numerically",),
+        notes=(
+            "mergekit takes the straight line where |cos| > 0.9995, soupkit only where both are equal "
+            "numerically",
+        ),
     ),
     "nuslerp": Method(
         "merge nuslerp",
@@ -118,8 +123,12 @@ METHODS: dict[str, Method] = {
         _on_base(normalize=False, density=Parameter("", own=True), rescale=_INERT),
     ),
     "ties": Method("merge ties", _on_base(normalize=True, **_UNSCALED), notes=(_COUNT, _CANCEL)),
-    "dare_linear": Method("merge dare-linear", _on_base(normalize=False, **_RANDOMLY), notes=(_RANDOM, _RESCALE)),
-    "dare_ties": Method("merge dare-ties", _on_base(normalize=False, **_RANDOMLY), notes=(_RANDOM, _RESCALE, _CANCEL)),
+    "dare_linear": Method(
+        "merge dare-linear", _on_base(normalize=False, **_RANDOMLY), notes=(_RANDOM, _RESCALE)
+    ),
+    "dare_ties": Method(
+        "merge dare-ties", _on_base(normalize=False, **_RANDOMLY), notes=(_RANDOM, _RESCALE, _CANCEL)
+    ),
     "della_linear": Method(
         "merge della-linear",
         _on_base(normalize=False, epsilon=_EPSILON, **_RANDOMLY),
@@ -151,7 +160,9 @@ METHODS: dict[str, Method] = {
         most=1,
         notes=("soupkit's quartiles are exact, mergekit's of a random sample",),
     ),
-    "passthrough": Method("merge passthrough", {"scale": Parameter("scale", own=True)}, base="ignored", most=1),
+    "passthrough": Method(
+        "merge passthrough", {"scale": Parameter("scale", own=True)}, base="ignored", most=1
+    ),
 }
 MISSING = {
     "ram": "reinforced agent merging", "ramplus_tl": "reinforced agent merging, tensor by tensor",

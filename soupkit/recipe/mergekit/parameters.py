@@ -28,7 +28,9 @@ def check_known(file: MergekitFile, where: str) -> None:
             _check_names(file.method, source.parameters, inner, under_model=True)
             if not own and source.model == (each.base or file.base) and set(source.parameters) - {MASK}:
                 name = next(name for name in source.parameters if name != MASK)
-                raise refuse(inner, f"{name!r} under base_model, where mergekit does not read it", hint="leave it out")
+                raise refuse(
+                    inner, f"{name!r} under base_model, where mergekit does not read it", hint="leave it out"
+                )
 
 
 def _check_names(method: str, found: Mapping[str, Setting], where: str, *, under_model: bool) -> None:
@@ -82,7 +84,9 @@ class Parameters:
         """The options of the command; what differs from tensor to tensor is in `settings` afterwards."""
         found: Json = {}
         for name, parameter in self.known.items():
-            ours = "weight" if (parameter.ours, command) == ("coefficient", "merge linear") else parameter.ours
+            ours = (
+                "weight" if (parameter.ours, command) == ("coefficient", "merge linear") else parameter.ours
+            )
             if ours:
                 self._add(name, ours, parameter, found)
         if command == "merge weighted" and "coefficients" not in found:
@@ -149,12 +153,16 @@ class Parameters:
                         self._settings(ours, chain, place, f" @{first + layer}?", depth=at)
             self._settings(ours, chains[-1], place, " @after?", depth=0.0)
 
-    def _settings(self, ours: str, chain: Chain, place: int | None, at: str, *, depth: float | None = None) -> None:
+    def _settings(
+        self, ours: str, chain: Chain, place: int | None, at: str, *, depth: float | None = None
+    ) -> None:
         for rule in chain.reversed():
             value: Any = rule.value if depth is None else rule.at(depth)
             value = list(value) if isinstance(value, tuple) else value
             pattern = "*" if rule.filter is None else f"*{rule.filter}*"
-            self.settings.append(json.dumps({pattern + at: {ours: value if place is None else {place: value}}}))
+            self.settings.append(
+                json.dumps({pattern + at: {ours: value if place is None else {place: value}}})
+            )
 
     def _offsets(self) -> Iterator[tuple[int, int]]:
         """(first layer of the output, number of layers) of every slice."""
@@ -165,14 +173,18 @@ class Parameters:
             first += depth
 
     def _check_filters(self, name: str, chains: Sequence[Chain]) -> None:
-        """mergekit looks for filters under a model in that model's own names, soupkit in those of the output."""
+        """mergekit looks for filters under a model in that model's own names, soupkit in those of the
+        output."""
         for each, chain, (first, _) in zip(self.slices, chains, self._offsets(), strict=True):
             moved = any(source.layers is not None and source.layers[0] != first for source in each.sources)
-            numbered = [rule.filter for rule in chain.rules if rule.filter and any(map(str.isdigit, rule.filter))]
+            numbered = [
+                rule.filter for rule in chain.rules if rule.filter and any(map(str.isdigit, rule.filter))
+            ]
             if moved and numbered:
                 raise refuse(
                     f"{each.where}: {name}",
-                    f"the filter {shown(numbered[0])} names a layer, and the slice moves layers to other numbers",
+                    f"the filter {shown(numbered[0])} names a layer, and the slice moves layers to "
+                    f"other numbers",
                     hint="make a slice of its own for that layer",
                 )
 
@@ -193,14 +205,23 @@ class Parameters:
         if method == "task_arithmetic":
             self.notes.append(f"{name} has no effect in task_arithmetic, in mergekit neither")
         elif name == "rescale" and any(values):
-            raise refuse(place, f"soupkit's {method} does not rescale", hint="scale by lambda, or use dare_ties")
+            raise refuse(
+                place, f"soupkit's {method} does not rescale", hint="scale by lambda, or use dare_ties"
+            )
         elif name == "nuslerp_row_wise" and any(values):
-            if any(chain.plain is None or chain.plain for chain in self.shared["nuslerp_flatten"] if chain.rules):
+            if any(
+                chain.plain is None or chain.plain for chain in self.shared["nuslerp_flatten"] if chain.rules
+            ):
                 raise refuse(place, "it rotates columns, soupkit rotates rows or whole tensors")
-            self.notes.append("nuslerp_row_wise has no effect while nuslerp_flatten is true, in mergekit neither")
+            self.notes.append(
+                "nuslerp_row_wise has no effect while nuslerp_flatten is true, in mergekit neither"
+            )
         elif name == "normalize_weights" and not all(values):
             weights = [_one(chains) for chains in zip(*self.own["weight"], strict=True)]
-            if any(weight is None for weight in weights) or abs(sum(map(float, filter(None, weights))) - 1) > 1e-9:
+            if (
+                any(weight is None for weight in weights)
+                or abs(sum(map(float, filter(None, weights))) - 1) > 1e-9
+            ):
                 raise refuse(place, "weights that do not sum to one", hint="scale them so that they do")
         elif name == "eps" and any(abs(value) > 1e-6 for each in values for value in _several(each)):
             raise refuse(place, "soupkit computes without it; above 1e-6 it would change the result")
@@ -211,21 +232,27 @@ class Parameters:
             if self.file.method == "linear":
                 normalized = self.shared["normalize"][position].plain
                 if normalized and None not in weights and sum(map(float, filter(None, weights))) == 0:
-                    raise refuse(each.where, "the weights sum to zero", hint="parameters: {normalize: false} adds them")
+                    raise refuse(
+                        each.where, "the weights sum to zero", hint="parameters: {normalize: false} adds them"
+                    )
                 continue
-            for density, epsilon in zip(self.own["density"][position], self.own["epsilon"][position], strict=True):
+            for density, epsilon in zip(
+                self.own["density"][position], self.own["epsilon"][position], strict=True
+            ):
                 if density.plain is not None and epsilon.plain is not None and density.plain < 1:
                     half = epsilon.plain / 2
                     if density.plain + half >= 1 or density.plain - half <= 0:
                         raise refuse(
                             each.where,
-                            f"density {density.plain:g} and epsilon {half:g}: mergekit wants density ± epsilon "
+                            f"density {density.plain:g} and epsilon {half:g}: mergekit wants density ± "
+                            f"epsilon "
                             "between 0 and 1",
                         )
 
 
 def _converter(name: str) -> Any:
-    """mergekit's epsilon is half of the published spread, which soupkit takes; its flatten is the opposite of rows."""
+    """mergekit's epsilon is half of the published spread, which soupkit takes; its flatten is the opposite of
+    rows."""
 
     def convert(value: Number) -> Number:
         if name == "epsilon":

@@ -1,8 +1,8 @@
 """Reads mergekit's YAML files and says the same in soupkit's recipes, for the methods that both have.
 
-A mergekit file is a description, not code: `models` (or `slices`), `merge_method`, `base_model`, `parameters`, `dtype`.
-It is followed to the letter of mergekit 0.1.5, or refused with the reason; what soupkit does otherwise on purpose is in
-`notes`. Nothing in a file is ignored.
+A mergekit file is a description, not code: `models` (or `slices`), `merge_method`, `base_model`,
+`parameters`, `dtype`. It is followed to the letter of mergekit 0.1.5, or refused with the reason; what
+soupkit does otherwise on purpose is in `notes`. Nothing in a file is ignored.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from soupkit.recipe.parse import suggestion
 class Translated:
     """A soupkit command with its options, and what will not be as in mergekit.
 
-    config: the reference whose configuration goes along; None: the first. tokenizer: the one whose vocabulary every
-    model must have, where the file names one. models: every reference that is read; adapters: those that are adapters
-    on the base.
+    config: the reference whose configuration goes along; None: the first. tokenizer: the one whose vocabulary
+    every model must have, where the file names one. models: every reference that is read; adapters: those
+    that are adapters on the base.
     """
 
     command: str
@@ -77,7 +77,9 @@ class _Translation:
             options["set"] = parameters.settings
         models = dict.fromkeys([*options["refs"], *([options["base"]] if "base" in options else [])])
         notes = (*self.method.notes, *parameters.notes, *self._notes())
-        adapters = [name for name, source in zip(options["refs"], sources, strict=True) if source.model.adapter]
+        adapters = [
+            name for name, source in zip(options["refs"], sources, strict=True) if source.model.adapter
+        ]
         return Translated(command, options, notes, config, tokenizer, tuple(models), tuple(adapters))
 
     @property
@@ -88,7 +90,8 @@ class _Translation:
     # Which checkpoints
 
     def _base(self) -> Model | None:
-        """The base of the task vectors or of the arc: that of the file, or the one that all slices name instead."""
+        """The base of the task vectors or of the arc: that of the file, or the one that all slices name
+        instead."""
         if self.method.base == "ignored":
             for each in self.file.slices:
                 if each.base is not None:
@@ -103,8 +106,8 @@ class _Translation:
         return bases[0]
 
     def _completed(self, each: Slice) -> Slice:
-        """The slice with the base among its sources, where mergekit puts it there. Raises RecipeError for a wrong
-        number of models."""
+        """The slice with the base among its sources, where mergekit puts it there. Raises RecipeError for a
+        wrong number of models."""
         models = [source.model for source in each.sources]
         if len(set(models)) < len(models):
             raise refuse(each.where, "names a model twice", hint="once, with the sum of its weights")
@@ -120,8 +123,12 @@ class _Translation:
             )
         num, least, most = len(sources) - (self.base is not None), self.method.least, self.method.most
         if num < least or (most is not None and num > most):
-            expected = f"{least}" if least == most else f"{least} or more" if num < least else f"at most {most}"
-            beside = " beside base_model" if self.base is not None else ", base_model among them" if base else ""
+            expected = (
+                f"{least}" if least == most else f"{least} or more" if num < least else f"at most {most}"
+            )
+            beside = (
+                " beside base_model" if self.base is not None else ", base_model among them" if base else ""
+            )
             raise refuse(each.where, f"{self.file.method}: {num} models{beside}, expected {expected}")
         return Slice(sources, each.parameters, each.base, each.where)
 
@@ -137,13 +144,16 @@ class _Translation:
     def _merged(self, each: Slice) -> Slice:
         """The sources that are merged, in soupkit's order: without the base, or the base first."""
         others = tuple(source for source in each.sources if source.model != self.base)
-        first = tuple(source for source in each.sources if source.model == self.base and self.method.base_first)
+        first = tuple(
+            source for source in each.sources if source.model == self.base and self.method.base_first
+        )
         return Slice((*first, *others), each.parameters, each.base, each.where)
 
     # What they are called
 
     def _reference(self, model: Model) -> str:
-        """A path or a Hub name; an adapter on --base is named by itself, one on another model as MODEL+ADAPTER."""
+        """A path or a Hub name; an adapter on --base is named by itself, one on another model as
+        MODEL+ADAPTER."""
         below = self._placed(model.path, model.revision)
         if model.adapter is None:
             return below
@@ -156,7 +166,9 @@ class _Translation:
             placed = self.folder / path if self.folder is not None else Path(path)
             there = placed.exists()
         except (OSError, ValueError) as error:
-            raise refuse(self.where, f"the model {shown(path)} cannot be a path: {type(error).__name__}") from error
+            raise refuse(
+                self.where, f"the model {shown(path)} cannot be a path: {type(error).__name__}"
+            ) from error
         if there and revision is not None:
             raise refuse(self.where, f"{shown(path)} is here, and has no revision {shown(revision)}")
         name = str(placed) if there else path
@@ -169,7 +181,8 @@ class _Translation:
         return None if found == refs[0] else found
 
     def _tokenizer(self, refs: Sequence[str]) -> str | None:
-        """Whose tokenizer the file asks for. Raises RecipeError where the configuration is another model's."""
+        """Whose tokenizer the file asks for. Raises RecipeError where the configuration is another
+        model's."""
         source, base = self.file.tokenizer, self.file.base
         if source is None:
             return None
@@ -178,12 +191,15 @@ class _Translation:
             return below or refs[0].partition("+")[0]
         assert isinstance(source, Model)
         if source.adapter is not None:
-            raise refuse(f"{self.where}: tokenizer_source", f"{shown(source.text)} is a model with an adapter")
+            raise refuse(
+                f"{self.where}: tokenizer_source", f"{shown(source.text)} is a model with an adapter"
+            )
         found = self._placed(source.path, source.revision)
         if below is not None and below != found:
             raise refuse(
                 f"{self.where}: tokenizer_source",
-                f"the tokenizer of {found} with the configuration of {below}: soupkit copies both from one model",
+                f"the tokenizer of {found} with the configuration of {below}: soupkit copies both from "
+                f"one model",
                 hint="copy the tokenizer's files into the output",
             )
         return found
@@ -206,7 +222,9 @@ class _Translation:
             return {"layers": [_range(each.sources[0]) for each in self.slices]}
         merged = [self._merged(each).sources for each in self.slices]
         if self.base is not None and not self.method.base_first:
-            bases = [next(source for source in each.sources if source.model == self.base) for each in self.slices]
+            bases = [
+                next(source for source in each.sources if source.model == self.base) for each in self.slices
+            ]
             merged = [(*sources, base) for sources, base in zip(merged, bases, strict=True)]
         ranges = [",".join(map(_range, sources)) for sources in zip(*merged, strict=True)]
         return {"layers": ranges[:1] if len(set(ranges)) == 1 else ranges}
@@ -214,11 +232,19 @@ class _Translation:
     def _notes(self) -> list[str]:
         notes = []
         if self.file.name is not None:
-            notes.append(f"name {shown(self.file.name)}: a name for mergekit-multi, the output is called by --out")
-        if self.method.base == "ignored" and self.file.whole and len(self.slices[0].sources) > len(self._given()):
+            notes.append(
+                f"name {shown(self.file.name)}: a name for mergekit-multi, the output is called by --out"
+            )
+        if (
+            self.method.base == "ignored"
+            and self.file.whole
+            and len(self.slices[0].sources) > len(self._given())
+        ):
             notes.append(f"{self.file.method} merges base_model as one more model, as mergekit does")
         if self.file.dtype and self.file.out_dtype and self.file.dtype != self.file.out_dtype:
-            notes.append(f"mergekit rounds to {self.file.dtype} before it writes {self.file.out_dtype}, soupkit once")
+            notes.append(
+                f"mergekit rounds to {self.file.dtype} before it writes {self.file.out_dtype}, soupkit once"
+            )
         return notes
 
     def _given(self) -> tuple[Source, ...]:

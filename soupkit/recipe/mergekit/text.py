@@ -31,7 +31,8 @@ _OTHER_FILES = {
 
 
 def load_mergekit(text: str, *, where: str) -> Json:
-    """The keys of a mergekit file. Raises RecipeError for anything that is not one YAML mapping with a merge_method."""
+    """The keys of a mergekit file. Raises RecipeError for anything that is not one YAML mapping with a
+    merge_method."""
     if len(text) > MOST_CHARACTERS:
         raise RecipeError(f"{where}: is not a mergekit configuration: it has {len(text):,} characters")
     try:
@@ -75,14 +76,17 @@ def _check_size(value: Any, *, where: str) -> None:
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's own reading, in which no key may stand twice and merge keys (`<<`) cannot multiply without bound."""
+    """PyYAML's own reading, in which no key may stand twice and merge keys (`<<`) cannot multiply without
+    bound."""
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
         seen: set[Any] = set()
         for key, _ in node.value:
             name = (key.tag, key.value) if isinstance(key, yaml.ScalarNode) else id(key)
             if name in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} stands twice", key.start_mark)
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key.value!r} stands twice", key.start_mark
+                )
             seen.add(name)
         super().flatten_mapping(node)
         merged = {}

@@ -1,4 +1,5 @@
-"""Values of a mergekit file, one kind after the other: read with mergekit's conversions, or refused by name."""
+"""Values of a mergekit file, one kind after the other: read with mergekit's conversions, or refused by
+name."""
 
 from __future__ import annotations
 
@@ -39,7 +40,8 @@ class Model:
 
 @dataclass(frozen=True)
 class Condition:
-    """A number, or a gradient of several, for tensors whose names hold a text; filter None: for all that is left."""
+    """A number, or a gradient of several, for tensors whose names hold a text; filter None: for all that is
+    left."""
 
     filter: str | None
     value: Scalar | tuple[Scalar, ...]
@@ -77,7 +79,9 @@ def mapping(value: Any, known: Iterable[str] | None, where: str, *, what: str = 
         if not isinstance(key, str):
             raise refuse(where, f"the key {shown(key)} is not text")
         if names is not None and key not in names:
-            raise refuse(where, f"soupkit does not know the key {shown(key)}", hint=suggestion(key[:_SHOWN], names))
+            raise refuse(
+                where, f"soupkit does not know the key {shown(key)}", hint=suggestion(key[:_SHOWN], names)
+            )
     return value
 
 
@@ -98,7 +102,8 @@ def text(value: Any, where: str) -> str:
 
 
 def scalar(value: Any, kind: Kind, where: str) -> float | bool | int:
-    """A number, boolean or integer, with the conversions that mergekit makes (0.0 is false, '0.5' a number)."""
+    """A number, boolean or integer, with the conversions that mergekit makes (0.0 is false, '0.5' a
+    number)."""
     found = {"number": _number, "boolean": _boolean, "integer": _integer}[kind](value)
     if found is None:
         wanted = {"number": "a finite number", "boolean": "true or false", "integer": "an integer"}[kind]
@@ -155,7 +160,9 @@ def _condition(value: Any, where: str) -> Condition:
         raise refuse(where, "has no value", hint="- {filter: mlp, value: 0.5}")
     pattern = found.get("filter")
     if pattern is not None and not isinstance(pattern, str):
-        raise refuse(f"{where}.filter", f"expected text, got {shown(pattern)}", hint="one condition for each filter")
+        raise refuse(
+            f"{where}.filter", f"expected text, got {shown(pattern)}", hint="one condition for each filter"
+        )
     if pattern in ("", "*"):
         pattern = None
     if pattern is not None and ("*" in pattern or not pattern.isprintable() or len(pattern) > MOST_FILTER):
@@ -186,9 +193,13 @@ def model(value: Any, where: str) -> Model:
             raise refuse(where, "names no model", hint="{model: {path: PATH, revision: REVISION}}")
         found = mapping(value, ("model", "lora", "override_architecture"), where)
         if found.get("override_architecture") is not None:
-            raise refuse(f"{where}.override_architecture", "soupkit merges tensors by name and knows no architectures")
+            raise refuse(
+                f"{where}.override_architecture", "soupkit merges tensors by name and knows no architectures"
+            )
         if "model" not in found:
-            raise refuse(where, "names no model", hint="{model: {path: PATH, revision: REVISION}, lora: {path: PATH}}")
+            raise refuse(
+                where, "names no model", hint="{model: {path: PATH, revision: REVISION}, lora: {path: PATH}}"
+            )
         lora = found.get("lora")
         below = _path(found["model"], f"{where}.model")
         return Model(*below, *((None, None) if lora is None else _path(lora, f"{where}.lora")))
@@ -211,7 +222,9 @@ def _path(value: Any, where: str) -> tuple[str, str | None]:
         if "path" not in found:
             raise refuse(where, "names no path", hint="{path: PATH, revision: REVISION}")
         revision = found.get("revision")
-        return _name(found["path"], f"{where}.path"), None if revision is None else text(revision, f"{where}.revision")
+        return _name(found["path"], f"{where}.path"), None if revision is None else text(
+            revision, f"{where}.revision"
+        )
     path, at, revision = text(value, where).partition("@")
     if "@" in revision or (at and not revision):
         raise refuse(where, f"{shown(value)}: expected PATH or PATH@REVISION")

@@ -10,7 +10,8 @@ from soupkit.recipe.method_options import MethodRecipe
 
 @dataclass(frozen=True, kw_only=True)
 class MergeLinear(MethodRecipe):
-    """Average checkpoints by weights, as `merge weighted` does, LoRA adapters and ranges of layers among them.
+    """Average checkpoints by weights, as `merge weighted` does, LoRA adapters and ranges of layers among
+    them.
 
     Example: soupkit merge linear a b+adapter --weight 0.7,0.3 --out soups/linear
     """

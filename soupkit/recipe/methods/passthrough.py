@@ -21,6 +21,8 @@ class MergePassthrough(MethodRecipe):
     INPUTS = (1, 1)
 
     layers: tuple[str, ...] = option(
-        (), help="START:STOP of the layers to take, one per checkpoint, in their order; of one checkpoint, default: all"
+        (),
+        help="START:STOP of the layers to take, one per checkpoint, in their order; of one checkpoint, "
+        "default: all",
     )
     scale: float = option(1.0, help="factor of every weight; --set 'o_proj: {scale: 0.5}' for some")

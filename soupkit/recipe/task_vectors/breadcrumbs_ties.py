@@ -12,7 +12,8 @@ from soupkit.recipe.method_options import ElectionOptions, density_option
 class MergeBreadcrumbsTies(ElectionOptions):
     """Drop the largest and the smallest entries of task vectors, elect signs, combine what agrees.
 
-    Example: soupkit merge breadcrumbs-ties a b --base base --density 0.9 --gamma 0.01 --out soups/breadcrumbs-ties
+    Example: soupkit merge breadcrumbs-ties a b --base base --density 0.9 --gamma 0.01 --out
+    soups/breadcrumbs-ties
     """
 
     FAMILY = "breadcrumbs"

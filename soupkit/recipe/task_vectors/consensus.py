@@ -17,5 +17,7 @@ class MergeConsensus(SumOptions):
 
     FAMILY = "task_arithmetic"
 
-    threshold: float = option(0.4, help="a task needs an entry when its own is this many times the others' sum", low=0)
+    threshold: float = option(
+        0.4, help="a task needs an entry when its own is this many times the others' sum", low=0
+    )
     agree: int = option(2, help="how many tasks must need an entry", low=1)

@@ -10,7 +10,8 @@ from soupkit.recipe.method_options import ElectionOptions, RandomOptions, densit
 
 @dataclass(frozen=True, kw_only=True)
 class MergeDellaTies(RandomOptions, ElectionOptions):
-    """Drop small entries of task vectors more often than large ones, rescale, elect signs, combine what agrees.
+    """Drop small entries of task vectors more often than large ones, rescale, elect signs, combine what
+    agrees.
 
     Example: soupkit merge della-ties a b --base base --density 0.5 --epsilon 0.2 --out soups/della-ties
     """

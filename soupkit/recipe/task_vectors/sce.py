@@ -18,6 +18,12 @@ class MergeSce(BaseOptions):
     FAMILY = "sce"
 
     density: float = option(
-        1.0, help="fraction of the entries to keep, by variance over the checkpoints", low=0, high=1, above=True
+        1.0,
+        help="fraction of the entries to keep, by variance over the checkpoints",
+        low=0,
+        high=1,
+        above=True,
     )
-    normalize: bool = option(True, help="average the entries that agree, by weight; without it they are added")
+    normalize: bool = option(
+        True, help="average the entries that agree, by weight; without it they are added"
+    )

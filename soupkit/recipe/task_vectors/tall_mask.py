@@ -19,4 +19,6 @@ class MergeTallMask(BaseOptions):
     INPUTS = (2, None)
 
     task: int = option(help="position of the checkpoint to recover, from 0", low=0)
-    threshold: float = option(0.4, help="a task needs an entry when its own is this many times the others' sum", low=0)
+    threshold: float = option(
+        0.4, help="a task needs an entry when its own is this many times the others' sum", low=0
+    )

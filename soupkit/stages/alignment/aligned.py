@@ -1,4 +1,5 @@
-"""Alignment for every job that offers it: checkpoints in, the same functions with their units in one order out."""
+"""Alignment for every job that offers it: checkpoints in, the same functions with their units in one order
+out."""
 
 from __future__ import annotations
 
@@ -39,7 +40,8 @@ TOLERANCE = 1e-3
 
 @dataclass(frozen=True)
 class Network:
-    """A model that weights can be loaded into, an input for it, and the groups that were shown to keep its function."""
+    """A model that weights can be loaded into, an input for it, and the groups that were shown to keep its
+    function."""
 
     model: torch.nn.Module
     inputs: tuple[torch.Tensor, ...]
@@ -49,7 +51,8 @@ class Network:
 
 @dataclass(frozen=True)
 class Aligned:
-    """Views of checkpoints, permuted so that they match the one at place `to`, and what a manifest records of it."""
+    """Views of checkpoints, permuted so that they match the one at place `to`, and what a manifest records of
+    it."""
 
     views: Sequence[View]
     to: int
@@ -68,10 +71,11 @@ def aligned_ingredients(
 ) -> Aligned:
     """Match every checkpoint to the one at place `to` (None: the first of two, the medoid of more).
 
-    Each permuted checkpoint is run against the original on one input: AlignError when they differ, and nothing that
-    could be written is returned. by: what units are compared by; activations need a recipe with data and num_batches
-    (or bn_batches). `seed`, `restarts`, `universe` and `pin` are read where the recipe has them. Memory: all models in
-    float32. Raises AlignError, TaskError for a network that cannot be followed.
+    Each permuted checkpoint is run against the original on one input: AlignError when they differ, and
+    nothing that could be written is returned. by: what units are compared by; activations need a recipe with
+    data and num_batches (or bn_batches). `seed`, `restarts`, `universe` and `pin` are read where the recipe
+    has them. Memory: all models in float32. Raises AlignError, TaskError for a network that cannot be
+    followed.
     """
     download(checkpoints, report)
     network = open_network(checkpoints[0], recipe, report)
@@ -100,7 +104,8 @@ def aligned_ingredients(
 
 
 def open_network(checkpoint: Source, recipe: Runs, report: Report) -> Network:
-    """Build the model of a checkpoint, derive its groups and check them on its weights; culprits are pinned."""
+    """Build the model of a checkpoint, derive its groups and check them on its weights; culprits are
+    pinned."""
     described = describe(checkpoint, recipe.model)
     model = build(described, num_classes=_num_classes(checkpoint, described))
     load_weights(model, checkpoint)
@@ -120,7 +125,9 @@ def check_same_function(
     for tensors in (source, view):
         load_weights(network.model, tensors)
         with torch.no_grad():
-            outputs.append(torch.cat([each.double().flatten() for each in _floating(network.model(*network.inputs))]))
+            outputs.append(
+                torch.cat([each.double().flatten() for each in _floating(network.model(*network.inputs))])
+            )
     error = float((outputs[1] - outputs[0]).abs().max() / outputs[0].abs().max().clamp_min(1e-300))
     if not error <= tolerance:
         raise AlignError(
@@ -138,7 +145,8 @@ def _tensors(
     *,
     by: By,
 ) -> tuple[PermutationSpec, list[dict[str, torch.Tensor]]]:
-    """What is matched of every checkpoint: its weights, its activations, or both, with a spec for all of it."""
+    """What is matched of every checkpoint: its weights, its activations, or both, with a spec for all of
+    it."""
     spec, device = network.spec, world.torch_device()
     weights: list[dict[str, torch.Tensor]] = [{} for _ in checkpoints]
     if by != "activations":
@@ -161,7 +169,8 @@ def _tensors(
 
 
 def _num_classes(checkpoint: Source, described: ModelSpec) -> int | None:
-    """Classes of a timm model that is only named, as the data would tell: those of the checkpoint's own classifier."""
+    """Classes of a timm model that is only named, as the data would tell: those of the checkpoint's own
+    classifier."""
     if described.library != "timm" or described.config or "num_classes" in described.kwargs:
         return None
     with torch.device("meta"):

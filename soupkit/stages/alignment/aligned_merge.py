@@ -1,4 +1,5 @@
-"""`--align`, `--repair` and `--bn refresh` of merges: what happens to ingredients before, and to a mixture after.
+"""`--align`, `--repair` and `--bn refresh` of merges: what happens to ingredients before, and to a mixture
+after.
 
 Imports no torch: a merge with none of them stays free of it.
 """
@@ -27,9 +28,13 @@ if TYPE_CHECKING:
 def check_aligned_merge(recipe: Aligns) -> None:
     """Raise RecipeError for options that cannot work together, before anything is opened."""
     if recipe.repair != "off" and not recipe.data:
-        raise RecipeError("--repair needs --data", hint="name the training data; labels are used on held-out only")
+        raise RecipeError(
+            "--repair needs --data", hint="name the training data; labels are used on held-out only"
+        )
     if recipe.align and recipe.align_by != "weights" and not recipe.data:
-        raise RecipeError(f"--align-by {recipe.align_by} needs --data", hint="name unlabelled images, or go by weights")
+        raise RecipeError(
+            f"--align-by {recipe.align_by} needs --data", hint="name unlabelled images, or go by weights"
+        )
     if isinstance(recipe, Streams) and recipe.stream and (recipe.align or recipe.repair != "off"):
         raise RecipeError(
             "stream reads ingredients once, --align and --repair read them often", hint="leave --stream out"
@@ -41,7 +46,8 @@ def align_ingredients(
 ) -> tuple[Ingredients, Json]:
     """With --align: views of the ingredients, permuted to match the first, and what the manifest notes of it.
 
-    Raises AlignError, TaskError when the network cannot be followed or a permutation would change its function.
+    Raises AlignError, TaskError when the network cannot be followed or a permutation would change its
+    function.
     """
     if not recipe.align:
         return ingredients, {}
@@ -62,7 +68,8 @@ def replaced_tensors(
     *,
     soup: SoupTask | None = None,
 ) -> tuple[Mapping[str, Array], Json]:
-    """What --bn refresh and --repair put in the place of the mixture's tensors, and what the manifest notes of it.
+    """What --bn refresh and --repair put in the place of the mixture's tensors, and what the manifest notes
+    of it.
 
     soup: the job's SoupTask, where it has one already. Raises TaskError, RecipeError.
     """

@@ -21,5 +21,7 @@ def example_inputs(
     text = getattr(model, "text", model)
     length = getattr(text, "context_length", None) or getattr(model, "context_length", None)
     vocabulary = getattr(text, "vocab_size", None) or getattr(model, "vocab_size", None) or NUM_TOKENS
-    tokens = torch.randint(1, min(int(vocabulary), NUM_TOKENS), (batch, int(length or 77)), generator=generator)
+    tokens = torch.randint(
+        1, min(int(vocabulary), NUM_TOKENS), (batch, int(length or 77)), generator=generator
+    )
     return (images, tokens)

@@ -1,4 +1,5 @@
-"""The statistics of a soup's units, made those of its ingredients: what `repair`, --repair and barriers share."""
+"""The statistics of a soup's units, made those of its ingredients: what `repair`, --repair and barriers
+share."""
 
 from __future__ import annotations
 
@@ -20,8 +21,11 @@ from soupkit.task.task import Task
 MOST_ROWS = 40
 
 
-def repaired_mixture(soup: SoupTask, mixture: Mixture, recipe: Aligns, report: Report) -> tuple[dict[str, Array], Json]:
-    """`--repair`: the tensors that replace the mixture's, which is loaded; none when the held-out loss is not lower."""
+def repaired_mixture(
+    soup: SoupTask, mixture: Mixture, recipe: Aligns, report: Report
+) -> tuple[dict[str, Array], Json]:
+    """`--repair`: the tensors that replace the mixture's, which is loaded; none when the held-out loss is not
+    lower."""
     assert recipe.repair != "off"
     rows = mixture.used()
     if len(rows) < 2:
@@ -46,9 +50,11 @@ def repaired(
     force: bool,
     report: Report,
 ) -> tuple[dict[str, Array], Json]:
-    """Repair the model that `task` holds; the tensors to write in place of its own, none unless the loss is lower.
+    """Repair the model that `task` holds; the tensors to write in place of its own, none unless the loss is
+    lower.
 
-    Notes: the held-out loss before and after, whether it is kept, each layer's variance ratio before and after.
+    Notes: the held-out loss before and after, whether it is kept, each layer's variance ratio before and
+    after.
     """
     before = _held_out_loss(task)
     measured = measure_endpoints(task, endpoints, kind=kind, batches=batches)
@@ -74,7 +80,11 @@ def _verdict(before: Score, after: Score, *, kept: bool, force: bool) -> str:
     change = f"held-out loss {before.value:.4f} → {after.value:.4f}"
     if kept and after.value < before.value:
         return f"repaired: {change}"
-    return f"repaired although {change} (--force)" if force else f"not repaired: {change}; the soup stays as it was"
+    return (
+        f"repaired although {change} (--force)"
+        if force
+        else f"not repaired: {change}; the soup stays as it was"
+    )
 
 
 def _ratio_table(result: Repaired) -> Table:
@@ -83,7 +93,9 @@ def _ratio_table(result: Repaired) -> Table:
     if len(names) > MOST_ROWS:
         names = sorted(names, key=lambda name: -abs(result.after[name] - result.before[name]))[:MOST_ROWS]
     rows = tuple((name, round(result.before[name], 4), round(result.after[name], 4)) for name in names)
-    caption = f"the {MOST_ROWS} most changed of {len(result.before)}" if len(names) < len(result.before) else ""
+    caption = (
+        f"the {MOST_ROWS} most changed of {len(result.before)}" if len(names) < len(result.before) else ""
+    )
     return Table("variance over the ingredients'", ("layer", "before", "after"), rows, caption)
 
 

@@ -1,4 +1,5 @@
-"""`align --rotate`: units matched, the residual stream and the heads turned, as checkpoints that any library loads."""
+"""`align --rotate`: units matched, the residual stream and the heads turned, as checkpoints that any library
+loads."""
 
 from __future__ import annotations
 
@@ -28,12 +29,13 @@ from soupkit.stages.inputs.turned import Turned, tensors_of
 from soupkit.world import World
 
 NARROW_TOLERANCE = 0.05
-"""Relative change of an output beyond which a checkpoint in less than float32 is not the same function: its weights are
-rounded anew."""
+"""Relative change of an output beyond which a checkpoint in less than float32 is not the same function: its
+weights are rounded anew."""
 
 
 def check_matching(checkpoints: Sequence[Checkpoint], recipe: Matches, report: Report) -> None:
-    """Raise CompatibilityError, AlignError for checkpoints that `matched_ingredients` cannot take, by names alone."""
+    """Raise CompatibilityError, AlignError for checkpoints that `matched_ingredients` cannot take, by names
+    alone."""
     agreed(checkpoints, recipe, report)
     if recipe.rotate:
         check_names(checkpoints[0].slots)
@@ -42,7 +44,8 @@ def check_matching(checkpoints: Sequence[Checkpoint], recipe: Matches, report: R
 def matched_ingredients(
     checkpoints: Sequence[Checkpoint], *, to: int | None, recipe: Matches, world: World, report: Report
 ) -> Aligned:
-    """Checkpoints matched to the one at place `to` as the recipe says: permuted, with `rotate` turned as well.
+    """Checkpoints matched to the one at place `to` as the recipe says: permuted, with `rotate` turned as
+    well.
 
     See `soupkit.stages.alignment.aligned.aligned_ingredients` and `rotated_ingredients`.
     """
@@ -51,11 +54,14 @@ def matched_ingredients(
     return aligned_ingredients(checkpoints, to=to, recipe=recipe, world=world, report=report, by=recipe.by)
 
 
-def rotated_ingredients(checkpoints: Sequence[Checkpoint], *, to: int, recipe: Matches, report: Report) -> Aligned:
-    """Match and turn every checkpoint to the one at place `to`; that one is folded and its heads are balanced.
+def rotated_ingredients(
+    checkpoints: Sequence[Checkpoint], *, to: int, recipe: Matches, report: Report
+) -> Aligned:
+    """Match and turn every checkpoint to the one at place `to`; that one is folded and its heads are
+    balanced.
 
-    What may be turned is proven on the network first; AlignError where nothing may be, or where a turned checkpoint
-    would compute something else; nothing that could be written is returned then. Memory: see
+    What may be turned is proven on the network first; AlignError where nothing may be, or where a turned
+    checkpoint would compute something else; nothing that could be written is returned then. Memory: see
     `soupkit.align.turns.rotate.match_turned`, and all models once more.
     """
     download(checkpoints, report)
@@ -65,13 +71,17 @@ def rotated_ingredients(checkpoints: Sequence[Checkpoint], *, to: int, recipe: M
         report(Told(f"{tower.name}: {_freedoms(tower)}" + (f" ({tower.why})" if tower.why else "")))
     folded = [fold(tensors_of(each), proof.towers) for each in checkpoints]
     report(Started("turning"))
-    matching = Matching(network.spec, proof.towers, recipe.seed, recipe.restarts, lambda: report(Advanced("turning")))
+    matching = Matching(
+        network.spec, proof.towers, recipe.seed, recipe.restarts, lambda: report(Advanced("turning"))
+    )
     found = match_turned(folded, to, matching)
     report(Finished("turning"))
     for checkpoint, each in zip(checkpoints, found, strict=True):
         if each.num_rounds:
             rounds = f"{each.num_rounds} rounds"
-            report(Told(f"{checkpoint.reference}: cosine {each.cosine_before:.4f} → {each.cosine:.4f}, {rounds}"))
+            report(
+                Told(f"{checkpoint.reference}: cosine {each.cosine_before:.4f} → {each.cosine:.4f}, {rounds}")
+            )
     del folded
     views = [
         Turned(checkpoint, network.spec, proof.towers, each.permutation, each.turn)

@@ -12,21 +12,25 @@ from soupkit.events import Report, Warned
 
 
 def agreed(ingredients: Sequence[Ingredient], recipe: Compares, report: Report) -> Agreement:
-    """`check_compatible` under --mismatch, for commands that write no soup of them; what differs is reported."""
+    """`check_compatible` under --mismatch, for commands that write no soup of them; what differs is
+    reported."""
     agreement = check_compatible(ingredients, mismatch=recipe.mismatch)
     warn_of(agreement, report)
     return agreement
 
 
 def check_alike(checkpoints: Sequence[Source], recipe: Compares, report: Report) -> None:
-    """Compare what checkpoints say they are, for commands that run them one by one as the first: outputs are averaged.
+    """Compare what checkpoints say they are, for commands that run them one by one as the first: outputs are
+    averaged.
 
     Raises CompatibilityError as `soupkit.checkpoint.config.meaning.check_meaning` does.
     """
     known = [checkpoint for checkpoint in checkpoints if checkpoint.config]
     names = [checkpoint.reference for checkpoint in known]
     if len(known) > 1:
-        for remark in check_meaning([checkpoint.config for checkpoint in known], names, mismatch=recipe.mismatch):
+        for remark in check_meaning(
+            [checkpoint.config for checkpoint in known], names, mismatch=recipe.mismatch
+        ):
             report(Warned(remark))
 
 

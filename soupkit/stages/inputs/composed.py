@@ -28,8 +28,8 @@ from soupkit.events import Report, Told, Warned
 class Composed:
     """What references stand for: how each is read, and the checkpoints that are recorded.
 
-    names: what each view is called. groups: per view, the places of its checkpoints in `recorded`: a model, an adapter
-    alone, or a model and the adapter on it.
+    names: what each view is called. groups: per view, the places of its checkpoints in `recorded`: a model,
+    an adapter alone, or a model and the adapter on it.
     """
 
     recorded: list[Checkpoint] = field(default_factory=list)
@@ -54,7 +54,8 @@ class Composed:
 
 
 def open_models(references: Sequence[str], base: str | None, report: Report) -> Composed:
-    """Open ingredients, and the base last where there is one; adapters alone go onto the base, or onto their own."""
+    """Open ingredients, and the base last where there is one; adapters alone go onto the base, or onto their
+    own."""
     found, under = Composed(), Composed()
     if base is not None:
         _add(base, None, under, report)
@@ -80,7 +81,8 @@ def _add(reference: str, base: Source | None, found: Composed, report: Report) -
 
 
 def split_adapter(reference: str) -> tuple[str, str | None]:
-    """`MODEL+ADAPTER` in its two, where what follows a plus is a PEFT directory; anything else is one reference."""
+    """`MODEL+ADAPTER` in its two, where what follows a plus is a PEFT directory; anything else is one
+    reference."""
     if local_path(reference).exists():
         return reference, None
     for place in (found.start() for found in re.finditer(r"\+", reference)):
@@ -118,7 +120,8 @@ def _plain(checkpoint: Checkpoint) -> Source:
 
 
 def cut_layers(views: Sequence[Source], texts: Sequence[str], stack: str | None) -> list[Source]:
-    """The views with some of their layers only. Raises RecipeError for ranges that are none, or not one for each."""
+    """The views with some of their layers only. Raises RecipeError for ranges that are none, or not one for
+    each."""
     if not texts:
         return list(views)
     if len(texts) not in (1, len(views)):
@@ -133,7 +136,9 @@ def cut_layers(views: Sequence[Source], texts: Sequence[str], stack: str | None)
         cut.append(Stacked(parts, reference=view.reference, stack=stack))
     depths = {stacked.num_layers for stacked in cut}
     if len(depths) > 1:
-        raise RecipeError(f"layers: the ranges are of {', '.join(map(str, sorted(depths)))} layers, expected one depth")
+        raise RecipeError(
+            f"layers: the ranges are of {', '.join(map(str, sorted(depths)))} layers, expected one depth"
+        )
     return list(cut)
 
 
@@ -165,8 +170,8 @@ def stacked_model(stacked: Stacked, model: Source) -> Source:
 
 
 def open_config(reference: str, found: Composed, view: Source) -> Source:
-    """The checkpoint whose configuration is to go along, for a view like `view`. Raises CompatibilityError where its
-    tensors say that it describes another model."""
+    """The checkpoint whose configuration is to go along, for a view like `view`. Raises CompatibilityError
+    where its tensors say that it describes another model."""
     known = dict(zip(found.names, zip(found.views, found.groups, strict=True), strict=True))
     if reference in known:
         source, group = known[reference]
@@ -186,6 +191,7 @@ def _check_shapes(reference: str, slots: Mapping[str, Slot], view: Source) -> No
     for name, slot in view.slots.items():
         if name in slots and slots[name].shape != slot.shape:
             raise CompatibilityError(
-                f"config_from {reference}: tensor {name!r} has shape {list(slots[name].shape)}, the checkpoints have "
+                f"config_from {reference}: tensor {name!r} has shape {list(slots[name].shape)}, the "
+                f"checkpoints have "
                 f"{list(slot.shape)}: its configuration describes another model"
             )

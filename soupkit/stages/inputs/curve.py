@@ -15,12 +15,15 @@ from soupkit.merge.mixture import BATCH_NORM_STATISTICS, Mixture
 
 
 def open_curve(reference: str) -> tuple[Curve, list[Checkpoint], Manifest]:
-    """A curve, its bends in order, and its manifest. Raises ReferenceError for a directory that holds none."""
+    """A curve, its bends in order, and its manifest. Raises ReferenceError for a directory that holds
+    none."""
     directory = local_path(reference)
     manifest = Manifest.read_if_any(directory) if directory.is_dir() else None
     names = manifest.notes.get("bends") if manifest else None
     if manifest is None or not isinstance(names, list):
-        raise ReferenceError(f"{reference}: holds no curve", hint="soupkit curve fit A B --out DIR writes one")
+        raise ReferenceError(
+            f"{reference}: holds no curve", hint="soupkit curve fit A B --out DIR writes one"
+        )
     curve = Curve.from_json(manifest.notes.get("curve"))
     bends = [Checkpoint(directory / str(name), reference=str(Path(reference, str(name)))) for name in names]
     return curve, bends, manifest
@@ -32,7 +35,8 @@ def has_statistics(names: Iterable[str]) -> bool:
 
 
 def needs_refresh(mixture: Mixture, names: Iterable[str]) -> bool:
-    """Whether a point has batch-norm statistics that no checkpoint has: one that is a single checkpoint keeps its."""
+    """Whether a point has batch-norm statistics that no checkpoint has: one that is a single checkpoint keeps
+    its."""
     return has_statistics(names) and not is_one_checkpoint(mixture)
 
 

@@ -16,14 +16,17 @@ TASK = "downloading"
 
 
 def download(sources: Sequence[Source], report: Report) -> None:
-    """Bring the weights of Hub checkpoints to disk, but for those that are streamed. Nothing to do for local ones.
+    """Bring the weights of Hub checkpoints to disk, but for those that are streamed. Nothing to do for local
+    ones.
 
-    Weights that are not downloaded here come when they are first read, unannounced. Raises OutputError when the disk
-    of the cache is too small, ReferenceError and CheckpointError for what goes wrong on the way.
+    Weights that are not downloaded here come when they are first read, unannounced. Raises OutputError when
+    the disk of the cache is too small, ReferenceError and CheckpointError for what goes wrong on the way.
     """
     found = [checkpoint.remote for each in sources if (checkpoint := checkpoint_of(each)) is not None]
     remotes = [remote for remote in found if isinstance(remote, HubFiles) and not remote.streams]
-    missing = {(remote.directory, name): size for remote in remotes for name, size in remote.missing().items()}
+    missing = {
+        (remote.directory, name): size for remote in remotes for name, size in remote.missing().items()
+    }
     total = sum(missing.values())
     if not total:
         return
@@ -41,5 +44,6 @@ def _check_disk(remote: HubFiles, total: int) -> None:
     if total + SPARE_BYTES > free:
         raise OutputError(
             f"{folder}: the weights to download take {total / 1e9:.2f} GB, {free / 1e9:.2f} GB are free",
-            hint="free some space, set HF_HOME to another disk, or merge with --stream, which stores no inputs",
+            hint="free some space, set HF_HOME to another disk, or merge with --stream, which stores "
+            "no inputs",
         )

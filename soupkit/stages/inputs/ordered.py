@@ -1,4 +1,5 @@
-"""The order of checkpoints where it has a meaning: what was taken is said, and what has no place is refused."""
+"""The order of checkpoints where it has a meaning: what was taken is said, and what has no place is
+refused."""
 
 from __future__ import annotations
 
@@ -17,12 +18,14 @@ from soupkit.jsons import Json
 Order = Literal["given", "number", "text"]
 
 
-def open_in_order(refs: Sequence[str], order: Order, report: Report, *, stream: bool = False) -> list[Checkpoint]:
+def open_in_order(
+    refs: Sequence[str], order: Order, report: Report, *, stream: bool = False
+) -> list[Checkpoint]:
     """Open the checkpoints of one training, first to last.
 
-    given: references as they were given, what a pattern or a folder holds in natural order; number: all by the last
-    number in their names, as they were typed or found on the disk; text: all by these names as text. Raises RecipeError
-    for a name without a number where numbers tell the order, and for equal numbers.
+    given: references as they were given, what a pattern or a folder holds in natural order; number: all by
+    the last number in their names, as they were typed or found on the disk; text: all by these names as text.
+    Raises RecipeError for a name without a number where numbers tell the order, and for equal numbers.
     """
     if order == "given":
         refuse_unplaced(refs)
@@ -60,7 +63,8 @@ def _numbers(names: Sequence[str]) -> Json:
 
 
 def refuse_unplaced(refs: Sequence[str]) -> None:
-    """Raise RecipeError where a pattern or a folder holds `epoch_latest` beside numbers: is it after them, or one?"""
+    """Raise RecipeError where a pattern or a folder holds `epoch_latest` beside numbers: is it after them, or
+    one?"""
     for ref in refs:
         for name in without_number(_found(ref)):
             raise RecipeError(
@@ -84,11 +88,14 @@ def say_order(refs: Sequence[str], report: Report, *, option: str = "") -> None:
         if names != text:
             other = f"{option} takes " if option else "as text it would be "
             ends = f"{_last(names[0])} … {_last(names[-1])}"
-            report(Told(f"{ref}: in the order of numbers, {ends}; {other}{_last(text[0])} … {_last(text[-1])}"))
+            report(
+                Told(f"{ref}: in the order of numbers, {ends}; {other}{_last(text[0])} … {_last(text[-1])}")
+            )
 
 
 def _found(ref: str) -> list[str]:
-    """What one reference to this disk stands for, in the order that it is opened; empty when it is no pattern."""
+    """What one reference to this disk stands for, in the order that it is opened; empty when it is no
+    pattern."""
     path = local_path(ref)
     if path.exists():
         return [str(member) for member in expand(ref)] if sweep_members(path) else []

@@ -35,7 +35,8 @@ def content_of_input(directory: Path, entry: Json, world: World) -> str:
 
 
 def companions_of_input(directory: Path, entry: Json) -> str | None:
-    """What the configuration beside an input is now; None where that was not recorded, as of the Hub's commits."""
+    """What the configuration beside an input is now; None where that was not recorded, as of the Hub's
+    commits."""
     if "companions" not in entry:
         return None
     return str(open_input(directory, entry).record()["companions"])
@@ -88,7 +89,9 @@ def _rearranged(checkpoint: Checkpoint, entry: JsonView, notes: Any, directory: 
 
 def _permutation(values: Mapping[str, str]) -> Permutation:
     """What `Permuted.record` wrote: group → numbers with spaces between them."""
-    return {name: np.array([int(number) for number in text.split()], np.int64) for name, text in values.items()}
+    return {
+        name: np.array([int(number) for number in text.split()], np.int64) for name, text in values.items()
+    }
 
 
 def _pickle_path(directory: Path, entry: Json) -> Path:

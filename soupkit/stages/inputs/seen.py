@@ -41,12 +41,18 @@ class _Division:
 
 
 def check_seen(
-    sources: Iterable[Source], splits: Splits, recipe: ReadsData, report: Report, *roles: Role, selects: bool = True
+    sources: Iterable[Source],
+    splits: Splits,
+    recipe: ReadsData,
+    report: Report,
+    *roles: Role,
+    selects: bool = True,
 ) -> None:
     """Warn of checkpoints that were trained, selected or learned on examples of these splits; with counts.
 
-    selects: the command chooses or learns on held-out; where it only reports, a soup that was selected on held-out is
-    no news on held-out. Raises TaskError under `strict_data`. Reads names of examples and no image.
+    selects: the command chooses or learns on held-out; where it only reports, a soup that was selected on
+    held-out is no news on held-out. Raises TaskError under `strict_data`. Reads names of examples and no
+    image.
     """
     roles = roles or ("held_out", "test")
     opened: dict[str, Splits | None] = {}
@@ -61,7 +67,9 @@ def check_seen(
         if line.startswith("perhaps"):
             report(Told(text))
         elif recipe.strict_data:
-            raise TaskError(text, hint="other data or another --split-seed; without --strict-data this is a warning")
+            raise TaskError(
+                text, hint="other data or another --split-seed; without --strict-data this is a warning"
+            )
         else:
             report(Warned(text))
 
@@ -95,7 +103,8 @@ def _lines(
         if then is None:
             if _is_same_name(entry["data"], splits.description):
                 lines.append(
-                    f"perhaps {VERBS[entry['how']]} some of these examples: its data are no longer as they were"
+                    f"perhaps {VERBS[entry['how']]} some of these examples: its data are no longer as "
+                    f"they were"
                 )
             continue
         for role in roles:
@@ -135,13 +144,20 @@ def _is_folder(description: JsonView) -> bool:
     return "place" in description or not (data in EMBEDDED or data.partition("/")[0].lower() in FACTORIES)
 
 
-def _opened(then: JsonView, splits: Splits, recipe: ReadsData, opened: dict[str, Splits | None]) -> Splits | None:
-    """The division that a manifest describes: these splits, or found again where it lay or where the data lie now."""
+def _opened(
+    then: JsonView, splits: Splits, recipe: ReadsData, opened: dict[str, Splits | None]
+) -> Splits | None:
+    """The division that a manifest describes: these splits, or found again where it lay or where the data lie
+    now."""
     if then["digest"] == splits.description["digest"]:
         return splits
     key = repr((then["digest"], then["data"]))
     if key not in opened:
-        places = [then.get("place"), then["data"], splits.description["data"]] if _is_folder(then) else [then["data"]]
+        places = (
+            [then.get("place"), then["data"], splits.description["data"]]
+            if _is_folder(then)
+            else [then["data"]]
+        )
         found = (_open(place, then, recipe) for place in dict.fromkeys(filter(None, map(_text, places))))
         opened[key] = next((each for each in found if each is not None), None)
     return opened[key]
@@ -154,7 +170,12 @@ def _text(value: Any) -> str | None:
 def _open(place: str, then: JsonView, recipe: ReadsData) -> Splits | None:
     sizes = then["sizes"]
     division = _Division(
-        place, recipe.data_dir, sizes["train"], sizes["held_out"], sizes["test"], split_seed=then["split_seed"]
+        place,
+        recipe.data_dir,
+        sizes["train"],
+        sizes["held_out"],
+        sizes["test"],
+        split_seed=then["split_seed"],
     )
     try:
         splits = open_data(division)

@@ -29,8 +29,8 @@ TURN_FILE = "turn.npz"
 class Turned(View):
     """A checkpoint folded and turned, its floating tensors rounded once into its dtypes.
 
-    permutation: of the source, before it is turned. One thread computes, so that the same matrices give the same bits.
-    Memory: its tensors, once in float64 while they are made.
+    permutation: of the source, before it is turned. One thread computes, so that the same matrices give the
+    same bits. Memory: its tensors, once in float64 while they are made.
     """
 
     def __init__(

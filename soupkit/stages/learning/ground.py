@@ -1,4 +1,5 @@
-"""No learned soup leaves the ground: one clearly worse than the uniform soup on held-out data is not written."""
+"""No learned soup leaves the ground: one clearly worse than the uniform soup on held-out data is not
+written."""
 
 from __future__ import annotations
 
@@ -29,7 +30,9 @@ def keep_the_better(search: Search, outcome: Outcome) -> Mapping[str, Array]:
     of_uniform = _load(search, uniform_KB)
     task = search.soup.task
     uniform = {role: predict(task, role) for role in roles}
-    outcome.notes["uniform"] = {role: scores_to_json(scores_of(each, task.metrics)) for role, each in uniform.items()}
+    outcome.notes["uniform"] = {
+        role: scores_to_json(scores_of(each, task.metrics)) for role, each in uniform.items()
+    }
     of_learned = _load(search, outcome.coefficients_KB)
     verdict = _verdict(search, predict(task, "held_out"), uniform["held_out"])
     kept = verdict["clearly_worse"] and not search.recipe.force
@@ -48,7 +51,11 @@ def _load(search: Search, coefficients_KB: np.ndarray) -> Mapping[str, Array]:
 
 
 def _tell(search: Search, verdict: Json) -> None:
-    done = "it is written (--force)" if search.recipe.force else "the uniform soup is written instead (--force: not)"
+    done = (
+        "it is written (--force)"
+        if search.recipe.force
+        else "the uniform soup is written instead (--force: not)"
+    )
     difference = verdict["difference"]
     words = "its outputs are not numbers" if difference is None else _difference(verdict)
     search.report(Warned(f"{search.command}: on held-out data {words}: {done}; a lower --lr may help"))

@@ -100,7 +100,9 @@ def _cross_fit(
                 return task.score(task.held_out, recipe.metric, indices=outside).value
 
         if search.journal.result(name) is None:
-            search.report(Told(f"fold {number + 1} of {recipe.folds}: {len(inside)} learn, {len(outside)} score"))
+            search.report(
+                Told(f"fold {number + 1} of {recipe.folds}: {len(inside)} learn, {len(outside)} score")
+            )
             run = fit(inside, number)
             learned = run.run(
                 name,
@@ -112,7 +114,9 @@ def _cross_fit(
             search.journal.finish(name, learned.scores)
         scores.append(search.journal.result(name))
     best, means = best_epoch(scores, lower_is_better=lower)
-    search.report(Told(f"cross-fitting chose {best} epochs: {recipe.metric} {means[best]:.4f} on examples not learned"))
+    search.report(
+        Told(f"cross-fitting chose {best} epochs: {recipe.metric} {means[best]:.4f} on examples not learned")
+    )
     return {"epochs": best, "metric": recipe.metric, "mean_scores": means, "fold_scores": scores}
 
 

@@ -27,7 +27,15 @@ from soupkit.soup import subspace as spaces
 from soupkit.soup.blocks import Layout
 from soupkit.soup.journal import Journal
 from soupkit.soup.live import layout_of
-from soupkit.soup.plan import SHARE_OF_FREE, Demand, MemoryPlan, choose, free_bytes, give_back_memory, resident_bytes
+from soupkit.soup.plan import (
+    SHARE_OF_FREE,
+    Demand,
+    MemoryPlan,
+    choose,
+    free_bytes,
+    give_back_memory,
+    resident_bytes,
+)
 from soupkit.soup.subspace import Subspace
 from soupkit.stages.inputs.download import download
 from soupkit.stages.inputs.seen import check_seen
@@ -66,7 +74,9 @@ class Search:
     def examples(self) -> Examples:
         """What coefficients are learned from."""
         task = self.soup.task
-        return task.train if isinstance(self.recipe, MergeTwa) and self.recipe.fit == "train" else task.held_out
+        return (
+            task.train if isinstance(self.recipe, MergeTwa) and self.recipe.fit == "train" else task.held_out
+        )
 
     @property
     def refreshes(self) -> bool:
@@ -104,7 +114,8 @@ class Search:
         return np.full((self.num_ingredients, self.layout.num_blocks), 1 / self.num_ingredients)
 
     def mixture(self, coefficients_KB: np.ndarray) -> Mixture:
-        """Coefficients of the parameters as a mixture; all other tensors, outside the span, are averaged or kept."""
+        """Coefficients of the parameters as a mixture; all other tensors, outside the span, are averaged or
+        kept."""
         names = self.ingredients.names
         keep = self.recipe.bn == "keep"
         return self.layout.mixture(names, coefficients_KB, self.ingredients.plan.slots, keep_first=keep)
@@ -112,7 +123,8 @@ class Search:
 
 @dataclass
 class Outcome:
-    """What a search came to: the coefficients, the losses of its runs by name, scores over folds, and notes."""
+    """What a search came to: the coefficients, the losses of its runs by name, scores over folds, and
+    notes."""
 
     coefficients_KB: np.ndarray
     losses: dict[str, list[float]] = field(default_factory=dict)
@@ -121,9 +133,16 @@ class Outcome:
 
 
 def open_search(
-    recipe: Any, checkpoints: list[Checkpoint], world: World, report: Report, *, command: str, together: bool = True
+    recipe: Any,
+    checkpoints: list[Checkpoint],
+    world: World,
+    report: Report,
+    *,
+    command: str,
+    together: bool = True,
 ) -> Search:
-    """Open model and data, plan the memory, and find what a killed run left. Raises for all that can be known now.
+    """Open model and data, plan the memory, and find what a killed run left. Raises for all that can be known
+    now.
 
     together: the method needs the directions of all ingredients at once.
     """
@@ -134,7 +153,9 @@ def open_search(
     check_seen(checkpoints, soup.task.splits, recipe, report)
     recipe = soup.recipe = _settled(recipe, soup, report)
     layout = layout_of(soup.task, ingredients.plan.slots, recipe.blocks)
-    journal = Journal.beside(recipe.out, identity_of(recipe, checkpoints, soup), world=world, resume=recipe.resume)
+    journal = Journal.beside(
+        recipe.out, identity_of(recipe, checkpoints, soup), world=world, resume=recipe.resume
+    )
     moves = world.in_main(lambda: _head_moves(recipe, soup))
 
     def plan() -> MemoryPlan:
@@ -155,13 +176,16 @@ def _settled(recipe: Any, soup: SoupTask, report: Report) -> Any:
         return recipe
     if 0 < recipe.pass_size < recipe.batch_size:
         raise RecipeError(
-            f"pass_size is {recipe.pass_size}, but --bn batch takes the statistics of {recipe.batch_size} examples",
+            f"pass_size is {recipe.pass_size}, but --bn batch takes the statistics of "
+            f"{recipe.batch_size} examples",
             hint=f"--batch-size {recipe.pass_size}, or --bn refresh",
         )
     if recipe.batch_size < 2:
         raise RecipeError("batch_size is 1, but --bn batch needs two examples", hint="--batch-size 128")
     if soup.world.size > 1:
-        report(Told("--bn batch: the first process computes each batch whole; the others hold their directions"))
+        report(
+            Told("--bn batch: the first process computes each batch whole; the others hold their directions")
+        )
     return recipe
 
 
@@ -198,7 +222,8 @@ def _plan(
     together: bool,
     head_moves: bool,
 ) -> MemoryPlan:
-    """The plan of an interrupted run of the same command, since results depend on it in the last bits, or a new one."""
+    """The plan of an interrupted run of the same command, since results depend on it in the last bits, or a
+    new one."""
     kept = journal.result("plan")
     if kept is not None:
         return MemoryPlan(**{**kept, "parts": tuple(map(tuple, kept["parts"]))})
@@ -229,7 +254,8 @@ def _plan(
 
 
 def _memory_now(soup: SoupTask) -> tuple[int, int, int]:
-    """Bytes of this process, bytes that it may have, those included, and bytes of decoded examples; on the device."""
+    """Bytes of this process, bytes that it may have, those included, and bytes of decoded examples; on the
+    device."""
     task = soup.task
     if task.device.type == "cuda":
         own = torch.cuda.memory_allocated(task.device)

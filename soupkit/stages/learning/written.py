@@ -27,7 +27,8 @@ SHOWN = 12
 
 
 def learned(search: Search, run: Callable[[], Outcome]) -> Outcome:
-    """What a search comes to. One that leaves the ground has nothing to go on with: its journal is removed."""
+    """What a search comes to. One that leaves the ground has nothing to go on with: its journal is
+    removed."""
     try:
         return run()
     except DivergedError:
@@ -84,7 +85,8 @@ def _notes(search: Search, outcome: Outcome) -> Json:
 
 
 def _fitted_on(search: Search, outcome: Outcome) -> Json:
-    """Which examples the coefficients are owed to: uniform ones, in the place of learned ones, to the comparison."""
+    """Which examples the coefficients are owed to: uniform ones, in the place of learned ones, to the
+    comparison."""
     kept = outcome.notes["against_uniform"]["kept_uniform"]
     split = search.recipe.fit if isinstance(search.recipe, MergeTwa) and not kept else "held_out"
     num = len(search.soup.task.held_out) if kept else len(search.examples)
@@ -96,7 +98,9 @@ def _draw(search: Search, outcome: Outcome, directory: Path) -> None:
     names = search.ingredients.names
     title = f"{search.command}: coefficients"
     columns = search.layout.labels
-    heat_map(directory / "coefficients.png", outcome.coefficients_KB, rows=names, columns=columns, title=title)
+    heat_map(
+        directory / "coefficients.png", outcome.coefficients_KB, rows=names, columns=columns, title=title
+    )
     if outcome.losses:
         learning_curve(
             directory / "learning.png",

@@ -1,4 +1,5 @@
-"""From the references of a method's recipe to what is merged: checkpoints, adapters in their base, one vocabulary."""
+"""From the references of a method's recipe to what is merged: checkpoints, adapters in their base, one
+vocabulary."""
 
 from __future__ import annotations
 
@@ -61,8 +62,8 @@ class MethodInputs:
 
 
 def open_inputs(recipe: MethodRecipe, report: Report) -> MethodInputs:
-    """Open references and base, put adapters into their base, cut layers, settle vocabularies, check all of it, plan
-    the output."""
+    """Open references and base, put adapters into their base, cut layers, settle vocabularies, check all of
+    it, plan the output."""
     if isinstance(recipe, MergePassthrough) and recipe.layers:
         return _open_stacked(recipe, report)
     base = recipe.base or None if isinstance(recipe, Based) else None
@@ -81,11 +82,13 @@ def open_inputs(recipe: MethodRecipe, report: Report) -> MethodInputs:
 
 
 def _open_stacked(recipe: MergePassthrough, report: Report) -> MethodInputs:
-    """One model, made of layers of others. Raises RecipeError for ranges that are none, or not one per checkpoint."""
+    """One model, made of layers of others. Raises RecipeError for ranges that are none, or not one per
+    checkpoint."""
     found = open_models(recipe.refs, None, report)
     if len(recipe.layers) != len(found.views):
         raise RecipeError(
-            f"{len(recipe.layers)} layer ranges for {len(found.views)} checkpoints", hint="give one --layers for each"
+            f"{len(recipe.layers)} layer ranges for {len(found.views)} checkpoints",
+            hint="give one --layers for each",
         )
     parts = [Part(view, *layer_range(text)) for view, text in zip(found.views, recipe.layers, strict=True)]
     stacked = Stacked(parts, reference=", ".join(recipe.refs), stack=recipe.stack)

@@ -35,12 +35,20 @@ def write_merge(
     command = f"merge {recipe.METHOD}"
     record = _with_groups(record, merge.inputs)
     return write_soup(
-        merge.ingredients, merge.engine(), recipe, world, report, command=command, record=record, measure=measure
+        merge.ingredients,
+        merge.engine(),
+        recipe,
+        world,
+        report,
+        command=command,
+        record=record,
+        measure=measure,
     )
 
 
 def _with_groups(record: Record, inputs: MethodInputs) -> Record:
-    """Which checkpoints each reference stands for, where that is not one each: a model and an adapter on it."""
+    """Which checkpoints each reference stands for, where that is not one each: a model and an adapter on
+    it."""
     if inputs.groups == tuple((place,) for place in range(len(inputs.groups))):
         return record
     return Record(record.trace, {**record.notes, "references": [list(group) for group in inputs.groups]})
@@ -48,11 +56,14 @@ def _with_groups(record: Record, inputs: MethodInputs) -> Record:
 
 def _warn_of_statistics(merge: MethodMerge, recipe: MethodRecipe, report: Report) -> None:
     """A mean of batch-norm statistics is nearly right; what becomes of them by trimming or drawing is not."""
-    names = [name for name in merge.ingredients.plan.slots if name.rpartition(".")[2] in BATCH_NORM_STATISTICS]
+    names = [
+        name for name in merge.ingredients.plan.slots if name.rpartition(".")[2] in BATCH_NORM_STATISTICS
+    ]
     if names and merge.inputs.base is not None:
         report(
             Warned(
-                f"{len(names)} batch-norm statistics are merged like weights, for example {names[0]}: re-estimate them "
+                f"{len(names)} batch-norm statistics are merged like weights, for example {names[0]}: "
+                f"re-estimate them "
                 f"with soupkit merge uniform {recipe.out} --bn refresh --data … --out …"
             )
         )

@@ -32,7 +32,8 @@ Numbers = dict[str, list[float]]
 
 @dataclass(frozen=True)
 class MethodMerge:
-    """A merge that is ready to run: everything is opened and checked. numbers: what every floating tensor takes."""
+    """A merge that is ready to run: everything is opened and checked. numbers: what every floating tensor
+    takes."""
 
     method: MergeMethod
     inputs: MethodInputs
@@ -72,21 +73,25 @@ class MethodMerge:
 
 
 def with_inputs(recipe: MethodRecipe, references: Sequence[str]) -> MethodRecipe:
-    """The recipe on other references: those of the checkpoints, and that of the base last where it has one."""
+    """The recipe on other references: those of the checkpoints, and that of the base last where it has
+    one."""
     if not isinstance(recipe, Based) or recipe.base is None:
         return dataclasses.replace(recipe, refs=tuple(references))
     return dataclasses.replace(recipe, refs=tuple(references[:-1]), base=references[-1])  # type: ignore[call-arg]
 
 
 def open_merge(recipe: MethodRecipe, report: Report) -> MethodMerge:
-    """Open and check the inputs, and every parameter of every tensor. Raises RecipeError, CompatibilityError, …"""
+    """Open and check the inputs, and every parameter of every tensor. Raises RecipeError, CompatibilityError,
+    …"""
     method = method_of(type(recipe))
     inputs = open_inputs(recipe, report)
     num = len(inputs.models)
     check_number(method, num)
     statistics = [open_checkpoint(ref) for ref in (recipe.statistics if isinstance(recipe, Informed) else ())]
     if statistics and len(statistics) != num:
-        raise RecipeError(f"{len(statistics)} files of statistics for {num} checkpoints", hint="give one for each")
+        raise RecipeError(
+            f"{len(statistics)} files of statistics for {num} checkpoints", hint="give one for each"
+        )
     references = inputs.names[:num]
     settings = parse_settings(recipe.set, known=method.parameters, references=references)
     numbers = numbers_of(method, defaults_of(recipe, method, num), settings, inputs.ingredients)
@@ -103,7 +108,8 @@ def check_number(method: MergeMethod, num: int) -> None:
 
 
 def defaults_of(recipe: MethodRecipe, method: MergeMethod, num: int) -> Numbers:
-    """The recipe's value of every parameter: one number per checkpoint, or one. Raises RecipeError for other counts."""
+    """The recipe's value of every parameter: one number per checkpoint, or one. Raises RecipeError for other
+    counts."""
     defaults = {}
     for name, parameter in method.parameters.items():
         value = getattr(recipe, "lambda_" if name == "lambda" else name)

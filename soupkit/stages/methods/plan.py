@@ -23,14 +23,16 @@ LARGEST_PROBE = 1 << 24
 
 
 def show_method_plan(merge: MethodMerge, recipe: Weighs, world: World, report: Report) -> Json:
-    """Everything is checked by now, and nothing is written; a few tensors are merged into nothing for the time."""
+    """Everything is checked by now, and nothing is written; a few tensors are merged into nothing for the
+    time."""
     values = plan_values(merge.ingredients, recipe, world) | {
         "peak_memory": peak_memory(merge, world.num_threads),
         "memory": merge.method.memory,
         "estimated_seconds": estimate_seconds(merge, recipe, world),
     }
     caption = (
-        "a piece is 32,768 elements per ingredient and thread; seconds are estimated from a few tensors merged now; "
+        "a piece is 32,768 elements per ingredient and thread; seconds are estimated from a few "
+        "tensors merged now; "
         "what is not in the page cache, or is written, waits for the disk"
     )
     tell_plan(amounts(values), report, nothing="was written", caption=caption)
@@ -38,14 +40,19 @@ def show_method_plan(merge: MethodMerge, recipe: Weighs, world: World, report: R
 
 
 def peak_memory(merge: MethodMerge, threads: int) -> int:
-    """An upper estimate of the bytes in memory: buffers, temporaries of pieces, and what a search for a cut holds."""
+    """An upper estimate of the bytes in memory: buffers, temporaries of pieces, and what a search for a cut
+    holds."""
     num = len(merge.inputs.models)
     slots = {name: slot for name, slot in merge.ingredients.plan.slots.items() if slot.dtype in FLOATING}
-    piece = max((piece_of(merge.method, slot, merge.arguments(name)) for name, slot in slots.items()), default=0)
+    piece = max(
+        (piece_of(merge.method, slot, merge.arguments(name)) for name, slot in slots.items()), default=0
+    )
     per_thread = piece * (38 + 33 * num + (120 if merge.method.pieces == "row" else 0))
     per_thread += 16_000_000 if "8 MB" in merge.method.memory else 0
     if "grams" in merge.method.asks:
-        per_thread += 8 * 3 * max((slot.shape[-1] ** 2 for slot in slots.values() if len(slot.shape) == 2), default=0)
+        per_thread += (
+            8 * 3 * max((slot.shape[-1] ** 2 for slot in slots.values() if len(slot.shape) == 2), default=0)
+        )
     return PROCESS_BYTES + per_thread * (1 if merge.method.pieces == "tensor" else threads)
 
 
@@ -57,7 +64,8 @@ class _Nowhere:
 
 
 def estimate_seconds(merge: MethodMerge, recipe: Weighs, world: World) -> float | None:
-    """Merge a few tensors into nothing, and scale the time up to all; None where that would download weights."""
+    """Merge a few tensors into nothing, and scale the time up to all; None where that would download
+    weights."""
     found = map(checkpoint_of, merge.ingredients.checkpoints)
     if any(checkpoint is None or checkpoint.remote is not None for checkpoint in found):
         return None
@@ -76,7 +84,9 @@ def _probe(slots: dict[str, Slot]) -> dict[str, Slot]:
     """Tensors of the larger kind, a few million elements of them."""
     chosen: dict[str, Slot] = {}
     total = 0
-    for name in sorted(slots, key=lambda name: (slots[name].num_elements > LARGEST_PROBE, -slots[name].num_elements)):
+    for name in sorted(
+        slots, key=lambda name: (slots[name].num_elements > LARGEST_PROBE, -slots[name].num_elements)
+    ):
         if total >= PROBE_ELEMENTS:
             break
         chosen[name] = slots[name]

@@ -16,9 +16,11 @@ from soupkit.jsons import Json
 def describe_inputs(
     checkpoints: Sequence[Source], out: Path, contents: Sequence[str], *, sha256: bool = False
 ) -> list[Json]:
-    """The manifest's record of each ingredient; `path` is relative to the output, so that both may move together.
+    """The manifest's record of each ingredient; `path` is relative to the output, so that both may move
+    together.
 
-    `seen`: the data that it and what it was made of were fitted to, each with the first ingredient that has it.
+    `seen`: the data that it and what it was made of were fitted to, each with the first ingredient that has
+    it.
     """
     described = []
     for checkpoint, content, seen in zip(checkpoints, contents, carried(checkpoints), strict=True):

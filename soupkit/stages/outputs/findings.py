@@ -21,7 +21,8 @@ def write_scores(directory: Path, manifest: Manifest) -> None:
 
 
 def write_findings(directory: Path, manifest: Manifest, inputs: Sequence[Json] | None = None) -> Manifest:
-    """Write the manifest, which then knows every file of the directory, and its `inputs` by content where given."""
+    """Write the manifest, which then knows every file of the directory, and its `inputs` by content where
+    given."""
     files = describe_outputs(directory, "")["files"]
     described = manifest.inputs if inputs is None else list(inputs)
     manifest = replace(manifest, inputs=described, outputs={"files": files})

@@ -76,10 +76,13 @@ def prepare(checkpoints: Sequence[Source], recipe: Weighs, report: Report) -> In
 def plan_soup(
     agreement: Agreement, checkpoints: Sequence[Source], recipe: Weighs, report: Report, *, model: Source
 ) -> Ingredients:
-    """Plan the files of a soup of checkpoints that agree; the output takes `model`'s configuration and tokenizer."""
+    """Plan the files of a soup of checkpoints that agree; the output takes `model`'s configuration and
+    tokenizer."""
     warn_of(agreement, report)
     if agreement.mixed and recipe.dtype == "auto":
-        report(Told(f"{len(agreement.mixed)} tensors have mixed dtypes; the wider is written (--dtype chooses)"))
+        report(
+            Told(f"{len(agreement.mixed)} tensors have mixed dtypes; the wider is written (--dtype chooses)")
+        )
     plan = plan_files(
         _with_dtype(agreement.slots, recipe.dtype),
         file_name=_file_name(model),
@@ -95,7 +98,8 @@ def _with_dtype(slots: Mapping[str, Slot], dtype: str) -> dict[str, Slot]:
     if dtype == "auto":
         return dict(slots)
     return {
-        name: slot._replace(dtype=LONG_NAMES[dtype]) if slot.dtype in FLOATING else slot for name, slot in slots.items()
+        name: slot._replace(dtype=LONG_NAMES[dtype]) if slot.dtype in FLOATING else slot
+        for name, slot in slots.items()
     }
 
 
@@ -117,7 +121,11 @@ def stream_options(recipe: Sums, world: World) -> StreamOptions:
 
 def _threads(recipe: object, world: World) -> int:
     """Over a network more readers only evict each other's buffers."""
-    return min(world.num_threads, NUM_READERS) if isinstance(recipe, Streams) and recipe.stream else world.num_threads
+    return (
+        min(world.num_threads, NUM_READERS)
+        if isinstance(recipe, Streams) and recipe.stream
+        else world.num_threads
+    )
 
 
 def write_soup(
@@ -136,10 +144,10 @@ def write_soup(
 ) -> Json:
     """Write the soup as a checkpoint directory with its manifest and model card; returns the manifest.
 
-    mixture: the coefficients, or what else makes the tensors (then the command and its recipe are the whole record).
-    replaced: tensors outside the span of the ingredients (refreshed batch-norm statistics), written as they are.
-    measure: scores the written checkpoint before it is published; its metrics go into the manifest.
-    illustrate: draws plots into the directory.
+    mixture: the coefficients, or what else makes the tensors (then the command and its recipe are the whole
+    record). replaced: tensors outside the span of the ingredients (refreshed batch-norm statistics), written
+    as they are. measure: scores the written checkpoint before it is published; its metrics go into the
+    manifest. illustrate: draws plots into the directory.
     Raises OutputError, CheckpointError, CompatibilityError; then nothing is left behind.
     """
     out = out or recipe.out
@@ -184,7 +192,9 @@ def _stream_into(
     engine = _mixing(ingredients, mixture) if isinstance(mixture, Mixture) else mixture
     report(Started("merging", plan.num_bytes, "bytes"))
     with TensorFiles(directory, plan) as files:
-        streamed = engine(files, stream_options(recipe, world), lambda size: report(Advanced("merging", size)))
+        streamed = engine(
+            files, stream_options(recipe, world), lambda size: report(Advanced("merging", size))
+        )
         for name, values in replaced.items():
             if recipe.non_finite == "error" and plan.slots[name].dtype in FLOATING:
                 check_made(name, values, values, by="what was re-estimated from data")
@@ -219,7 +229,8 @@ def _mixing(ingredients: Ingredients, mixture: Mixture) -> Engine:
 
 
 def copying(ingredients: Ingredients) -> Engine:
-    """Writes the one ingredient as it is read. A mixture would be recorded as one that can be made again from it."""
+    """Writes the one ingredient as it is read. A mixture would be recorded as one that can be made again from
+    it."""
     assert len(ingredients.checkpoints) == 1
     return _mixing(ingredients, uniform(ingredients.names))
 
@@ -228,7 +239,10 @@ def _warn(streamed: Streamed, ingredients: Ingredients, report: Report, *, count
     if streamed.differing_integers:
         names = streamed.differing_integers
         report(
-            Told(f"{len(names)} integer tensors differ between ingredients, for example {names[0]} (see --integers)")
+            Told(
+                f"{len(names)} integer tensors differ between ingredients, for example {names[0]} (see "
+                f"--integers)"
+            )
         )
     seen: dict[str, str] = {}
     for content, name in zip(streamed.inputs, ingredients.names, strict=True):

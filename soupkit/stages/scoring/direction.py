@@ -22,7 +22,10 @@ def decide(recipe: ScoreOptions, report: Report) -> Direction:
         direction_of(metric)
     elif recipe.metric is None and recipe.direction == "auto":
         report(
-            Told("the scorer's number has no name: it is called score, and higher is better (--metric, --direction)")
+            Told(
+                "the scorer's number has no name: it is called score, and higher is better (--metric, "
+                "--direction)"
+            )
         )
     return _warned(metric, recipe.direction, report)
 

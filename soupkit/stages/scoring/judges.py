@@ -31,8 +31,8 @@ from soupkit.world import World
 class HeldOutScorer:
     """Scores mixtures on held-out data; a count metric's trial ends once the bar is out of reach.
 
-    The examples that the current soup gets wrong, or nearly wrong, come first, so a hopeless trial ends soon; the
-    verdict is the same as without early stop, since only trials that cannot reach the bar end early.
+    The examples that the current soup gets wrong, or nearly wrong, come first, so a hopeless trial ends soon;
+    the verdict is the same as without early stop, since only trials that cannot reach the bar end early.
     """
 
     def __init__(self, soup: SoupTask, *, metric: str, early_stop: bool) -> None:
@@ -59,10 +59,13 @@ class HeldOutScorer:
         return self.soup.measure(checkpoint, test=self.soup.recipe.test)
 
     def fingerprint(self) -> str:
-        """What a remembered score depends on beside the weights: model, data and metric, and how soups are made."""
+        """What a remembered score depends on beside the weights: model, data and metric, and how soups are
+        made."""
         recipe = self.soup.recipe
         batch_norm = [recipe.bn, recipe.bn_batches, recipe.batch_size] if recipe.bn in REFRESHING else []
-        return digest(self.soup.task.fingerprint(), self._metric, _how_made(self.ingredients, recipe), batch_norm)
+        return digest(
+            self.soup.task.fingerprint(), self._metric, _how_made(self.ingredients, recipe), batch_norm
+        )
 
     def beside(self, _rows: Sequence[int]) -> Any:
         """What it reads of some ingredients beside their weights: nothing, the model is the task's."""
@@ -110,7 +113,9 @@ class WrittenScorer:
         if not isinstance(checkpoint, Checkpoint):
             return False
         slots = self.ingredients.plan.slots.items()
-        return checkpoint.path.is_dir() and all(checkpoint.slots[name].dtype == slot.dtype for name, slot in slots)
+        return checkpoint.path.is_dir() and all(
+            checkpoint.slots[name].dtype == slot.dtype for name, slot in slots
+        )
 
     def measure(self, checkpoint: Checkpoint) -> Json:
         """The command's score of a written checkpoint, as a manifest holds it."""
@@ -118,9 +123,12 @@ class WrittenScorer:
         return {"held_out": scores_to_json({score.metric: score})}
 
     def fingerprint(self) -> str:
-        """What a remembered score depends on beside the directory: what the command is, and how soups are made."""
+        """What a remembered score depends on beside the directory: what the command is, and how soups are
+        made."""
         recipe = self._recipe
-        return digest(command_identity(recipe.score_command), recipe.metric, _how_made(self.ingredients, recipe))
+        return digest(
+            command_identity(recipe.score_command), recipe.metric, _how_made(self.ingredients, recipe)
+        )
 
     def beside(self, rows: Sequence[int]) -> Any:
         """The files beside the weights in the directory that the command is given."""

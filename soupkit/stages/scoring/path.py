@@ -62,9 +62,16 @@ def evaluate_path(
     manifest = Manifest(
         command=command,
         recipe=recipe_to_json(recipe),
-        inputs=describe_inputs(bends, recipe.out, [content_hash(bend, threads=world.num_threads) for bend in bends]),
+        inputs=describe_inputs(
+            bends, recipe.out, [content_hash(bend, threads=world.num_threads) for bend in bends]
+        ),
         metrics=metrics(path),
-        notes={"curve": curve.to_json(), "length": path.length, "weight_decay": weight_decay, "num_points": len(ts)},
+        notes={
+            "curve": curve.to_json(),
+            "length": path.length,
+            "weight_decay": weight_decay,
+            "num_points": len(ts),
+        },
     )
     if output is None:
         return manifest.to_json()
@@ -78,9 +85,15 @@ def evaluate_path(
 
 
 def scored_path(
-    ts: Sequence[float], coefficients: Matrix, scored: Sequence[Point], found: Geometry, *, weight_decay: float
+    ts: Sequence[float],
+    coefficients: Matrix,
+    scored: Sequence[Point],
+    found: Geometry,
+    *,
+    weight_decay: float,
 ) -> Scored:
-    """Everything that is known of a path: distances and the L2 term come from inner products of the bends alone."""
+    """Everything that is known of a path: distances and the L2 term come from inner products of the bends
+    alone."""
     penalties = np.array([0.5 * weight_decay * found.squared_norm(row) for row in coefficients])
     splits = {split: measured(scored, split, penalties) for split in scored[0]}
     return Scored(np.asarray(ts, np.float64), found.steps(coefficients), splits)
@@ -91,7 +104,9 @@ def path_table(path: Scored, title: str) -> Table:
     rows: list[tuple[Cell, ...]] = []
     for split, entries in metrics(path).items():
         for measure in MEASURES:
-            named = {name: entries[f"{measure}_{name}"] for name in ("start", "end", "min", "max", "avg", "int")}
+            named = {
+                name: entries[f"{measure}_{name}"] for name in ("start", "end", "min", "max", "avg", "int")
+            }
             cells = tuple(score_cell(entry, significant=True) for entry in named.values())
             unit = f"{measure}, %" if measure == "err" else measure
             rows.append((split_label(split), unit, *cells, named["max"]["num_examples"]))

@@ -1,4 +1,5 @@
-"""Scoring many mixtures of a few checkpoints: in worker processes or over ranks, each point once, remembered."""
+"""Scoring many mixtures of a few checkpoints: in worker processes or over ranks, each point once,
+remembered."""
 
 from __future__ import annotations
 
@@ -39,7 +40,8 @@ Point = dict[str, Json]
 
 @dataclass(frozen=True)
 class Places:
-    """Points to score: checkpoints by reference and path, and coefficients float64[P, K]; what a worker is sent."""
+    """Points to score: checkpoints by reference and path, and coefficients float64[P, K]; what a worker is
+    sent."""
 
     refs: tuple[str, ...]
     paths: tuple[Path, ...]
@@ -97,8 +99,8 @@ class PointScorer:
     def score(self, mixture: Mixture) -> Point:
         """NLL and accuracy of a mixture on every split."""
         self._model.load(mixture)
-        # Convolutions run up to 2.5 times as fast so. Not while statistics are estimated: those are written elsewhere,
-        # by a model that is laid out as usual, and must come out as the same bits.
+        # Convolutions run up to 2.5 times as fast so. Not while statistics are estimated: those are written
+        # elsewhere, by a model that is laid out as usual, and must come out as the same bits.
         self.task.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         point = {}
         for split in self.splits:
@@ -122,10 +124,11 @@ Todo = Sequence[tuple[int, str]]
 def score_points(
     checkpoints: Sequence[Checkpoint], coefficients: Matrix, recipe: Any, world: World, report: Report
 ) -> list[Point]:
-    """Score every mixture, float64[P, K] coefficients of the checkpoints; points remembered from earlier runs are not.
+    """Score every mixture, float64[P, K] coefficients of the checkpoints; points remembered from earlier runs
+    are not.
 
-    The others are spread over ranks, else over `recipe.jobs` processes of one thread each (on CUDA: this one), and
-    remembered one by one. Returns the P points in order, on every rank.
+    The others are spread over ranks, else over `recipe.jobs` processes of one thread each (on CUDA: this
+    one), and remembered one by one. Returns the P points in order, on every rank.
     """
     download(checkpoints, report)
     places = Places(
@@ -182,14 +185,20 @@ def _score_all(
     return found
 
 
-def _work(places: Places, todo: Todo, recipe: Any, world: World, report: Report) -> tuple[dict[int, Point], str | None]:
+def _work(
+    places: Places, todo: Todo, recipe: Any, world: World, report: Report
+) -> tuple[dict[int, Point], str | None]:
     """A worker's points; everything is opened anew."""
-    checkpoints = [Checkpoint(path, reference=ref) for path, ref in zip(places.paths, places.refs, strict=True)]
+    checkpoints = [
+        Checkpoint(path, reference=ref) for path, ref in zip(places.paths, places.refs, strict=True)
+    ]
     with torch_threads(1):
         return _score_some(PointScorer(checkpoints, recipe, world), places, todo, report)
 
 
-def _score_some(scorer: PointScorer, places: Places, todo: Todo, report: Report) -> tuple[dict[int, Point], str | None]:
+def _score_some(
+    scorer: PointScorer, places: Places, todo: Todo, report: Report
+) -> tuple[dict[int, Point], str | None]:
     """Points by their numbers, each remembered as it is found; and why they could not be, if so."""
     memory = Remembered.of(TASK, scorer.recipe)
     found: dict[int, Point] = {}
@@ -208,4 +217,8 @@ def _tell(failure: str | None, report: Report) -> None:
 def _known(keys: Sequence[str], splits: Sequence[str], memory: Remembered) -> dict[int, Point]:
     """The points that are remembered, by their numbers."""
     found = {number: memory.read(key) for number, key in enumerate(keys)}
-    return {number: entry[0] for number, entry in found.items() if entry is not None and set(entry[0]) == set(splits)}
+    return {
+        number: entry[0]
+        for number, entry in found.items()
+        if entry is not None and set(entry[0]) == set(splits)
+    }

@@ -19,15 +19,17 @@ from soupkit.stages.scoring.direction import decide_by
 def without_the_best(checkpoints: list[Checkpoint], recipe: DropOptions, report: Report) -> list[Checkpoint]:
     """Leave out the `drop_top` best by what their manifests record; a search goes on with the rest.
 
-    Raises RecipeError where nothing is recorded, and where one is left: there is nothing to search among. Greedy, which
-    starts from the best single, has found its soup then.
+    Raises RecipeError where nothing is recorded, and where one is left: there is nothing to search among.
+    Greedy, which starts from the best single, has found its soup then.
     """
     if not recipe.drop_top:
         return _several(checkpoints, recipe, report)
     if recipe.drop_top >= len(checkpoints):
         raise RecipeError(f"drop_top is {recipe.drop_top}, but there are {len(checkpoints)} checkpoints")
     if recipe.by.partition(".")[0] == "test":
-        raise RecipeError(f"by is {recipe.by!r}: test data must not choose anything", hint="use --by held_out.top1")
+        raise RecipeError(
+            f"by is {recipe.by!r}: test data must not choose anything", hint="use --by held_out.top1"
+        )
     better = decide_by(recipe.by, recipe.by_direction, report, option="--by-direction")
     values = [recorded_metric(checkpoint.directory, recipe.by) for checkpoint in checkpoints]
     order = sorted(range(len(values)), key=lambda k: (rank_key(values[k], better), checkpoints[k].reference))
@@ -63,13 +65,17 @@ def recorded_metric(directory: Path, path: str) -> float:
 
 
 def best_of(checkpoints: Sequence[Checkpoint], recipe: MergeUniform, report: Report) -> list[Checkpoint]:
-    """The `top` best checkpoints by a metric that their manifests record. Raises RecipeError where one records none."""
+    """The `top` best checkpoints by a metric that their manifests record. Raises RecipeError where one
+    records none."""
     assert recipe.top is not None
     if recipe.top > len(checkpoints):
-        raise RecipeError(f"top is {recipe.top}, but there are {len(checkpoints)} checkpoints", hint="lower --top")
+        raise RecipeError(
+            f"top is {recipe.top}, but there are {len(checkpoints)} checkpoints", hint="lower --top"
+        )
     if recipe.by.partition(".")[0] == "test":
         raise RecipeError(
-            f"by is {recipe.by!r}: test data must not choose anything", hint="use --by held_out.top1, or another split"
+            f"by is {recipe.by!r}: test data must not choose anything",
+            hint="use --by held_out.top1, or another split",
         )
     better = decide_by(recipe.by, recipe.direction, report, option="--direction")
     values = [recorded_metric(checkpoint.directory, recipe.by) for checkpoint in checkpoints]

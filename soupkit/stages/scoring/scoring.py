@@ -1,7 +1,7 @@
 """Weights that exist only as coefficients, scored in one way: load, refresh, predict, score.
 
-Searches (`judges`), points between checkpoints (`points`), lines with a change and learned soups go this way; what
-is known already lies in `soupkit.remembered`.
+Searches (`judges`), points between checkpoints (`points`), lines with a change and learned soups go this way;
+what is known already lies in `soupkit.remembered`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ class SoupTask:
     task: one that is open already, of checkpoints that these are views of.
     """
 
-    def __init__(self, ingredients: Ingredients, recipe: Any, world: World, *, task: ImageTask | None = None) -> None:
+    def __init__(
+        self, ingredients: Ingredients, recipe: Any, world: World, *, task: ImageTask | None = None
+    ) -> None:
         self.ingredients = ingredients
         self.recipe = recipe
         self.world = world
@@ -62,7 +64,8 @@ class SoupTask:
         return self.refresh() if self.recipe.bn in REFRESHING else {}
 
     def refresh(self) -> dict[str, Array]:
-        """Re-estimate batch-norm statistics on training data; returns them rounded to what will be written."""
+        """Re-estimate batch-norm statistics on training data; returns them rounded to what will be
+        written."""
         changed, tensors = refresh_statistics(self.task, self.recipe), self.task.tensors()
         return rounded({name: tensors[name] for name in changed}, self.ingredients.plan.slots)
 
@@ -85,7 +88,8 @@ class SoupTask:
 def refreshed_statistics(
     ingredients: Ingredients, mixture: Mixture, recipe: Any, world: World, report: Report
 ) -> dict[str, Array]:
-    """`--bn refresh` of a merge that needs data for nothing else. Raises TaskError without data or a model."""
+    """`--bn refresh` of a merge that needs data for nothing else. Raises TaskError without data or a
+    model."""
     changed = SoupTask(ingredients, recipe, world).load(mixture)
     num = f"up to {recipe.bn_batches} training batches"
     report(Told(f"{len(changed)} batch-norm tensors re-estimated on {num}"))

@@ -19,7 +19,8 @@ from soupkit.train.loop import amp_dtype
 def training_batches(
     start: Start, training: Finetune, *, device: torch.device, first: int = 0
 ) -> Iterator[tuple[Place, ImageBatch]]:
-    """The batches of all epochs on `device`, from number `first` on, each with its place; targets are soft."""
+    """The batches of all epochs on `device`, from number `first` on, each with its place; targets are
+    soft."""
     finish = finisher(start.settings, training, num_classes=start.splits.num_classes, device=device)
     transform = train_transform(start.settings, training, characters=start.splits.characters)
     pin = device.type == "cuda"
@@ -45,5 +46,7 @@ def refresh_statistics(start: Start, training: Finetune, *, num_batches: int, de
     order = np.random.default_rng(training.split_seed).permutation(len(examples))
     indices = order[: num_batches * training.batch_size]
     refresh(
-        start.model, examples.batches(batch_size=training.batch_size, indices=indices), shown_to(start.model, device)
+        start.model,
+        examples.batches(batch_size=training.batch_size, indices=indices),
+        shown_to(start.model, device),
     )

@@ -1,4 +1,5 @@
-"""The folder of a population: whether it is finished, what state an unfinished one was left in, and whose it is."""
+"""The folder of a population: whether it is finished, what state an unfinished one was left in, and whose it
+is."""
 
 from __future__ import annotations
 
@@ -48,7 +49,8 @@ class RunFolder:
     def prepare(self) -> None:
         """Make room: leave what is of this recipe, refuse what is of another, or remove it with `overwrite`.
 
-        With `resume` off, an unfinished run is removed too, and with `overwrite` a finished one. Raises OutputError.
+        With `resume` off, an unfinished run is removed too, and with `overwrite` a finished one. Raises
+        OutputError.
         """
         changes = self._changes()
         if changes and not self.recipe.overwrite:

@@ -1,4 +1,5 @@
-"""What a population is worth: members, their ensemble, their average and greedy soups, on held-out and test."""
+"""What a population is worth: members, their ensemble, their average and greedy soups, on held-out and
+test."""
 
 from __future__ import annotations
 
@@ -37,9 +38,15 @@ Metrics = dict[str, Json]
 
 
 def finish_population(
-    recipe: TrainPopulation, run: RunFolder, splits: Splits, members: Sequence[Finetune], world: World, report: Report
+    recipe: TrainPopulation,
+    run: RunFolder,
+    splits: Splits,
+    members: Sequence[Finetune],
+    world: World,
+    report: Report,
 ) -> Manifest:
-    """Make the soups of the written members, score everything that is written, and write plots and the manifest."""
+    """Make the soups of the written members, score everything that is written, and write plots and the
+    manifest."""
     names = [member_name(number) for number in range(recipe.num_members)]
     _make_soups(recipe, [run.out / name for name in names], world, report)
     metrics = _score(recipe, names, splits, world, report)
@@ -71,7 +78,8 @@ def finish_population(
 
 
 def show_results(manifest: Manifest, report: Report) -> None:
-    """One row per model, per split the accuracy with its standard error; of the members the mean and the range."""
+    """One row per model, per split the accuracy with its standard error; of the members the mean and the
+    range."""
     rows = [
         (shown, *(cell for split in SPLITS for cell in _cells(manifest.metrics[name][split]["top1"])))
         for name, shown in SHOWN.items()
@@ -109,7 +117,9 @@ def _without_tables(report: Report) -> Report:
 def _merging(kind: type[Any], recipe: TrainPopulation, *, refs: tuple[str, ...], out: Path) -> Any:
     """A merge recipe with this recipe's data, device and batch-norm options."""
     own = {field.name for field in dataclasses.fields(recipe)}
-    shared = {field.name: getattr(recipe, field.name) for field in dataclasses.fields(kind) if field.name in own}
+    shared = {
+        field.name: getattr(recipe, field.name) for field in dataclasses.fields(kind) if field.name in own
+    }
     return kind(**(shared | {"refs": refs, "out": out, "overwrite": True, "dry_run": False, "model": None}))
 
 
@@ -138,10 +148,11 @@ def _score(
 
 
 def mean_accuracy(predictions: Sequence[Predictions]) -> Json:
-    """The mean accuracy of several models on the same examples, its standard error over examples, and the range.
+    """The mean accuracy of several models on the same examples, its standard error over examples, and the
+    range.
 
-    Models err on the same examples, so the error is that of the mean over examples of the share of models that are
-    right: `share_error` of var_i(share_i).
+    Models err on the same examples, so the error is that of the mean over examples of the share of models
+    that are right: `share_error` of var_i(share_i).
     """
     right = np.stack([num_ahead(each.outputs, each.targets) < 1 for each in predictions])
     shares, each_value = right.mean(0), right.mean(1)

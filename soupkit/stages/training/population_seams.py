@@ -51,7 +51,9 @@ def _judge(task: Task) -> Judge:
 
 def _greedy_picks(names: Sequence[str], score: Callable[[np.ndarray], Score]) -> Sequence[int]:
     """The picks of a greedy soup of members: strictly better ones, as in PAPA."""
-    found = greedy(names, lambda mixture, _bar: score(mixture.coefficients[:, 0] / mixture.divisor), accept="gt")
+    found = greedy(
+        names, lambda mixture, _bar: score(mixture.coefficients[:, 0] / mixture.divisor), accept="gt"
+    )
     return found.picks
 
 
@@ -67,10 +69,14 @@ def _aligner(start: Start, seed: int) -> Callable[[Sequence[Named]], None]:
     return align
 
 
-def _repairer(task: Task, recipe: TrainPopulation) -> Callable[[Sequence[Named], Sequence[Named], np.ndarray], None]:
+def _repairer(
+    task: Task, recipe: TrainPopulation
+) -> Callable[[Sequence[Named], Sequence[Named], np.ndarray], None]:
     """REPAIR by a few training batches, the same each time."""
     if task.head is not None:
-        raise AlignError("repair of a zero-shot CLIP population is not offered", hint="soupkit repair, after training")
+        raise AlignError(
+            "repair of a zero-shot CLIP population is not offered", hint="soupkit repair, after training"
+        )
     assert recipe.repair != "off"
     kind, batches = recipe.repair, training_batches(task, recipe, num_batches=recipe.bn_batches)
 

@@ -78,7 +78,8 @@ def train_run(recipe: Finetune, world: World, report: Report) -> Json:
 def _write_run(
     directory: Path, start: Start, trajectory: Trajectory, recipe: Finetune, world: World, report: Report
 ) -> Manifest:
-    """Write the trained weights and their averages, and score them; returns the manifest, which is not yet written."""
+    """Write the trained weights and their averages, and score them; returns the manifest, which is not yet
+    written."""
     device = next(start.model.parameters()).device
     content = write_model(directory, start)
     metrics = score_written(directory, start.splits, recipe, world, report)

@@ -36,7 +36,8 @@ from soupkit.world import World
 
 @dataclass(frozen=True)
 class Start:
-    """Where a run starts: the base (None: random weights), the model, the data, how images are shown to it."""
+    """Where a run starts: the base (None: random weights), the model, the data, how images are shown to
+    it."""
 
     base: Checkpoint | None
     spec: ModelSpec
@@ -67,7 +68,8 @@ def prepare(recipe: Finetune, report: Report) -> Start:
             f"batch_size is {recipe.batch_size}, but there are {len(splits.train)} training examples",
             hint=f"--batch-size {max(1, len(splits.train) // 4)}",
         )
-    # Only a new head is random when there is a base; it is the same for all, since a soup needs a common start.
+    # Only a new head is random when there is a base; it is the same for all, since a soup needs a common
+    # start.
     with seeded(recipe.seed if base is None else 0, Stream.INITIALISATION):
         model = build_classifier(spec, splits, recipe)
     if recipe.trainable == "head":
@@ -96,8 +98,11 @@ def task_of(start: Start, recipe: Batched, device: torch.device) -> ImageTask:
 def score_written(
     directory: Path, splits: Splits, recipe: Finetune, world: World, report: Report, *, name: str = ""
 ) -> Json:
-    """Metrics on held-out and test of what was written, read back from the disk; `name`: of an average beside it."""
-    task = open_task(Checkpoint(directory), replace(recipe, base=str(directory), model=None), world, splits=splits)
+    """Metrics on held-out and test of what was written, read back from the disk; `name`: of an average beside
+    it."""
+    task = open_task(
+        Checkpoint(directory), replace(recipe, base=str(directory), model=None), world, splits=splits
+    )
     metrics = {}
     for split, examples in (("held_out", task.held_out), ("test", task.test)):
         scores = task.scores(examples)
@@ -128,7 +133,8 @@ def write_config_of(directory: Path, start: Start) -> None:
 
 
 def _with_new_head(base: Checkpoint, model: torch.nn.Module, report: Report) -> Mapping[str, np.ndarray]:
-    """The base's tensors, with the model's own random head where the base's is for another number of classes."""
+    """The base's tensors, with the model's own random head where the base's is for another number of
+    classes."""
     own = arrays(model)
     prefixes = head_prefixes(model)
     head = [name for name in own if name.startswith(prefixes)] if prefixes else []
@@ -137,7 +143,8 @@ def _with_new_head(base: Checkpoint, model: torch.nn.Module, report: Report) -> 
     old = next((base.specs[name].shape[0] for name in head if name in base), 0)
     report(
         Told(
-            f"the base's head has {old} classes, the data {own[head[0]].shape[0]}: the head starts from random weights"
+            f"the base's head has {old} classes, the data {own[head[0]].shape[0]}: the head starts from "
+            f"random weights"
         )
     )
     kept = {name: base[name] for name in base if not name.startswith(prefixes)}

@@ -1,4 +1,5 @@
-"""What a training run writes beside its last weights: snapshots of epochs, averages, snapshots for post-hoc EMA.
+"""What a training run writes beside its last weights: snapshots of epochs, averages, snapshots for post-hoc
+EMA.
 
     OUT/                            the weights as they were trained
     OUT/ema/, OUT/swa/              an average of them, a checkpoint directory of its own that says so
@@ -48,8 +49,8 @@ def num_written(recipe: Finetune) -> int:
 class Trajectory:
     """Writes them into the directory of a run that is under way.
 
-    write_config: writes a model's configuration into a directory. file_name: what its weights are called. inputs: the
-    manifest's record of the base, as seen from OUT.
+    write_config: writes a model's configuration into a directory. file_name: what its weights are called.
+    inputs: the manifest's record of the base, as seen from OUT.
     """
 
     directory: Path
@@ -66,7 +67,9 @@ class Trajectory:
         """Write the snapshots that are due after an epoch."""
         recipe, step = self.recipe, epoch * self.updates_per_epoch
         if recipe.snapshot_every and epoch % recipe.snapshot_every == 0:
-            self._snapshot("snapshots", f"epoch-{epoch:04d}", arrays(self.model), {"epoch": epoch, "update": step})
+            self._snapshot(
+                "snapshots", f"epoch-{epoch:04d}", arrays(self.model), {"epoch": epoch, "update": step}
+            )
         if epoch % recipe.posthoc_every and epoch != recipe.epochs:
             return
         for averaging in self.averages.values():
@@ -77,9 +80,12 @@ class Trajectory:
                 self._snapshot("posthoc", name, _arrays(averaging.averaged_state()), note)
 
     def finish(self, refresh_with: Callable[[torch.nn.Module], Any], measure: Measure) -> Json:
-        """Write EMA and SWA, each with its scores, and name the snapshots; returns the averages' scores by name."""
+        """Write EMA and SWA, each with its scores, and name the snapshots; returns the averages' scores by
+        name."""
         for family, names in self.members.items():
-            self._manifest(self.directory / family, {}, notes={"members": names}).write(self.directory / family)
+            self._manifest(self.directory / family, {}, notes={"members": names}).write(
+                self.directory / family
+            )
         metrics = {}
         for name, averaging in self.averages.items():
             if isinstance(averaging.rule, PowerEma) or not averaging.is_ready:
@@ -106,7 +112,9 @@ class Trajectory:
         self._manifest(directory, outputs, metrics=metrics, notes=note).write(directory)
         return metrics
 
-    def _manifest(self, directory: Path, outputs: Json, *, notes: Json, metrics: Json | None = None) -> Manifest:
+    def _manifest(
+        self, directory: Path, outputs: Json, *, notes: Json, metrics: Json | None = None
+    ) -> Manifest:
         up = os.path.relpath(self.directory, directory)
         return Manifest(
             command="finetune",
@@ -132,7 +140,8 @@ def _arrays(state: JsonView) -> dict[str, np.ndarray]:
 def refresher(
     model: torch.nn.Module, examples: ImageExamples, recipe: Finetune, *, device: torch.device
 ) -> Callable[[torch.nn.Module], Any]:
-    """Re-estimates a model's batch-norm statistics on at most MOST_REFRESH_BATCHES batches of training examples."""
+    """Re-estimates a model's batch-norm statistics on at most MOST_REFRESH_BATCHES batches of training
+    examples."""
     order = np.random.default_rng(recipe.split_seed).permutation(len(examples))
     chosen = order[: MOST_REFRESH_BATCHES * recipe.batch_size]
     return lambda _: refresh(

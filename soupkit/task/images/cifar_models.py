@@ -1,7 +1,7 @@
 """The small image models of the mode-connectivity papers that timm does not have, registered with it.
 
-Importing this module makes timm.create_model know cifar_vgg16, cifar_vgg16_bn, cifar_preresnet164, cifar_wrn28_10 and
-small models of the same kinds; a checkpoint of one loads wherever soupkit is imported.
+Importing this module makes timm.create_model know cifar_vgg16, cifar_vgg16_bn, cifar_preresnet164,
+cifar_wrn28_10 and small models of the same kinds; a checkpoint of one loads wherever soupkit is imported.
 """
 
 from __future__ import annotations
@@ -56,7 +56,11 @@ class CifarVgg(nn.Module):
         self.features = nn.Sequential(*parts)
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.head = nn.Sequential(
-            nn.Dropout(drop_rate), nn.Linear(channels, head), nn.ReLU(), nn.Dropout(drop_rate), nn.Linear(head, head)
+            nn.Dropout(drop_rate),
+            nn.Linear(channels, head),
+            nn.ReLU(),
+            nn.Dropout(drop_rate),
+            nn.Linear(head, head),
         )
         self.num_features = head  # the name under which timm records it
         self.fc = nn.Linear(head, num_classes)
@@ -72,11 +76,13 @@ class CifarVgg(nn.Module):
 class PreactBlock(nn.Module):
     """Batch norm, ReLU and convolution, two or three times, added to what came in.
 
-    sizes: the kernel of each convolution; the first of 3 × 3 has the stride. Where the shape changes, the shortcut is
-    a 1 × 1 convolution of what came in.
+    sizes: the kernel of each convolution; the first of 3 × 3 has the stride. Where the shape changes, the
+    shortcut is a 1 × 1 convolution of what came in.
     """
 
-    def __init__(self, inner: int, width: int, out: int, sizes: tuple[int, ...], stride: int, *, bias: bool) -> None:
+    def __init__(
+        self, inner: int, width: int, out: int, sizes: tuple[int, ...], stride: int, *, bias: bool
+    ) -> None:
         super().__init__()
         widths = [inner, *[width] * (len(sizes) - 1), out]
         strided = sizes.index(3)
@@ -99,8 +105,8 @@ class PreactBlock(nn.Module):
 class PreactResNet(nn.Module):
     """A residual network of pre-activation blocks in three stages (He et al. 2016, arXiv:1603.05027).
 
-    Wide, with two 3 × 3 convolutions per block: Zagoruyko & Komodakis 2016, arXiv:1605.07146. stages: blocks per stage,
-    the width inside and the width at the end of each block.
+    Wide, with two 3 × 3 convolutions per block: Zagoruyko & Komodakis 2016, arXiv:1605.07146. stages: blocks
+    per stage, the width inside and the width at the end of each block.
     """
 
     def __init__(
@@ -138,7 +144,8 @@ class PreactResNet(nn.Module):
 
 
 def _initialise(model: nn.Module) -> None:
-    """Convolutions: normal with variance 2 / (k² · outputs) (He et al. 2015, arXiv:1502.01852, §2.2); biases zero."""
+    """Convolutions: normal with variance 2 / (k² · outputs) (He et al. 2015, arXiv:1502.01852, §2.2); biases
+    zero."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             fan = module.kernel_size[0] * module.kernel_size[1] * module.out_channels
@@ -186,7 +193,9 @@ def cifar_vgg16_bn(pretrained: bool = False, **kwargs: Any) -> nn.Module:
 def cifar_vgg_small(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """Four convolutions without batch norm and dropout, for tests and small studies."""
     return _vgg(
-        "cifar_vgg_small", pretrained, {"layers": (16, 0, 32, 0, 64, 64, 0), "head": 64, "drop_rate": 0.0} | kwargs
+        "cifar_vgg_small",
+        pretrained,
+        {"layers": (16, 0, 32, 0, 64, 64, 0), "head": 64, "drop_rate": 0.0} | kwargs,
     )
 
 
@@ -208,5 +217,12 @@ def cifar_wrn28_10(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     return _resnet("cifar_wrn28_10", pretrained, settings | kwargs)
 
 
-for _entry in (cifar_vgg16, cifar_vgg16_bn, cifar_vgg_small, cifar_preresnet164, cifar_preresnet_small, cifar_wrn28_10):
+for _entry in (
+    cifar_vgg16,
+    cifar_vgg16_bn,
+    cifar_vgg_small,
+    cifar_preresnet164,
+    cifar_preresnet_small,
+    cifar_wrn28_10,
+):
     register_model(_entry)

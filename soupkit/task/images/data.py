@@ -43,8 +43,8 @@ class Part:
 class Splits:
     """Three disjoint sets of (PIL image, class).
 
-    characters: mirrored or cropped images would be other classes. description: JSON-able, stored with a run: the data,
-    the sizes, the seed and a digest of which examples are where.
+    characters: mirrored or cropped images would be other classes. description: JSON-able, stored with a run:
+    the data, the sizes, the seed and a digest of which examples are where.
     """
 
     train: Part
@@ -65,20 +65,25 @@ class Splits:
         return {"train": self.train, "held_out": self.held_out, "test": self.test}[role]
 
     def identity(self) -> str:
-        """What the examples are by their content, and which of them is where. Reads the files, or their times."""
+        """What the examples are by their content, and which of them is where. Reads the files, or their
+        times."""
         pools = {id(part.pool): part.pool for part in (self.train, self.held_out, self.test)}
         contents = [content_of(pool) for pool in pools.values()]
         return digest(data_identity(str(self.description["data"]), self.data_dir), contents, self.description)
 
 
 def open_data(options: NamesData) -> Splits:
-    """Find the data and split it; no image is decoded. Raises TaskError when the data or enough of it is missing.
+    """Find the data and split it; no image is decoded. Raises TaskError when the data or enough of it is
+    missing.
 
-    Held-out (default: 10 %) and train are drawn from the training split by `split_seed`, balanced over the classes,
-    from the two ends of one order. So is test, unless the data set has its own; a third split of its own is held-out.
+    Held-out (default: 10 %) and train are drawn from the training split by `split_seed`, balanced over the
+    classes, from the two ends of one order. So is test, unless the data set has its own; a third split of its
+    own is held-out.
     """
     if options.data is None:
-        raise TaskError("no data is named", hint="give --data digits, a directory of images by class, or torch/cifar10")
+        raise TaskError(
+            "no data is named", hint="give --data digits, a directory of images by class, or torch/cifar10"
+        )
     sizes: dict[Role, int | None] = {
         "train": options.num_train,
         "held_out": options.num_held_out,
@@ -110,8 +115,8 @@ def split(source: Source, sizes: Mapping[Role, int | None], *, seed: int, name: 
         num_test = source.num_test if sizes["test"] is None else sizes["test"]
         _enough(name, len(order), {"train": sizes["train"], "held_out": sizes["held_out"], "test": num_test})
         parts["test"] = Part(pools["train"], order[len(order) - num_test :])
-        # As long as they are not needed, the examples that are tested by default are neither fitted nor selected with:
-        # then another --num-test in another command does not make a test of what was seen.
+        # As long as they are not needed, the examples that are tested by default are neither fitted nor
+        # selected with: then another --num-test in another command does not make a test of what was seen.
         asked = (sizes["train"] or 0) + (sizes["held_out"] or 0)
         reserved = max(num_test, min(source.num_test, len(order) - asked))
     order = order[: len(order) - reserved]
@@ -144,9 +149,11 @@ def balanced_order(images: LabelledImages, seed: int) -> np.ndarray:
 
 
 def overlap(then: Splits, split: Role, now: Splits, role: Role) -> np.ndarray:
-    """Which examples of `now`'s role are in a split of another division, bool[N], whatever the data are called.
+    """Which examples of `now`'s role are in a split of another division, bool[N], whatever the data are
+    called.
 
-    Files are the same by what the file system knows them by, links included; other examples by data set and number.
+    Files are the same by what the file system knows them by, links included; other examples by data set and
+    number.
     """
     mine, other = now.part(role), then.part(split)
     if isinstance(mine.pool, FileImages) and isinstance(other.pool, FileImages):
@@ -190,7 +197,8 @@ def _describe(options: NamesData, source: Source, parts: Mapping[Role, Part]) ->
 
 
 def _digest(part: Part) -> str:
-    """Which examples, in which order: files by their paths, others by their numbers in a pool of that size."""
+    """Which examples, in which order: files by their paths, others by their numbers in a pool of that
+    size."""
     state = xxhash.xxh3_128(str(len(part.pool)).encode())
     if isinstance(part.pool, FileImages):
         names = list(part.pool.names())

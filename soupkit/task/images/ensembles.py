@@ -22,7 +22,8 @@ KINDS: tuple[Kind, ...] = ("logits", "softmax")
 class RunningEnsemble:
     """The means of logits and of probabilities over the members so far.
 
-    Equal to `soupkit.task.images.metrics.ensemble` of all of them, with the memory of two: float64[N, C] each.
+    Equal to `soupkit.task.images.metrics.ensemble` of all of them, with the memory of two: float64[N, C]
+    each.
     """
 
     num_members: int = 0

@@ -42,8 +42,8 @@ def shown_to(model: torch.nn.Module, device: torch.device) -> Callable[[Batch], 
 class ImageExamples:
     """The examples of a split under the deterministic transform of evaluation.
 
-    Pixels are kept as bytes after resizing, when all of them fit into `max_bytes`; otherwise they are decoded in each
-    pass, by `workers` processes (0: in this one).
+    Pixels are kept as bytes after resizing, when all of them fit into `max_bytes`; otherwise they are decoded
+    in each pass, by `workers` processes (0: in this one).
     """
 
     def __init__(
@@ -81,14 +81,17 @@ class ImageExamples:
         return self.chunks([wanted[i : i + batch_size] for i in range(0, len(wanted), batch_size)])
 
     def chunks(self, chunks: Sequence[np.ndarray]) -> Iterator[ImageBatch]:
-        """The same for batches of any sizes: one per array of indices. Work stops when the caller stops asking."""
+        """The same for batches of any sizes: one per array of indices. Work stops when the caller stops
+        asking."""
         for indices, pixels in zip(chunks, self._decoded(chunks), strict=True):
             yield ImageBatch(normalize(pixels, self.settings), torch.from_numpy(self.targets[indices]))
 
     def _decoded(self, chunks: Sequence[np.ndarray]) -> Iterator[torch.Tensor]:
         """Pixels uint8[b, C, H, W] of each chunk, from memory or decoded and then kept."""
         kept = [self._pixels is not None and bool(self._known[chunk].all()) for chunk in chunks]
-        decoded = iter(self._decode([chunk.tolist() for chunk, known in zip(chunks, kept, strict=True) if not known]))
+        decoded = iter(
+            self._decode([chunk.tolist() for chunk, known in zip(chunks, kept, strict=True) if not known])
+        )
         for chunk, known in zip(chunks, kept, strict=True):
             if known and self._pixels is not None:
                 yield self._pixels[torch.from_numpy(chunk)]

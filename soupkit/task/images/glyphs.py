@@ -1,4 +1,5 @@
-"""Printed digits: rendered from the fonts that matplotlib carries, distorted, and cut out like handwritten ones."""
+"""Printed digits: rendered from the fonts that matplotlib carries, distorted, and cut out like handwritten
+ones."""
 
 from __future__ import annotations
 
@@ -36,12 +37,15 @@ def _draws(num: int, stream: int) -> np.ndarray:
 
 
 def _render(digit: str, draws: list[float]) -> np.ndarray:
-    """One glyph: font and size, an affine distortion about the centre, cut out, shrunk by area, brightened."""
+    """One glyph: font and size, an affine distortion about the centre, cut out, shrunk by area,
+    brightened."""
     which, size, a, b, c, d, *cuts, gain = draws
     image = Image.new("L", (CANVAS, CANVAS))
     font = _font(which, 30 + int(15 * size))
     ImageDraw.Draw(image).text((CANVAS / 2, CANVAS / 2), digit, fill=255, font=font, anchor="mm")
-    image = image.transform((CANVAS, CANVAS), Image.Transform.AFFINE, _affine(a, b, c, d), Image.Resampling.BILINEAR)
+    image = image.transform(
+        (CANVAS, CANVAS), Image.Transform.AFFINE, _affine(a, b, c, d), Image.Resampling.BILINEAR
+    )
     left, top, right, bottom = image.getbbox() or (0, 0, CANVAS, CANVAS)
     # The digits' writers filled the height of their box and less of its width.
     margins = [2 + 5 * cuts[0], cuts[1], 2 + 5 * cuts[2], cuts[3]]

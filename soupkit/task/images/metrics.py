@@ -21,7 +21,8 @@ NUM_BINS = 15
 
 
 def num_ahead(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Classes ranked before the right one, int64[N]; ties go to the lower class as in argmax, NaN ranks first."""
+    """Classes ranked before the right one, int64[N]; ties go to the lower class as in argmax, NaN ranks
+    first."""
     right = logits[np.arange(len(targets)), targets][:, None]
     later = np.arange(logits.shape[1])[None, :] >= targets[:, None]
     behind = (logits < right) | ((logits == right) & later)
@@ -56,7 +57,8 @@ def all_scores(predictions: Predictions) -> dict[str, Score]:
 
 
 def ensemble(predictions: Sequence[Predictions], kind: Literal["logits", "softmax"]) -> Predictions:
-    """Average logits, or probabilities (returned as their logarithms). Raises TaskError on different examples."""
+    """Average logits, or probabilities (returned as their logarithms). Raises TaskError on different
+    examples."""
     first = predictions[0]
     for other in predictions[1:]:
         if other.outputs.shape != first.outputs.shape or not np.array_equal(other.targets, first.targets):
@@ -94,7 +96,9 @@ def _log_p(logits: np.ndarray) -> np.ndarray:
     with np.errstate(invalid="ignore"):
         log_p: np.ndarray = log_softmax(logits.astype(np.float64), axis=1)
     if np.isnan(log_p).any():
-        raise TaskError(f"the model's outputs are not numbers for {int(np.isnan(log_p).any(1).sum())} examples")
+        raise TaskError(
+            f"the model's outputs are not numbers for {int(np.isnan(log_p).any(1).sum())} examples"
+        )
     return log_p
 
 
@@ -121,5 +125,5 @@ METRICS = {
         Metric("ece", "min", _gaps, _calibration_error),
     )
 }
-"""What soupkit computes of images: top-1 and top-5 accuracy, NLL in nats, and the expected calibration error (Guo et
-al. 2017, arXiv:1706.04599, eq. 3) over 15 bins of equal width."""
+"""What soupkit computes of images: top-1 and top-5 accuracy, NLL in nats, and the expected calibration error
+(Guo et al. 2017, arXiv:1706.04599, eq. 3) over 15 bins of equal width."""

@@ -1,4 +1,5 @@
-"""timm and open_clip models: built from what describes them, and described again for whoever loads the weights next."""
+"""timm and open_clip models: built from what describes them, and described again for whoever loads the
+weights next."""
 
 from __future__ import annotations
 
@@ -15,7 +16,9 @@ import timm
 import timm.data
 import torch
 from timm.models import get_pretrained_cfg
-from timm.models._hub import save_config_for_hf  # timm has no other public way to write a config.json without weights
+from timm.models._hub import (
+    save_config_for_hf,
+)  # timm has no other public way to write a config.json without weights
 
 import soupkit.task.images.cifar_models  # noqa: F401  (registers its models with timm)
 from soupkit.errors import TaskError
@@ -38,9 +41,11 @@ __all__ = [
 
 
 def build(spec: ModelSpec, *, num_classes: int | None = None) -> torch.nn.Module:
-    """The model with random weights from torch's global generator, in eval mode, on the CPU; nothing is downloaded.
+    """The model with random weights from torch's global generator, in eval mode, on the CPU; nothing is
+    downloaded.
 
-    num_classes: of a timm model's head; None takes the configuration's. Raises TaskError with the library's own words.
+    num_classes: of a timm model's head; None takes the configuration's. Raises TaskError with the library's
+    own words.
     """
     try:
         model = _build_timm(spec, num_classes) if spec.library == "timm" else _build_open_clip(spec)
@@ -118,7 +123,8 @@ def _build_timm(spec: ModelSpec, num_classes: int | None) -> torch.nn.Module:
     size = kwargs.pop("img_size", None)
     overlay = {}
     if size is not None or "in_chans" in kwargs:
-        # The configuration's input_size makes timm pass img_size to the models that fix it, and only to those.
+        # The configuration's input_size makes timm pass img_size to the models that fix it, and only to
+        # those.
         channels, *sides = _input_size(spec)
         sides = sides if size is None else [size, size] if isinstance(size, int) else list(size)
         overlay["input_size"] = (kwargs.get("in_chans", channels), *sides)
@@ -189,7 +195,8 @@ def _timm_settings(model: torch.nn.Module, spec: ModelSpec) -> ImageSettings:
 
 
 def _open_clip_settings(model: torch.nn.Module) -> ImageSettings:
-    """open_clip's preprocess_cfg in timm's words; "border" pads with the mean colour, open_clip with black."""
+    """open_clip's preprocess_cfg in timm's words; "border" pads with the mean colour, open_clip with
+    black."""
     found: Json = model.visual.preprocess_cfg  # type: ignore[union-attr, assignment]
     size = found["size"]
     height, width = (size, size) if isinstance(size, int) else size
@@ -208,8 +215,12 @@ def _per_channel(values: Sequence[float], channels: int) -> tuple[float, ...]:
     return tuple(values) if len(values) == channels else (sum(values) / len(values),) * channels
 
 
-def _timm_config(spec: ModelSpec, model: torch.nn.Module, class_names: Sequence[str], settings: ImageSettings) -> Json:
-    model_args = dict(spec.config.get("model_args", {})) | {k: v for k, v in spec.kwargs.items() if k != "img_size"}
+def _timm_config(
+    spec: ModelSpec, model: torch.nn.Module, class_names: Sequence[str], settings: ImageSettings
+) -> Json:
+    model_args = dict(spec.config.get("model_args", {})) | {
+        k: v for k, v in spec.kwargs.items() if k != "img_size"
+    }
     model_args.pop("img_size", None)  # timm records the one in force
     model_args.pop("num_classes", None)
     options = {"label_names": list(class_names)} if class_names else {}
@@ -244,7 +255,8 @@ def _as_directory(name: str, config: JsonView) -> Iterator[str]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep open_clip from warning on the root logger that random weights are random, and from configuring logging."""
+    """Keep open_clip from warning on the root logger that random weights are random, and from configuring
+    logging."""
     root = logging.getLogger()
     level, handlers = root.level, root.handlers[:]
     root.setLevel(logging.ERROR)

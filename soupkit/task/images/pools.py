@@ -1,4 +1,5 @@
-"""Images with their classes, by what holds them: arrays, files, rendered glyphs, data sets of timm's factory."""
+"""Images with their classes, by what holds them: arrays, files, rendered glyphs, data sets of timm's
+factory."""
 
 from __future__ import annotations
 
@@ -60,7 +61,8 @@ class Glyphs:
 
 
 class FileImages:
-    """Image files. A file that cannot be decoded raises TaskError: a skipped one would change what a score means."""
+    """Image files. A file that cannot be decoded raises TaskError: a skipped one would change what a score
+    means."""
 
     def __init__(self, root: Path, samples: Sequence[tuple[str, int]]) -> None:
         self.root = root
@@ -77,14 +79,18 @@ class FileImages:
             with Image.open(path) as image:
                 image.load()
         except (OSError, UnidentifiedImageError) as error:
-            raise TaskError(f"{path} cannot be decoded: {error}", hint="replace or delete the file") from error
+            raise TaskError(
+                f"{path} cannot be decoded: {error}", hint="replace or delete the file"
+            ) from error
         return image, int(self.targets[index])
 
     def identities(self) -> np.ndarray:
         """Device and number of every file, uint64[N]: the same for every path that leads to it. Read once."""
         if self._identities is None:
             stats = map(os.stat, self.paths)
-            self._identities = np.array([(stat.st_dev << 44 ^ stat.st_ino) % (1 << 64) for stat in stats], np.uint64)
+            self._identities = np.array(
+                [(stat.st_dev << 44 ^ stat.st_ino) % (1 << 64) for stat in stats], np.uint64
+            )
         return self._identities
 
     def names(self) -> Iterator[str]:
@@ -115,7 +121,9 @@ class FactoryImages:
             return np.array([target for _, target in reader.samples], np.int64)
         targets = getattr(self.dataset, "targets", None)
         if reader is not None and hasattr(reader, "label_key"):
-            targets = reader.dataset[reader.label_key]  # a column of a Hugging Face data set: no image is read
+            targets = reader.dataset[
+                reader.label_key
+            ]  # a column of a Hugging Face data set: no image is read
         return None if targets is None else np.asarray(targets, np.int64)
 
 
@@ -129,7 +137,9 @@ def content_of(images: LabelledImages) -> str | None:
     if isinstance(dataset, list):  # a stream that was read
         return digest([[_hash_of(np.asarray(image)), int(target)] for image, target, *_ in dataset])
     if isinstance(held, np.ndarray | torch.Tensor):
-        return digest(_hash_of(np.asarray(held)), None if images.targets is None else _hash_of(images.targets))
+        return digest(
+            _hash_of(np.asarray(held)), None if images.targets is None else _hash_of(images.targets)
+        )
     kept = getattr(getattr(dataset, "reader", None), "dataset", None)
     return getattr(kept, "_fingerprint", None)  # of a Hugging Face data set
 

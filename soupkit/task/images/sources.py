@@ -31,8 +31,8 @@ class Source:
     """A data set as it is kept, before soupkit splits it.
 
     pools: what it keeps apart itself, "train" always; a missing "held_out" or "test" is drawn from "train".
-    origin: the data set's own word for each pool. num_test: default size of a test split that has to be drawn.
-    place: the folder that it is, resolved.
+    origin: the data set's own word for each pool. num_test: default size of a test split that has to be
+    drawn. place: the folder that it is, resolved.
     """
 
     pools: Mapping[Role, LabelledImages]
@@ -43,7 +43,9 @@ class Source:
     place: Path | None = None
 
 
-def open_source(data: str, *, data_dir: Path | None, download: bool, sizes: Mapping[Role, int | None]) -> Source:
+def open_source(
+    data: str, *, data_dir: Path | None, download: bool, sizes: Mapping[Role, int | None]
+) -> Source:
     """Find the data set named `data`. Reads names and labels, no image. Raises TaskError with a hint.
 
     sizes: what will be asked of it; glyphs are drawn on demand, and streams are read no further.
@@ -65,7 +67,8 @@ def open_source(data: str, *, data_dir: Path | None, download: bool, sizes: Mapp
 
 @cache
 def _digits() -> Source:
-    """scikit-learn's 1,797 handwritten digits (UCI, Alpaydin and Kaynak 1998): 8 × 8 counts of 0..16, here 0..255."""
+    """scikit-learn's 1,797 handwritten digits (UCI, Alpaydin and Kaynak 1998): 8 × 8 counts of 0..16, here
+    0..255."""
     from sklearn.datasets import load_digits
 
     found = load_digits()
@@ -80,7 +83,9 @@ def _drawn_glyphs(sizes: Mapping[Role, int | None]) -> Source:
     for stream, (role, default) in enumerate(defaults.items()):
         asked = sizes.get(role)
         pools[role] = Glyphs(default if asked is None else asked, stream)
-    return Source(pools, _DIGITS, {role: f"glyphs, stream {i}" for i, role in enumerate(pools)}, characters=True)
+    return Source(
+        pools, _DIGITS, {role: f"glyphs, stream {i}" for i, role in enumerate(pools)}, characters=True
+    )
 
 
 _DIGITS = tuple("0123456789")
@@ -89,10 +94,12 @@ _DIGITS = tuple("0123456789")
 def _from_folder(root: Path) -> Source:
     """DIR/train with DIR/val and DIR/test, either of which may be missing, or DIR/<class> alone.
 
-    With a single evaluation folder, that is the test split whatever it is called, and held-out comes from train: as
-    ImageNet is used by Wortsman et al. 2022.
+    With a single evaluation folder, that is the test split whatever it is called, and held-out comes from
+    train: as ImageNet is used by Wortsman et al. 2022.
     """
-    found = {role: next((root / n for n in names if (root / n).is_dir()), None) for role, names in FOLDERS.items()}
+    found = {
+        role: next((root / n for n in names if (root / n).is_dir()), None) for role, names in FOLDERS.items()
+    }
     if found["train"] is None:
         found = {"train": root, "held_out": None, "test": None}
     elif found["test"] is None:
@@ -111,7 +118,9 @@ def _list_folder(folder: Path, class_names: tuple[str, ...]) -> tuple[FileImages
     try:
         reader = timm.data.create_dataset("", root=str(folder), search_split=False).reader
     except RuntimeError as error:
-        raise TaskError(f"{folder} holds no images", hint="expected DIR/<class>/<image> or DIR/train/…") from error
+        raise TaskError(
+            f"{folder} holds no images", hint="expected DIR/<class>/<image> or DIR/train/…"
+        ) from error
     names = tuple(sorted(reader.class_to_idx, key=reader.class_to_idx.__getitem__))
     unknown = sorted(set(names) - set(class_names or names))
     if unknown:
@@ -123,8 +132,11 @@ def _list_folder(folder: Path, class_names: tuple[str, ...]) -> tuple[FileImages
     return FileImages(folder, [(path, numbers[names[t]]) for path, t in reader.samples]), class_names or names
 
 
-def _from_factory(data: str, data_dir: Path | None, download: bool, sizes: Mapping[Role, int | None]) -> Source:
-    """What timm's factory keeps as "train", "validation" and "test"; torchvision's sets have one for evaluation."""
+def _from_factory(
+    data: str, data_dir: Path | None, download: bool, sizes: Mapping[Role, int | None]
+) -> Source:
+    """What timm's factory keeps as "train", "validation" and "test"; torchvision's sets have one for
+    evaluation."""
     library, _, name = data.lower().partition("/")
     asked = (sizes.get("train"), sizes.get("held_out"))
     limit = None if None in asked else sum(size or 0 for size in asked)
@@ -149,9 +161,11 @@ def _from_factory(data: str, data_dir: Path | None, download: bool, sizes: Mappi
 
 
 def _those_that_exist(data: str, data_dir: Path | None, download: bool) -> Json:
-    """The evaluation splits that the data set has. Raises TaskError where one cannot be opened for another reason.
+    """The evaluation splits that the data set has. Raises TaskError where one cannot be opened for another
+    reason.
 
-    A test split drawn from train because the data set's own was out of reach would not be the test that is reported.
+    A test split drawn from train because the data set's own was out of reach would not be the test that is
+    reported.
     """
     found = {}
     for split in ("validation", "test"):
@@ -172,7 +186,11 @@ def _create(data: str, split: str, data_dir: Path | None, download: bool) -> Any
     except Exception as error:  # five libraries raise here whatever they like
         lines = str(error).splitlines() or [type(error).__name__]
         missing = isinstance(error, ImportError) or "install" in lines[0]
-        hint = f"install what {data.partition('/')[0]}/ needs" if missing else "check --data-dir, or give --download"
+        hint = (
+            f"install what {data.partition('/')[0]}/ needs"
+            if missing
+            else "check --data-dir, or give --download"
+        )
         raise TaskError(f"timm cannot open {data}, split {split!r}: {lines[0]}", hint=hint) from error
 
 

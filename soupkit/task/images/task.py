@@ -52,7 +52,8 @@ class ImageTask(Task):
         self.world = world
         self.batch_size = batch_size
         self._examples = {
-            role: ImageExamples(splits.part(role), settings, workers=workers, max_bytes=max_bytes) for role in ROLES
+            role: ImageExamples(splits.part(role), settings, workers=workers, max_bytes=max_bytes)
+            for role in ROLES
         }
 
     @property
@@ -86,7 +87,8 @@ class ImageTask(Task):
         return kept_by_one_more(self.model, self.model, one)
 
     def fingerprint(self) -> str:
-        """Model and the files that configure it, data and their split, transform, prompts, device, libraries."""
+        """Model and the files that configure it, data and their split, transform, prompts, device,
+        libraries."""
         directory = self.spec.directory
         beside = [] if directory is None else companions(directory)
         return digest(
@@ -106,7 +108,8 @@ def saved(model: torch.nn.Module) -> torch.nn.Module:
 
 
 def build_classifier(spec: ModelSpec, splits: Splits, recipe: Runs) -> torch.nn.Module:
-    """A timm model with a head for the data's classes, or CLIP's image tower under the head that its text tower makes.
+    """A timm model with a head for the data's classes, or CLIP's image tower under the head that its text
+    tower makes.
 
     That head is made once, from the base: it stays as it is, and the text tower with it.
     """
@@ -116,7 +119,8 @@ def build_classifier(spec: ModelSpec, splits: Splits, recipe: Runs) -> torch.nn.
 
 
 def open_task(checkpoint: Source, recipe: Runs, world: World, *, splits: Splits | None = None) -> ImageTask:
-    """Build the model that `checkpoint` is of, open the data, and load the weights. Raises TaskError with a hint.
+    """Build the model that `checkpoint` is of, open the data, and load the weights. Raises TaskError with a
+    hint.
 
     splits: those of an earlier task, to use its data again.
     """
@@ -130,7 +134,14 @@ def open_task(checkpoint: Source, recipe: Runs, world: World, *, splits: Splits 
     if splits.characters:
         settings = for_characters(settings)
     task = ImageTask(
-        model, spec, splits, settings, device=device, batch_size=recipe.batch_size, workers=recipe.workers, world=world
+        model,
+        spec,
+        splits,
+        settings,
+        device=device,
+        batch_size=recipe.batch_size,
+        workers=recipe.workers,
+        world=world,
     )
     task.load(checkpoint)
     return task
@@ -159,4 +170,6 @@ def _class_names(splits: Splits, recipe: Runs) -> tuple[str, ...]:
 
 
 def _zero_shot(spec: ModelSpec, class_names: tuple[str, ...], recipe: Runs) -> torch.nn.Module:
-    return ZeroShotClassifier(build(spec), build_tokenizer(spec), class_names=class_names, templates=recipe.templates)
+    return ZeroShotClassifier(
+        build(spec), build_tokenizer(spec), class_names=class_names, templates=recipe.templates
+    )

@@ -19,9 +19,9 @@ Transform = Callable[[Image.Image], torch.Tensor]
 class ImageSettings:
     """A model's own preprocessing, as its pretrained configuration states it.
 
-    input_size: (channels, height, width); mean, std: per channel, for values in 0..1; crop_pct: the share of each side
-    that the crop in the middle keeps; crop_mode: "center" (short side fitted, the rest cropped), "squash" (both sides
-    fitted) or "border" (long side fitted, the rest padded).
+    input_size: (channels, height, width); mean, std: per channel, for values in 0..1; crop_pct: the share of
+    each side that the crop in the middle keeps; crop_mode: "center" (short side fitted, the rest cropped),
+    "squash" (both sides fitted) or "border" (long side fitted, the rest padded).
     """
 
     input_size: tuple[int, int, int]
@@ -39,8 +39,8 @@ class ImageSettings:
 def for_characters(settings: ImageSettings) -> ImageSettings:
     """The same, but the whole image is shown.
 
-    A crop in the middle drops what surrounds the object of a photograph; characters are cut out already, and a
-    missing edge is a missing stroke.
+    A crop in the middle drops what surrounds the object of a photograph; characters are cut out already, and
+    a missing edge is a missing stroke.
     """
     return replace(settings, crop_pct=1.0, crop_mode="squash")
 
@@ -65,7 +65,8 @@ def eval_transform(settings: ImageSettings) -> Transform:
 
 @dataclass(frozen=True)
 class _Converted:
-    """A transform after the conversion to the model's channels; a class, because worker processes are sent a copy."""
+    """A transform after the conversion to the model's channels; a class, because worker processes are sent a
+    copy."""
 
     mode: str
     transform: Transform
@@ -79,11 +80,13 @@ MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
 def image_mode(settings: ImageSettings) -> str:
-    """The PIL mode with as many channels as the model takes. Raises TaskError where images have no such mode."""
+    """The PIL mode with as many channels as the model takes. Raises TaskError where images have no such
+    mode."""
     channels = settings.input_size[0]
     if channels not in MODES:
         raise TaskError(
-            f"the model takes {channels} channels; images have 1 (grey), 3 (colour) or 4 (colour and opacity)",
+            f"the model takes {channels} channels; images have 1 (grey), 3 (colour) or 4 (colour and "
+            f"opacity)",
             hint="--model …,in_chans=3; or score with a program of your own: --score-command",
         )
     return MODES[channels]

@@ -87,7 +87,8 @@ class ZeroShotClassifier(torch.nn.Module):
         return Pass(len(self.prompts), each, 3 * 4 * len(self.prompts) * width)
 
     def encode(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Prompts int64[P, context] → normalised features [P, embedding], as the tower computes in evaluation."""
+        """Prompts int64[P, context] → normalised features [P, embedding], as the tower computes in
+        evaluation."""
         features: torch.Tensor = self.clip.encode_text(tokens, normalize=True)  # type: ignore[operator]
         return features
 

@@ -21,15 +21,16 @@ CHUNK = 1 << 20
 
 
 class Pull:
-    """PAPA's pull w_j ← α w_j + (1 − α) w̄ with w̄ = (1/n) Σ_j w_j (Jolicoeur-Martineau et al. 2024, arXiv:2304.03094).
+    """PAPA's pull w_j ← α w_j + (1 − α) w̄ with w̄ = (1/n) Σ_j w_j (Jolicoeur-Martineau et al. 2024,
+    arXiv:2304.03094).
 
     One sum over this rank's rows, one all-reduce of one buffer, one lerp. The whole floating state is pulled,
     batch-norm statistics too. Memory: one row.
 
     With `begin` and `finish` apart, updates go on while ranks sum, and the pull comes late:
     w_j ← w_j + (1 − α)(v̄ − v_j)
-    with the members v_j as they were at `begin`. So what was learned meanwhile is not pulled back, and the mean of the
-    population stays what the updates make of it, as in the synchronous pull. Memory: M rows more.
+    with the members v_j as they were at `begin`. So what was learned meanwhile is not pulled back, and the
+    mean of the population stays what the updates make of it, as in the synchronous pull. Memory: M rows more.
     """
 
     def __init__(self, flat: Flat, grid: Grid) -> None:
@@ -109,7 +110,8 @@ def _mixed(flat: Flat, grid: Grid, matrix: NDArray[np.float64]) -> Iterator[tupl
 def mutate(flat: Flat, row: Row, scale: float, *, seed: tuple[int, ...], normalize: bool) -> None:
     """w ← w + scale · N(0, 1) for the parameters of one row, in place (Cui et al. 2018, arXiv:1810.06773).
 
-    normalize: the noise of each tensor is in units of the tensor's root mean square. The noise is a function of `seed`.
+    normalize: the noise of each tensor is in units of the tensor's root mean square. The noise is a function
+    of `seed`.
     """
     words = np.random.SeedSequence([seed[0], Stream.MUTATION, *seed[1:]]).generate_state(2)
     generator = torch.Generator().manual_seed(int(words[0]) << 31 | int(words[1]))
@@ -123,7 +125,8 @@ def mutate(flat: Flat, row: Row, scale: float, *, seed: tuple[int, ...], normali
 
 
 def gram(flat: Flat, grid: Grid) -> NDArray[np.float64]:
-    """G = W Wᵀ over the parameters of all members, float64[n × n]. Cost: n² D, and an all-reduce of n D elements."""
+    """G = W Wᵀ over the parameters of all members, float64[n × n]. Cost: n² D, and an all-reduce of n D
+    elements."""
     n, first, end = grid.num_members, grid.members.start, grid.members.stop
     found = np.zeros((n, n))
     for dtype, rows in flat.rows.items():

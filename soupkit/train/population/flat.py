@@ -24,7 +24,8 @@ class Span:
     shape: torch.Size
 
     def view(self, row: Tensor) -> Tensor:
-        """The tensor's elements of a row [D]; images' weights [O, I, H, W] lie channels last, as convolutions like."""
+        """The tensor's elements of a row [D]; images' weights [O, I, H, W] lie channels last, as convolutions
+        like."""
         flat = row[self.offset : self.offset + self.shape.numel()]
         if len(self.shape) != 4:
             return flat.view(self.shape)
@@ -39,15 +40,18 @@ Row = Mapping[torch.dtype, Tensor]
 class Flat:
     """The floating state (parameters and persistent buffers, thus also batch-norm statistics) of M models.
 
-    rows: per dtype one buffer [M × D], of which every parameter and buffer of every model becomes a view, so that
-    writing to a row changes the model. Names are those of the models' state dicts; of tied tensors the first.
-    Parameters come first in a row: num_parameters of each dtype. Integers stay where they are. Memory: the models'.
+    rows: per dtype one buffer [M × D], of which every parameter and buffer of every model becomes a view, so
+    that writing to a row changes the model. Names are those of the models' state dicts; of tied tensors the
+    first. Parameters come first in a row: num_parameters of each dtype. Integers stay where they are. Memory:
+    the models'.
     """
 
     def __init__(self, models: Sequence[nn.Module], device: torch.device) -> None:
         self.models = models
         self.spans, self.num_parameters, sizes = _lay_out(models[0])
-        self.rows = {dtype: torch.zeros(len(models), size, dtype=dtype, device=device) for dtype, size in sizes.items()}
+        self.rows = {
+            dtype: torch.zeros(len(models), size, dtype=dtype, device=device) for dtype, size in sizes.items()
+        }
         for row, model in enumerate(models):
             self._move(model.to(device), row)
 

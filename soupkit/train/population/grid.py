@@ -1,4 +1,5 @@
-"""Ranks as a grid, population × data: members are spread over one dimension, the batches of a member over the other."""
+"""Ranks as a grid, population × data: members are spread over one dimension, the batches of a member over the
+other."""
 
 from __future__ import annotations
 
@@ -15,9 +16,9 @@ from soupkit.world import World
 class Grid:
     """Which members this rank trains, which part of their batches, and the sums over the population.
 
-    With P population ranks and R ranks per member, rank = p·R + r (torch's DeviceMesh, dimensions "population" and
-    "data"). members: the numbers of this rank's members. num_members: of all. Alone, every collective does nothing.
-    Raises RecipeError when ranks and members do not fit.
+    With P population ranks and R ranks per member, rank = p·R + r (torch's DeviceMesh, dimensions
+    "population" and "data"). members: the numbers of this rank's members. num_members: of all. Alone, every
+    collective does nothing. Raises RecipeError when ranks and members do not fit.
     """
 
     def __init__(self, world: World, num_members: int, *, ranks_per_member: int = 0) -> None:
@@ -38,7 +39,9 @@ class Grid:
         from torch.distributed.device_mesh import init_device_mesh
 
         kind = self.world.torch_device().type
-        return init_device_mesh(kind, (self.population_size, self.num_parts), mesh_dim_names=("population", "data"))
+        return init_device_mesh(
+            kind, (self.population_size, self.num_parts), mesh_dim_names=("population", "data")
+        )
 
     @property
     def leads(self) -> bool:
@@ -52,7 +55,8 @@ class Grid:
             work.wait()
 
     def begin_sum(self, tensor: Tensor) -> Any:
-        """The same without waiting: the work to wait for, None alone. The tensor must be left alone until then."""
+        """The same without waiting: the work to wait for, None alone. The tensor must be left alone until
+        then."""
         if self.population_size == 1 or self._mesh is None:
             return None
         import torch.distributed as dist
@@ -60,14 +64,16 @@ class Grid:
         return dist.all_reduce(tensor, group=self._mesh["population"].get_group(), async_op=True)
 
     def shared(self, model: nn.Module) -> nn.Module:
-        """The model, whose gradients are averaged over the ranks that share its batches (DistributedDataParallel)."""
+        """The model, whose gradients are averaged over the ranks that share its batches
+        (DistributedDataParallel)."""
         if self.num_parts == 1 or self._mesh is None:
             return model
         group, unused = self._mesh["data"].get_group(), saved(model) is not model  # its text tower rests
         return nn.parallel.DistributedDataParallel(model, process_group=group, find_unused_parameters=unused)
 
     def share(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, float]:
-        """This rank's part of a batch, and its weight: with it, the mean of the ranks' gradients is the batch's."""
+        """This rank's part of a batch, and its weight: with it, the mean of the ranks' gradients is the
+        batch's."""
         if self.num_parts == 1:
             return images, targets, 1.0
         chosen = torch.tensor_split(torch.arange(len(images)), self.num_parts)[self.part].to(images.device)

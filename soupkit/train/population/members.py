@@ -30,8 +30,9 @@ class Batch(NamedTuple):
 class Member:
     """Number `number` of the population: its model, its own data order, augmentation, optimizer and schedule.
 
-    All of its randomness is keyed by (recipe.seed, update), so it needs no state and does not depend on the rank.
-    Call `begin` before the first `advance`, and `average` after each. averages: EMA and SWA of the member's weights.
+    All of its randomness is keyed by (recipe.seed, update), so it needs no state and does not depend on the
+    rank. Call `begin` before the first `advance`, and `average` after each. averages: EMA and SWA of the
+    member's weights.
     """
 
     def __init__(
@@ -51,7 +52,9 @@ class Member:
         self.updater = Updater(
             model, recipe, device=device, num_updates=self.num_updates, updates_per_epoch=self.per_epoch
         )
-        self.averages = averagings(recipe, saved(model), epochs=recipe.epochs, updates_per_epoch=self.per_epoch)
+        self.averages = averagings(
+            recipe, saved(model), epochs=recipe.epochs, updates_per_epoch=self.per_epoch
+        )
         for average in self.averages.values():
             average.attach(self.updater.optimizer)
         self.probe: Probe | None = None
@@ -67,7 +70,8 @@ class Member:
         return float(group["lr"]) / float(group.get("lr_scale", 1.0)) / self.recipe.lr
 
     def probe_for(self, share: float) -> None:
-        """Let only the head learn in this share of the updates, the first ones. Raises RecipeError without a head."""
+        """Let only the head learn in this share of the updates, the first ones. Raises RecipeError without a
+        head."""
         self.probe_updates = round(share * self.num_updates)
         self.probe = Probe(self.model) if self.probe_updates else None
 
@@ -85,7 +89,8 @@ class Member:
         return self.updater.num_tried < self.probe_updates
 
     def advance(self) -> tuple[Tensor, int]:
-        """One update: the loss before it, summed over this rank's part of the batch, and the size of that part."""
+        """One update: the loss before it, summed over this rank's part of the batch, and the size of that
+        part."""
         return self.learn(self.next_batch())
 
     def next_batch(self) -> Batch:
@@ -101,7 +106,9 @@ class Member:
 
     def forward_randomness(self) -> AbstractContextManager[None]:
         """The generators that dropout and stochastic depth draw from in the coming update."""
-        return seeded(self.recipe.seed, Stream.FORWARD, self.updater.num_tried, self.grid.part, device=self.device)
+        return seeded(
+            self.recipe.seed, Stream.FORWARD, self.updater.num_tried, self.grid.part, device=self.device
+        )
 
     def average(self) -> None:
         """Let the averages take in the weights as they are now, unless the update was skipped."""

@@ -1,7 +1,7 @@
 """How members become the next members: a matrix of coefficients, one row per child, one column per parent.
 
-Variants: Jolicoeur-Martineau et al. 2024 (PAPA, arXiv:2304.03094); tournaments, selection and mutation: Cui et al. 2018
-(ESGD, arXiv:1810.06773). Shape suffixes: n members, C children.
+Variants: Jolicoeur-Martineau et al. 2024 (PAPA, arXiv:2304.03094); tournaments, selection and mutation: Cui
+et al. 2018 (ESGD, arXiv:1810.06773). Shape suffixes: n members, C children.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ def pull_strength(recipe: TrainPopulation, rate: float) -> float:
 
 
 def merges_after(recipe: TrainPopulation, epoch: int) -> bool:
-    """Whether members are replaced after the 0-based `epoch`; never after the last, so that every child is trained."""
+    """Whether members are replaced after the 0-based `epoch`; never after the last, so that every child is
+    trained."""
     low, high = recipe.merge_range
     return (
         recipe.merges
@@ -45,13 +46,15 @@ def generation(recipe: TrainPopulation, epoch: int) -> int:
     return sum(merges_after(recipe, earlier) for earlier in range(epoch + 1))
 
 
-def mixing_matrix(method: str, n: int, random: np.random.Generator, *, losses: Sequence[float] | None = None) -> Matrix:
+def mixing_matrix(
+    method: str, n: int, random: np.random.Generator, *, losses: Sequence[float] | None = None
+) -> Matrix:
     """float64[n × n]: row c holds child c's coefficients of the parents; they sum to one.
 
-    papa-all: 1/n everywhere. papa-2 and pair-75: ½ + ½, and ¾ + ¼ with a fair coin for the order, of n different pairs,
-    drawn uniformly from all of them (with two members there is one pair, which every child is of); losses: pairs are
-    drawn one by one, each parent with p ∝ 1/(loss + 1e-5). many-half, many-75: ½ or ¾ of itself, the rest of all others
-    equally. random: rows from the flat Dirichlet distribution.
+    papa-all: 1/n everywhere. papa-2 and pair-75: ½ + ½, and ¾ + ¼ with a fair coin for the order, of n
+    different pairs, drawn uniformly from all of them (with two members there is one pair, which every child
+    is of); losses: pairs are drawn one by one, each parent with p ∝ 1/(loss + 1e-5). many-half, many-75: ½ or
+    ¾ of itself, the rest of all others equally. random: rows from the flat Dirichlet distribution.
     """
     if n == 1:
         return np.eye(1)
@@ -70,7 +73,8 @@ def mixing_matrix(method: str, n: int, random: np.random.Generator, *, losses: S
 
 
 def survivors(losses: Sequence[float], n: int, random: np.random.Generator, *, elitism: float) -> list[int]:
-    """Who of the candidates lives on: the round(elitism·n) with the lowest losses, the rest by lot from the others."""
+    """Who of the candidates lives on: the round(elitism·n) with the lowest losses, the rest by lot from the
+    others."""
     ranking = np.argsort(losses, kind="stable")
     num_elite = round(elitism * n)
     lucky = random.permutation(ranking[num_elite:])[: n - num_elite]

@@ -45,9 +45,10 @@ class Judge(Protocol):
 class Seams:
     """What the population cannot do itself; None: it is not done.
 
-    judge: scores named tensors on held-out data (greedy, tournament, selection). greedy: names and a scorer of a row of
-    coefficients → the picks. align: named tensors of all members, permuted in place before they are mixed. repair:
-    (children, parents, coefficients[n × n]), children corrected in place after they were mixed.
+    judge: scores named tensors on held-out data (greedy, tournament, selection). greedy: names and a scorer
+    of a row of coefficients → the picks. align: named tensors of all members, permuted in place before they
+    are mixed. repair: (children, parents, coefficients[n × n]), children corrected in place after they were
+    mixed.
     """
 
     judge: Judge | None = None
@@ -58,7 +59,8 @@ class Seams:
 
 @dataclass
 class History:
-    """What happened: mean loss of every member per epoch, similarity of the members over updates, replacements."""
+    """What happened: mean loss of every member per epoch, similarity of the members over updates,
+    replacements."""
 
     losses: list[list[float]] = field(default_factory=list)
     similarity: list[dict[str, float]] = field(default_factory=list)
@@ -68,12 +70,18 @@ class History:
 class Population:
     """This rank's members of a population, and what all of them do together.
 
-    The same seed and recipe train the same population whatever the ranks are, up to the order of sums. num_done:
-    updates so far. totals, counts: the losses of the epoch under way, per member of this rank.
+    The same seed and recipe train the same population whatever the ranks are, up to the order of sums.
+    num_done: updates so far. totals, counts: the losses of the epoch under way, per member of this rank.
     """
 
     def __init__(
-        self, members: Sequence[Member], flat: Flat, recipe: TrainPopulation, grid: Grid, *, seams: Seams = Seams()
+        self,
+        members: Sequence[Member],
+        flat: Flat,
+        recipe: TrainPopulation,
+        grid: Grid,
+        *,
+        seams: Seams = Seams(),
     ) -> None:
         self.members, self.flat, self.recipe, self.grid, self.seams = members, flat, recipe, grid, seams
         self.per_epoch, self.num_updates = members[0].per_epoch, members[0].num_updates
@@ -90,10 +98,12 @@ class Population:
         advance: Advance = one_by_one,
         after_update: Callable[[Population], None] = lambda _: None,
     ) -> None:
-        """Train until the last update, from wherever the population is; afterwards the models are in eval mode.
+        """Train until the last update, from wherever the population is; afterwards the models are in eval
+        mode.
 
-        advance: one update of every member of this rank. after_update: called when an update and what follows it are
-        done, to save the state. Raises TaskError as soon as an epoch's loss, or a trained weight, is not finite.
+        advance: one update of every member of this rank. after_update: called when an update and what follows
+        it are done, to save the state. Raises TaskError as soon as an epoch's loss, or a trained weight, is
+        not finite.
         """
         for member in self.members:
             member.begin()
@@ -110,7 +120,9 @@ class Population:
             if skipped := member.updater.num_skipped:
                 report(Warned(f"{member_name(member.number)}: {skipped} updates were skipped: {SKIPPED}"))
             if not all(row.isfinite().all() for row in self.flat.row(place).values()):
-                raise TaskError(f"{member_name(member.number)} is not finite after the last update", hint=LOWER_RATE)
+                raise TaskError(
+                    f"{member_name(member.number)} is not finite after the last update", hint=LOWER_RATE
+                )
             member.model.eval()
 
     def _update(self, advance: Advance) -> None:
@@ -126,7 +138,8 @@ class Population:
             member.average()
 
     def _exchange(self, rate: float) -> None:
-        """Pull every average_every updates; a late one is finished async_average updates after it was begun."""
+        """Pull every average_every updates; a late one is finished async_average updates after it was
+        begun."""
         late = self.recipe.async_average
         if self.pull.pending and self.num_done - self.pull.since >= late:
             self.pull.finish()
@@ -156,8 +169,11 @@ class Population:
         self.put_losses(np.zeros_like(sums))
 
     def summed_losses(self) -> NDArray[np.float64]:
-        """Losses of the epoch under way and the number of examples, over all parts of the batches: float64[n × 2]."""
-        own = [(m.number, float(t), c) for m, t, c in zip(self.members, self.totals, self.counts, strict=True)]
+        """Losses of the epoch under way and the number of examples, over all parts of the batches: float64[n
+        × 2]."""
+        own = [
+            (m.number, float(t), c) for m, t, c in zip(self.members, self.totals, self.counts, strict=True)
+        ]
         sums = np.zeros((self.grid.num_members, 2))
         for found in self.grid.world.gather(own):
             for number, total, count in found:

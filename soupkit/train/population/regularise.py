@@ -37,9 +37,12 @@ def member_seed(seed: int, member: int) -> int:
 
 
 def member_recipes(recipe: TrainPopulation) -> list[Finetune]:
-    """How each member is trained, as `soupkit finetune` would say it. Raises RecipeError, naming the member."""
+    """How each member is trained, as `soupkit finetune` would say it. Raises RecipeError, naming the
+    member."""
     own = {field.name for field in dataclasses.fields(Finetune)}
-    shared = {field.name: getattr(recipe, field.name) for field in dataclasses.fields(recipe) if field.name in own}
+    shared = {
+        field.name: getattr(recipe, field.name) for field in dataclasses.fields(recipe) if field.name in own
+    }
     return [_member(recipe, number, shared | values) for number, values in enumerate(regularisation(recipe))]
 
 

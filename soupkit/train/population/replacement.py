@@ -1,4 +1,5 @@
-"""Members replaced by mixtures of each other: who the parents are, who of the children lives on, and the act itself."""
+"""Members replaced by mixtures of each other: who the parents are, who of the children lives on, and the act
+itself."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ FITNESS = "nll"
 
 
 def replace_members(population: Population, epoch: int) -> Json:
-    """Make every member a mixture of the members after `epoch`; optimizers stay. Returns what was done, JSON-able.
+    """Make every member a mixture of the members after `epoch`; optimizers stay. Returns what was done,
+    JSON-able.
 
     Everything random in it is drawn from (seed, epoch), so all ranks draw the same.
     """
@@ -47,13 +49,18 @@ def replace_members(population: Population, epoch: int) -> Json:
     return {"epoch": epoch, "coefficients": matrix.tolist()} | ({"losses": losses} if losses else {})
 
 
-def _drawn(population: Population, random: np.random.Generator, epoch: int) -> tuple[Matrix, list[int], list[float]]:
-    """The next members: their coefficients, the number of the child that each is (−1: a parent), losses if known."""
+def _drawn(
+    population: Population, random: np.random.Generator, epoch: int
+) -> tuple[Matrix, list[int], list[float]]:
+    """The next members: their coefficients, the number of the child that each is (−1: a parent), losses if
+    known."""
     recipe, n = population.recipe, population.recipe.num_members
     losses = _losses(population, np.eye(n), [-1] * n, epoch) if recipe.tournament or recipe.selection else []
     chances = losses if recipe.tournament else None
     rounds = recipe.num_children if recipe.selection else 1
-    children = np.concatenate([mixing_matrix(recipe.method, n, random, losses=chances) for _ in range(rounds)])
+    children = np.concatenate(
+        [mixing_matrix(recipe.method, n, random, losses=chances) for _ in range(rounds)]
+    )
     if not recipe.selection:
         return children, list(range(n)), losses
     candidates, numbers = np.concatenate([np.eye(n), children]), [-1] * n + list(range(len(children)))

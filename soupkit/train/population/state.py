@@ -1,7 +1,9 @@
-"""The state of a population in training, on disk: whole or not at all, and enough to go on with the same bits.
+"""The state of a population in training, on disk: whole or not at all, and enough to go on with the same
+bits.
 
-FOLDER/update-00000120/ holds state.json and a safetensors file per member. It is written under another name, synced and
-renamed; only then the one before it is removed. What is random is keyed by the update, so no generator is saved.
+FOLDER/update-00000120/ holds state.json and a safetensors file per member. It is written under another name,
+synced and renamed; only then the one before it is removed. What is random is keyed by the update, so no
+generator is saved.
 """
 
 from __future__ import annotations
@@ -33,7 +35,8 @@ _TENSOR = "__tensor__"
 def save_state(population: Population, folder: Path, about: JsonView) -> None:
     """Write the state after the present update; `about` is kept with it. Every rank writes its own members.
 
-    All ranks must see the same `folder`. Cost: the members and their optimizers' state, written once and synced.
+    All ranks must see the same `folder`. Cost: the members and their optimizers' state, written once and
+    synced.
     """
     world = population.grid.world
     final = folder / f"update-{population.num_done:08d}"
@@ -93,11 +96,17 @@ def load_state(population: Population, state: Path) -> None:
                 meta = json.loads(file.metadata()["state"])
             _put_member(population, row, member, tensors, meta)
         except (OSError, SafetensorError, KeyError, ValueError, RuntimeError) as error:
-            raise CheckpointError(f"{path}: cannot be read: {error}", hint="start anew with --no-resume") from error
-        pending.append({d: tensors[f"pending/{d}"] for d in population.flat.rows if f"pending/{d}" in tensors})
+            raise CheckpointError(
+                f"{path}: cannot be read: {error}", hint="start anew with --no-resume"
+            ) from error
+        pending.append(
+            {d: tensors[f"pending/{d}"] for d in population.flat.rows if f"pending/{d}" in tensors}
+        )
     if values["pull"]["since"] >= 0:
         rows = population.flat.rows
-        before = {dtype: torch.stack([each[dtype] for each in pending]).to(rows[dtype].device) for dtype in rows}
+        before = {
+            dtype: torch.stack([each[dtype] for each in pending]).to(rows[dtype].device) for dtype in rows
+        }
         population.pull.start(before, values["pull"]["share"], update=values["pull"]["since"])
 
 
@@ -147,7 +156,8 @@ def _put_member(
 
 
 def _load_optimizer(optimizer: torch.optim.Optimizer, state: Json) -> None:
-    """Load a state whose tensors lie as the parameters do: sums of another order would not give the same bits."""
+    """Load a state whose tensors lie as the parameters do: sums of another order would not give the same
+    bits."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     laid_out: dict[int, Any] = {}
     for key, values in state["state"].items():
@@ -193,7 +203,9 @@ def _read_json(state: Path) -> Json:
         if values["format"] != FORMAT:
             raise ValueError(f"format {values['format']}")
     except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{state}: cannot be read: {error}", hint="start anew with --no-resume") from error
+        raise CheckpointError(
+            f"{state}: cannot be read: {error}", hint="start anew with --no-resume"
+        ) from error
     return values
 
 

@@ -1,4 +1,5 @@
-"""One update of every member of a rank: one after another, on streams of a GPU, or as one model where torch can.
+"""One update of every member of a rank: one after another, on streams of a GPU, or as one model where torch
+can.
 
 Shape suffixes: M members, B examples of a batch.
 """
@@ -29,8 +30,8 @@ def one_by_one(members: Sequence[Member]) -> list[tuple[Tensor, int]]:
 def choose_advance(members: Sequence[Member], flat: Flat, *, wish: str, device: torch.device) -> Advance:
     """How the members of a rank are updated: on a GPU vectorised where the model allows it, else on streams.
 
-    wish: "off" takes one after another, "on" vectorises anywhere. Raises RecipeError when it is wished for and not
-    possible.
+    wish: "off" takes one after another, "on" vectorises anywhere. Raises RecipeError when it is wished for
+    and not possible.
     """
     if wish == "off" or (wish == "auto" and (device.type != "cuda" or len(members) == 1)):
         return one_by_one
@@ -44,7 +45,8 @@ def choose_advance(members: Sequence[Member], flat: Flat, *, wish: str, device: 
 
 
 class OnStreams:
-    """Every member on a stream of its own, so that the kernels of small models overlap. The same results as one by one.
+    """Every member on a stream of its own, so that the kernels of small models overlap. The same results as
+    one by one.
 
     Each stream waits for what came before on the current one, and that for all of them.
     """
@@ -66,11 +68,13 @@ class OnStreams:
 
 
 class Vectorised:
-    """M models as one: the rows of `flat` are the stacked parameters, so nothing is copied but batch-norm statistics.
+    """M models as one: the rows of `flat` are the stacked parameters, so nothing is copied but batch-norm
+    statistics.
 
-    torch.func's vmap makes of M convolutions one with M groups. The same losses, gradients and statistics as one by one
-    up to rounding; dropout draws other masks. Each member keeps its own optimizer. Batches that differ in size, and
-    updates in which only heads learn, are done one by one. Memory: as one by one, plus the activations of all members.
+    torch.func's vmap makes of M convolutions one with M groups. The same losses, gradients and statistics as
+    one by one up to rounding; dropout draws other masks. Each member keeps its own optimizer. Batches that
+    differ in size, and updates in which only heads learn, are done one by one. Memory: as one by one, plus
+    the activations of all members.
     """
 
     def __init__(self, members: Sequence[Member], flat: Flat) -> None:
@@ -138,7 +142,8 @@ class Vectorised:
         return {name: vmap(span.view)(self.flat.rows[span.dtype]).detach() for name, span in spans}
 
     def _statistics(self) -> dict[str, Tensor]:
-        """Copies of the buffers of all members [M × …]: vmap updates them in place only where they are contiguous."""
+        """Copies of the buffers of all members [M × …]: vmap updates them in place only where they are
+        contiguous."""
         spans = ((name, self.flat.spans[name]) for name in self.buffers)
         floating = {name: vmap(span.view)(self.flat.rows[span.dtype]).contiguous() for name, span in spans}
         integers = [self.flat.integers(row) for row in range(len(self.members))]

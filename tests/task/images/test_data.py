@@ -67,7 +67,11 @@ def test_training_examples_do_not_become_test_examples_in_another_command() -> N
         assert overlap(fitted, "train", other, "test").sum() == 0
         assert not (indices(other)[0] | indices(other)[1]) & indices(digits())[2]
     other_seed = digits(split_seed=1)
-    assert overlap(fitted, "train", other_seed, "test").sum() == len(indices(fitted)[0] & indices(other_seed)[2]) > 0
+    assert (
+        overlap(fitted, "train", other_seed, "test").sum()
+        == len(indices(fitted)[0] & indices(other_seed)[2])
+        > 0
+    )
 
 
 @pytest.mark.parametrize(
@@ -105,7 +109,8 @@ def test_every_stretch_of_the_order_is_balanced(counts: list[int], seed: int, da
     stop = data.draw(st.integers(start + 1, len(targets)))
     expected = (stop - start) * np.array(counts) / len(targets)
     found = np.bincount(targets[order[start:stop]], minlength=len(counts))
-    # A class strays by at most one cell of its own at either end, and the stretch by as much as all others do.
+    # A class strays by at most one cell of its own at either end, and the stretch by as much as all others
+    # do.
     assert (np.abs(found - expected) <= 2 * len(counts)).all()
 
 
@@ -157,7 +162,10 @@ def test_one_evaluation_folder_is_the_test_set(tmp_path: Path, name: str) -> Non
 def test_three_folders_are_three_splits(tmp_path: Path) -> None:
     root = folder(tmp_path, {"train/a": 5, "train/b": 5, "val/b": 4, "test/a": 3})
     splits = open_data(DataOptions(data=str(root)))
-    assert [greys(part) for part in (splits.held_out, splits.test)] == [set(range(11, 15)), set(range(15, 18))]
+    assert [greys(part) for part in (splits.held_out, splits.test)] == [
+        set(range(11, 15)),
+        set(range(15, 18)),
+    ]
     assert splits.held_out.targets is not None
     assert splits.held_out.targets.tolist() == [1] * 4
     assert len(splits.train) == 10
@@ -197,7 +205,8 @@ def test_a_renamed_file_is_another_data_set(tmp_path: Path) -> None:
 
 @pytest.fixture
 def mnist(tmp_path: Path) -> Path:
-    """MNIST's files with twelve images for training and four for testing, as torchvision keeps them unpacked."""
+    """MNIST's files with twelve images for training and four for testing, as torchvision keeps them
+    unpacked."""
     raw = tmp_path / "MNIST" / "raw"
     raw.mkdir(parents=True)
     for prefix, num in (("train", 12), ("t10k", 4)):
@@ -205,7 +214,9 @@ def mnist(tmp_path: Path) -> Path:
         head = np.array([2051, num, 28, 28], ">i4").tobytes()
         (raw / f"{prefix}-images-idx3-ubyte").write_bytes(head + images.tobytes())
         labels = (np.arange(num) % 10).astype(np.uint8)
-        (raw / f"{prefix}-labels-idx1-ubyte").write_bytes(np.array([2049, num], ">i4").tobytes() + labels.tobytes())
+        (raw / f"{prefix}-labels-idx1-ubyte").write_bytes(
+            np.array([2049, num], ">i4").tobytes() + labels.tobytes()
+        )
     return tmp_path
 
 
@@ -333,7 +344,9 @@ def test_a_test_split_out_of_reach_is_not_drawn_from_train(
         KeyError("test"),
     ],
 )
-def test_a_data_set_without_a_test_split_is_divided(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_data_set_without_a_test_split_is_divided(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import timm.data
 
     def create(_data: str, split: str, **_: object) -> _Listed:

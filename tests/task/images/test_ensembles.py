@@ -14,7 +14,9 @@ from soupkit.task.score import Predictions
 def members(num: int, *, scale: float = 3.0) -> list[Predictions]:
     rng = np.random.default_rng(0)
     targets = rng.integers(0, 5, 20)
-    return [Predictions((scale * rng.standard_normal((20, 5))).astype(np.float32), targets) for _ in range(num)]
+    return [
+        Predictions((scale * rng.standard_normal((20, 5))).astype(np.float32), targets) for _ in range(num)
+    ]
 
 
 @pytest.mark.parametrize("kind", ["logits", "softmax"])

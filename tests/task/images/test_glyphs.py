@@ -23,7 +23,9 @@ def test_streams_share_nothing() -> None:
     one, two = flat(render_glyphs(500, stream=0)), flat(render_glyphs(500, stream=2))
     together = np.unique(np.concatenate([one, two]), axis=0)
     assert len(together) == 1000
-    assert (glyph_classes(500, stream=0) != glyph_classes(500, stream=2)).mean() == pytest.approx(0.9, abs=0.06)
+    assert (glyph_classes(500, stream=0) != glyph_classes(500, stream=2)).mean() == pytest.approx(
+        0.9, abs=0.06
+    )
 
 
 def test_they_are_as_large_and_as_bright_as_digits() -> None:
@@ -35,7 +37,8 @@ def test_they_are_as_large_and_as_bright_as_digits() -> None:
 
 
 def test_classes_are_what_is_drawn() -> None:
-    """A nearest neighbour that has seen only glyphs tells other glyphs apart, and real digits better than chance."""
+    """A nearest neighbour that has seen only glyphs tells other glyphs apart, and real digits better than
+    chance."""
     judge = KNeighborsClassifier(3).fit(flat(render_glyphs(2000, stream=0)), glyph_classes(2000, stream=0))
     assert judge.score(flat(render_glyphs(300, stream=1)), glyph_classes(300, stream=1)) > 0.75
     digits = load_digits()

@@ -34,7 +34,11 @@ from soupkit.task.weights import arrays, load_weights
         ("timm:resnet18", "resnet18", {}),
         ("timm:resnet18.a1_in1k,num_classes=10", "resnet18.a1_in1k", {"num_classes": 10}),
         ("timm:x,img_size=(48,32),drop_rate=1e-1", "x", {"img_size": (48, 32), "drop_rate": 0.1}),
-        ("timm:x,flag=true,other=None,act_layer=gelu", "x", {"flag": True, "other": None, "act_layer": "gelu"}),
+        (
+            "timm:x,flag=true,other=None,act_layer=gelu",
+            "x",
+            {"flag": True, "other": None, "act_layer": "gelu"},
+        ),
         ("open_clip:ViT-B-32", "ViT-B-32", {}),
     ],
 )
@@ -43,7 +47,9 @@ def test_parse_model(text: str, name: str, kwargs: dict[str, object]) -> None:
     assert (spec.library, spec.name, dict(spec.kwargs)) == (text.split(":")[0], name, kwargs)
 
 
-@pytest.mark.parametrize("text", ["resnet18", "keras:resnet18", "timm:", "timm:resnet18,num_classes", "timm:a,1b=2"])
+@pytest.mark.parametrize(
+    "text", ["resnet18", "keras:resnet18", "timm:", "timm:resnet18,num_classes", "timm:a,1b=2"]
+)
 def test_parse_model_refuses(text: str) -> None:
     with pytest.raises(TaskError):
         parse_model(text)
@@ -117,14 +123,20 @@ def test_open_clip_loads_what_is_written(tmp_path: Path, clip_directory: Path) -
     model = build(spec)
     write_config(spec, model, tmp_path)
     save_file(model.state_dict(), tmp_path / "open_clip_model.safetensors")
-    loaded, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{tmp_path}", pretrained_text=False)
+    loaded, _, preprocess = open_clip.create_model_and_transforms(
+        f"local-dir:{tmp_path}", pretrained_text=False
+    )
     images, texts = torch.randn(2, 3, 48, 48), build_tokenizer(spec)(["one", "two"])
     assert texts.shape == (2, 20)
     for ours, theirs in zip(model(images, texts)[:2], loaded.eval()(images, texts)[:2], strict=True):
         assert torch.equal(ours, theirs)
     settings = image_settings(model, spec)
     normalise = preprocess.transforms[-1]
-    assert (settings.mean, settings.std) == (tuple(normalise.mean), tuple(normalise.std)) == ((0.5,) * 3, (0.25,) * 3)
+    assert (
+        (settings.mean, settings.std)
+        == (tuple(normalise.mean), tuple(normalise.std))
+        == ((0.5,) * 3, (0.25,) * 3)
+    )
     assert settings.input_size == (3, 48, 48)
 
 
@@ -180,14 +192,17 @@ def test_build_says_what_is_wrong(model: str, words: str, hint: str | None) -> N
     ],
 )
 def test_other_weights_are_not_mixed_with_remembered_ones(model: str) -> None:
-    """These keep attention biases between passes in eval mode; a second checkpoint must not see the first one's."""
+    """These keep attention biases between passes in eval mode; a second checkpoint must not see the first
+    one's."""
     torch.manual_seed(0)
     built = build(described := parse_model(f"{model},num_classes=5"))
     images = torch.randn(2, *image_settings(built, described).input_size)
     with torch.inference_mode():
         first = built(images)
         other = {
-            name: values + 3 * torch.randn(values.shape).numpy() if "attention_biases" in name else values.copy()
+            name: values + 3 * torch.randn(values.shape).numpy()
+            if "attention_biases" in name
+            else values.copy()
             for name, values in arrays(built).items()
         }
         assert any("attention_biases" in name for name in other)

@@ -62,7 +62,9 @@ def look_up_task(logits: np.ndarray, targets: np.ndarray, batch_size: int) -> Im
     part = Part(Numbered(targets), np.arange(len(targets)))
     splits = Splits(part, part, part, tuple("abcdefgh"), True, {"data": "numbers"})
     spec = ModelSpec("timm", "look-up")
-    return ImageTask(LookUp(logits), spec, splits, SETTINGS, device=torch.device("cpu"), batch_size=batch_size)
+    return ImageTask(
+        LookUp(logits), spec, splits, SETTINGS, device=torch.device("cpu"), batch_size=batch_size
+    )
 
 
 @settings(deadline=None, max_examples=80)
@@ -80,7 +82,9 @@ def test_early_stop_never_changes_a_verdict(
     whole = score_predictions(task.predict(task.held_out), metric)
     assert whole.num_right is not None
     task.model.num_seen = 0  # type: ignore[assignment]
-    needed = int(np.clip(random.integers(0, num + 1) if offset == 3 else whole.num_right + offset, 0, num + 1))
+    needed = int(
+        np.clip(random.integers(0, num + 1) if offset == 3 else whole.num_right + offset, 0, num + 1)
+    )
     order = random.permutation(num) if ordered else None
     trial = task.trial(task.held_out, metric=metric, order=order, needed_right=needed)
     assert trial.stopped == (whole.num_right < needed)
@@ -118,7 +122,9 @@ def test_metrics_that_do_not_count_are_evaluated_whole(metric: str) -> None:
     task = look_up_task(random.normal(size=(100, 8)).astype(np.float32), targets, 64)
     trial = task.trial(task.held_out, metric=metric, order=random.permutation(100), needed_right=100)
     assert not trial.stopped
-    assert trial.value == pytest.approx(score_predictions(task.predict(task.held_out), metric).value, rel=1e-12)
+    assert trial.value == pytest.approx(
+        score_predictions(task.predict(task.held_out), metric).value, rel=1e-12
+    )
 
 
 def test_predictions_are_those_of_the_model_alone(resnet: Path) -> None:
@@ -149,7 +155,10 @@ def test_loading_and_tensors(resnet: Path) -> None:
     assert set(task.tensors()) == set(checkpoint)
     before = task.predict(task.test).outputs
     task.load(
-        {name: array * np.float32(0.5) if array.dtype == np.float32 else array for name, array in checkpoint.items()}
+        {
+            name: array * np.float32(0.5) if array.dtype == np.float32 else array
+            for name, array in checkpoint.items()
+        }
     )
     assert not np.allclose(task.predict(task.test).outputs, before)
     with pytest.raises(TaskError, match=r"lacks fc\.bias"):

@@ -110,7 +110,10 @@ def test_channels_that_only_the_models_arguments_name_are_the_models(channels: i
 def test_training_a_model_of_two_channels_is_refused_before_it_begins(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = "finetune --model timm:test_resnet,num_classes=10,img_size=32,in_chans=2 --data digits --num-train 200"
+    words = (
+        "finetune --model timm:test_resnet,num_classes=10,img_size=32,in_chans=2 --data digits "
+        "--num-train 200"
+    )
     assert run_command_line([*words.split(), "--out", str(tmp_path / "x")]) == 1
     captured = capsys.readouterr()
     assert "takes 2 channels" in captured.err

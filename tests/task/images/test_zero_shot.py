@@ -54,7 +54,9 @@ def test_the_head_is_made_for_the_first_image(clip_directory: Path) -> None:
 
 
 @pytest.mark.parametrize("templates", [(), ("no place",)])
-def test_templates_need_a_place_for_the_name(classifier: ZeroShotClassifier, templates: tuple[str, ...]) -> None:
+def test_templates_need_a_place_for_the_name(
+    classifier: ZeroShotClassifier, templates: tuple[str, ...]
+) -> None:
     with pytest.raises(TaskError, match="template"):
         ZeroShotClassifier(
             classifier.clip, lambda texts: torch.zeros(len(texts), 16), class_names=NAMES, templates=templates
@@ -66,7 +68,8 @@ def test_a_task_renews_the_head_when_weights_are_loaded(clip_directory: Path) ->
     task = open_task(checkpoint, recipe(class_names=tuple(f"the digit {i}" for i in range(10))), WORLD)
     before = task.predict(task.held_out).outputs
     other = {
-        name: array * np.float32(1.5) if name.startswith("transformer") else array for name, array in checkpoint.items()
+        name: array * np.float32(1.5) if name.startswith("transformer") else array
+        for name, array in checkpoint.items()
     }
     task.load(other)
     after = task.predict(task.held_out).outputs
