@@ -7,12 +7,14 @@ job has one code path for one rank and for many.
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -21,6 +23,7 @@ from soupkit.errors import RecipeError, SoupkitError, brief
 
 if TYPE_CHECKING:
     import torch
+    from torch._C._distributed_c10d import Store
 
 T = TypeVar("T")
 PATIENCE = timedelta(hours=12)
@@ -140,7 +143,12 @@ class World:
             torch.cuda.set_device(device)
         try:
             backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-            dist.init_process_group(backend, rank=self.rank, world_size=self.size, timeout=PATIENCE)
+            store = dist.PrefixStore(  # type: ignore[attr-defined]
+                f"group {next(_GROUPS)}", _meeting(self.rank, self.size)
+            )
+            dist.init_process_group(
+                backend, store=store, rank=self.rank, world_size=self.size, timeout=PATIENCE
+            )
         except (ValueError, RuntimeError) as error:
             raise RecipeError(
                 f"the {self.size} ranks cannot find each other: {error}",
@@ -207,6 +215,20 @@ ALONE = World(
     rank=0, size=1, local_rank=int("0" + "".join(re.findall(r"^\d{1,9}$", os.environ.get("LOCAL_RANK", ""))))
 )
 """One process on its own, whoever started it."""
+
+
+_GROUPS = itertools.count()
+"""Numbers the groups of this process; every rank opens the same ones in the same order."""
+
+
+@cache
+def _meeting(rank: int, size: int) -> Store:
+    """Where the ranks find each other, kept for all their groups: a rank that opens its next group while
+    the first still closes the last one's store would wait in a store that is gone."""
+    from torch.distributed.rendezvous import rendezvous
+
+    store: Store = next(rendezvous("env://", rank, size, timeout=PATIENCE))[0]
+    return store
 
 
 def _is_joined() -> bool:

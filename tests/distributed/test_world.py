@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from distributed.ranks import in_ranks
-from distributed.world_work import collectives
+from distributed.world_work import collectives, groups_one_after_another
 
 from soupkit.errors import RecipeError
 from soupkit.world import World
@@ -44,6 +44,12 @@ def test_ranks_that_cannot_meet_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MASTER_ADDR", raising=False)
     with pytest.raises(RecipeError, match="cannot find each other"), World("cpu", rank=0, size=2).group():
         pass
+
+
+def test_a_rank_may_open_the_next_group_while_another_leaves_the_last(tmp_path: Path) -> None:
+    expected = [[10 * number, 10 * number + 1] for number in range(3)]
+    found = in_ranks(groups_one_after_another, size=2, folder=tmp_path / "processes")
+    assert found == [expected, expected]
 
 
 def test_two_processes_reduce_tell_and_gather(tmp_path: Path) -> None:

@@ -2,11 +2,30 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import torch
 
 from soupkit.world import World
+
+
+def groups_one_after_another() -> list[list[int]]:
+    """Rank 0 is the last to leave each group: the others are at the next one's door before it."""
+    import torch.distributed as dist
+
+    world, leave = World("cpu"), dist.destroy_process_group
+
+    def late() -> None:
+        time.sleep(0.3 if world.is_main else 0)
+        leave()
+
+    dist.destroy_process_group = late
+    found = []
+    for number in range(3):
+        with world.group():
+            found.append(world.gather(10 * number + world.rank))
+    return found
 
 
 def collectives() -> dict[str, Any]:
