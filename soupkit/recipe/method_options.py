@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal
 
 from soupkit.recipe.fields import argument, check_limits, option
 from soupkit.recipe.merge import REFS
+from soupkit.recipe.presets import settings_of
 from soupkit.recipe.shared import OutputOptions, WeightOptions
 
 
@@ -76,6 +77,15 @@ class BaseOptions(MethodRecipe):
 
     base: str = option(help="the checkpoint that the others were fine-tuned from")
     lambda_: float = option(1.0, help="factor of the merged task vector")
+    preset: str | None = option(
+        None,
+        help="lines:ALPHA,BETA: lambda grows linearly from ALPHA in the first layer to ALPHA + BETA in the "
+        "last (LiNeS); --set goes over it",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        settings_of(self.preset)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +104,28 @@ class ElectionOptions(BaseOptions):
     normalize: bool = option(
         True, help="average the entries that agree, by weight; without it they are added"
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpectralOptions(BaseOptions):
+    """Task matrices by their singular vectors."""
+
+    FAMILY = "spectral"
+    INPUTS = (1, None)
+    PIECES = "tensor"
+
+    max_side: int = option(
+        16384, help="matrices with a longer side, such as vocabularies, are merged entry by entry", low=1
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChangeOptions(BaseOptions):
+    """Entries by which tasks changed them."""
+
+    FAMILY = "ownership"
+
+    epsilon: float = option(1e-5, help="an entry is changed when it differs from the base by more", low=0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ def call(*words: Any) -> int:
     return run_command_line([str(word) for word in words])
 
 
-ARGUMENTS: dict[str, list[Any]] = {"tall-mask": ["--task", 0], "nearswap": ["--t", 0.1]}
+ARGUMENTS: dict[str, list[Any]] = {"tall-mask": ["--task", 0], "emr": ["--task", 0], "nearswap": ["--t", 0.1]}
 NEEDS_FILES = ("fisher", "regmean")
 PLAIN = [name for name in METHODS if name not in NEEDS_FILES and name != "passthrough"]
 
@@ -155,6 +156,20 @@ def test_shards_and_dtype_of_the_output(models: list[Path], tmp_path: Path) -> N
     assert {slot.dtype for slot in Checkpoint(tmp_path / "out").slots.values()} == {"BF16", "I64"}
 
 
+def test_lines_lets_lambda_grow_with_depth(models: list[Path], tmp_path: Path) -> None:
+    """λ_ℓ = α + β (ℓ − 1) / (L − 1) on the merged task vector, α outside the layers."""
+    for name, more in (("plain", []), ("lines", ["--preset", "lines:0.3,0.6"])):
+        assert call(*command("task-arithmetic", models, tmp_path / name, *more)) == 0
+    base, plain, lines = (Checkpoint(path) for path in (models[0], tmp_path / "plain", tmp_path / "lines"))
+    depths = {name: re.findall(r"\.(\d)\.", name) for name in base}
+    for name in base:
+        if np.issubdtype(base[name].dtype, np.floating):
+            share = 0.3 + 0.6 * int(depths[name][0]) / 2 if depths[name] else 0.3
+            np.testing.assert_allclose(
+                lines[name] - base[name], share * (plain[name] - base[name]), atol=1e-6
+            )
+
+
 def test_dry_run_writes_nothing_and_shows_the_plan(
     models: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -177,6 +192,8 @@ def test_dry_run_writes_nothing_and_shows_the_plan(
         ("ties", ["--set", "layers: {densty: 1}"], 2, "did you mean 'density'"),
         ("tall-mask", ["--set", "layers: {task: 2}"], 2, "task is 2"),
         ("dare-ties", ["--seed", "-1"], 2, "seed is -1"),
+        ("ties", ["--preset", "lins:0.3,0.7"], 2, "expected lines:ALPHA,BETA"),
+        ("ties", ["--preset", "lines:0.3"], 2, "expected lines:ALPHA,BETA"),
         ("dare-linear", ["--weight", "1,2,3"], 2, "weight has 3 numbers"),
         ("della-ties", ["--density", "0.05", "--epsilon", "0.3"], 2, "leaves the range"),
     ],
@@ -190,8 +207,6 @@ def test_what_makes_no_sense_is_refused_and_nothing_is_left(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    import re
-
     before = sorted(tmp_path.iterdir())
     assert call(*command(name, models, tmp_path / "out", *more)) == code
     assert re.search(message, capsys.readouterr().err)

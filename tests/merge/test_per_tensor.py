@@ -217,8 +217,9 @@ def run(name, stem):
     values = {"weight": np.ones(2), "density": np.full(2, 0.2), "gamma": np.full(2, 0.01), "epsilon":
     np.full(2, 0.1)}
     values |= {"t": 0.3, "task": 0, "scale": 1.0}
-    if name == "sce": values["density"] = 0.2
-    given = {key: value for key, value in values.items() if key in method.parameters}
+    values |= {"gain": 0.1, "clip": 0.2}
+    given = {key: value if each.per_ingredient or np.ndim(value) == 0 else value[0]
+             for key, each in method.parameters.items() if (value := values.get(key)) is not None}
     found = [Checkpoint(Path(folder) / f"{stem}-{k}") for k in range(3)]
     models = found[: (method.inputs[1] or 2)]
     inputs = Inputs(models, found[2] if method.base == "required" else None)

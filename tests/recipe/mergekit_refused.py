@@ -184,7 +184,6 @@ REFUSED = {
     "dtype a list": (L + M + "dtype: [float32]\n", "dtype: expected text"),
     "out_dtype": (L + M + "out_dtype: fp8\n", "dtype 'fp8'"),
     "method a list": ("merge_method: [linear]\n" + M, "no merge method"),
-    "ram": ("merge_method: ram\nbase_model: base\n" + TWO, "reinforced agent merging"),
     "union": (L + M + "tokenizer_source: union\n", "built from several"),
     "tokenizer {}": (L + M + "tokenizer: {}\n", "built from several"),
     "tokens": (L + M + "tokenizer: {source: base, tokens: {a: {source: fa}}}\n", "makes no new rows"),

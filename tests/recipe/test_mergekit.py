@@ -45,6 +45,14 @@ def test_plain_numbers_become_options() -> None:
     assert any("--seed" in note for note in found.notes)
 
 
+def test_the_threshold_of_ram_is_no_spread_of_della() -> None:
+    config = {"merge_method": "ramplus_tl", "base_model": "base", "models": models("a", "b")}
+    found = read(config | {"parameters": {"epsilon": 0.001, "r": 0.3, "alpha": 0.4}})
+    assert found.command == "merge ram-plus"
+    expected = {"base": "base", "refs": ["a", "b"], "epsilon": 0.001, "gain": 0.3, "clip": 0.4}
+    assert {name: found.options[name] for name in expected} == expected
+
+
 def test_filters_and_gradients_become_settings_with_the_same_precedence() -> None:
     found = read(
         {

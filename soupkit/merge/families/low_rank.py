@@ -31,18 +31,30 @@ def low_rank(matrix: Array, rank: int, *, seed: int = 0) -> LowRank:
     same bits. Ranks beyond the matrix's sides are filled with zeros. Memory: twice the matrix.
     """
     values = np.asarray(matrix, np.float64)
+    width = min(rank, *values.shape)
+    left, sizes, right = leading(values, width, seed=seed)
+    roots = np.sqrt(sizes)
+    b, a = np.zeros((values.shape[0], rank)), np.zeros((rank, values.shape[1]))
+    b[:, :width], a[:width] = left * roots, roots[:, None] * right
+    total = float(np.sum(np.square(values)))
+    kept = float(np.sum(np.square(sizes)))
+    return LowRank(b, a, max(0.0, 1.0 - kept / total) ** 0.5 if total else 0.0)
+
+
+def leading(values: Array, width: int, *, seed: int = 0) -> tuple[Array, Array, Array]:
+    """The `width` largest singular triplets U (rows, width), σ, Vᵀ (width, columns) of a float64 matrix.
+
+    Exact for small matrices, or when half or more is wanted. Else at random (Halko, Martinsson & Tropp 2011,
+    arXiv:0909.4061, algorithm 4.4): with k = width, p = 16 more samples, s the smaller side and q = 4 power
+    iterations the expected ‖A − QQᵀA‖₂ is at most (1 + √(k / (p − 1)) + e √((k + p)(s − k)) / p)^(1 / 9)
+    times σ_k+1 (their corollary 10.10): 1.6 σ_k+1 for 128 of 1,024.
+    """
     side = min(values.shape)
-    width = min(rank, side)
     if side <= EXACT or 2 * width + _OVERSAMPLING > side:
         left, sizes, right = np.linalg.svd(values, full_matrices=False)
     else:
         left, sizes, right = _randomized(values, width + _OVERSAMPLING, seed)
-    roots = np.sqrt(sizes[:width])
-    b, a = np.zeros((values.shape[0], rank)), np.zeros((rank, values.shape[1]))
-    b[:, :width], a[:width] = left[:, :width] * roots, roots[:, None] * right[:width]
-    total = float(np.sum(np.square(values)))
-    kept = float(np.sum(np.square(sizes[:width])))
-    return LowRank(b, a, max(0.0, 1.0 - kept / total) ** 0.5 if total else 0.0)
+    return left[:, :width], sizes[:width], right[:width]
 
 
 def _randomized(values: Array, width: int, seed: int) -> tuple[Array, Array, Array]:

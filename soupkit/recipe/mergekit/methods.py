@@ -16,7 +16,7 @@ class Parameter:
     default.
 
     own: it may be said under a model; otherwise mergekit reads it from a slice or the whole file alone.
-    default None: soupkit's own, which is the same.
+    default None: soupkit's own, which is the same. factor: soupkit's number over mergekit's.
     """
 
     ours: str
@@ -24,6 +24,7 @@ class Parameter:
     own: bool = False
     required: bool = False
     default: float | None = None
+    factor: float = 1
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ _INERT = Parameter("", "boolean")
 _WEIGHT = Parameter("weight", own=True, required=True)
 _DENSITY = Parameter("density", own=True, default=1.0)
 _GAMMA = Parameter("gamma", own=True, default=0.01)
-_EPSILON = Parameter("epsilon", own=True, default=0.15)
+_EPSILON = Parameter("epsilon", own=True, default=0.15, factor=2)
 
 
 def _on_base(*, normalize: bool, **more: Parameter) -> dict[str, Parameter]:
@@ -160,11 +161,16 @@ METHODS: dict[str, Method] = {
         most=1,
         notes=("soupkit's quartiles are exact, mergekit's of a random sample",),
     ),
+    "ram": Method("merge ram", {"epsilon": Parameter("epsilon", default=1e-5)}),
+    "ramplus_tl": Method(
+        "merge ram-plus",
+        {
+            "epsilon": Parameter("epsilon", default=1e-5),
+            "r": Parameter("gain", default=0.1),
+            "alpha": Parameter("clip", default=0.2),
+        },
+    ),
     "passthrough": Method(
         "merge passthrough", {"scale": Parameter("scale", own=True)}, base="ignored", most=1
     ),
 }
-MISSING = {
-    "ram": "reinforced agent merging", "ramplus_tl": "reinforced agent merging, tensor by tensor",
-}  # fmt: skip
-"""Methods of mergekit that soupkit has not."""

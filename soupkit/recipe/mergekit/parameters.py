@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from soupkit.jsons import Json
@@ -103,8 +104,8 @@ class Parameters:
             setting.insert(0, each.sources[place].parameters.get(name))
             where = f"{each.where}: {shown(each.sources[place].model.text)}"
         elif parameter.own:
-            parameter = Parameter(parameter.ours, parameter.kind, own=True, default=parameter.default)
-        return chain_of(name, parameter, setting, where=where, convert=_converter(name))
+            parameter = replace(parameter, required=False)
+        return chain_of(name, parameter, setting, where=where, convert=_converter(name, parameter.factor))
 
     def _given_own(self, name: str) -> bool:
         return any(name in source.parameters for each in self.slices for source in each.sources)
@@ -226,19 +227,21 @@ class Parameters:
         elif name == "eps" and any(abs(value) > 1e-6 for each in values for value in _several(each)):
             raise refuse(place, "soupkit computes without it; above 1e-6 it would change the result")
 
+    def _spreads(self, position: int) -> Iterator[tuple[Chain, Chain]]:
+        """(density, epsilon) of every source of a slice, for the methods that have both."""
+        if "density" in self.own and "epsilon" in self.own:
+            yield from zip(self.own["density"][position], self.own["epsilon"][position], strict=True)
+
     def _check_numbers(self) -> None:
         for position, each in enumerate(self.slices):
-            weights = [chain.plain for chain in self.own["weight"][position]]
             if self.file.method == "linear":
+                weights = [chain.plain for chain in self.own["weight"][position]]
                 normalized = self.shared["normalize"][position].plain
                 if normalized and None not in weights and sum(map(float, filter(None, weights))) == 0:
                     raise refuse(
                         each.where, "the weights sum to zero", hint="parameters: {normalize: false} adds them"
                     )
-                continue
-            for density, epsilon in zip(
-                self.own["density"][position], self.own["epsilon"][position], strict=True
-            ):
+            for density, epsilon in self._spreads(position):
                 if density.plain is not None and epsilon.plain is not None and density.plain < 1:
                     half = epsilon.plain / 2
                     if density.plain + half >= 1 or density.plain - half <= 0:
@@ -250,13 +253,13 @@ class Parameters:
                         )
 
 
-def _converter(name: str) -> Any:
-    """mergekit's epsilon is half of the published spread, which soupkit takes; its flatten is the opposite of
-    rows."""
+def _converter(name: str, factor: float) -> Any:
+    """mergekit's epsilon of DELLA is half of the published spread, which soupkit takes; its flatten is the
+    opposite of rows."""
 
     def convert(value: Number) -> Number:
-        if name == "epsilon":
-            return 2 * value
+        if factor != 1:
+            return factor * value
         return not value if name == "nuslerp_flatten" else value
 
     return convert

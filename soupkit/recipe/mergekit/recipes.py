@@ -13,7 +13,7 @@ from pathlib import Path
 
 from soupkit.jsons import Json
 from soupkit.recipe.mergekit.file import MergekitFile, Slice, Source, read_file
-from soupkit.recipe.mergekit.methods import METHODS, MISSING
+from soupkit.recipe.mergekit.methods import METHODS
 from soupkit.recipe.mergekit.parameters import Parameters, check_known
 from soupkit.recipe.mergekit.text import load_mergekit
 from soupkit.recipe.mergekit.values import Model, refuse, shown
@@ -43,9 +43,8 @@ def translate(text: str, *, where: str, folder: Path | None = None) -> Translate
     config = load_mergekit(text, where=where)
     name = config["merge_method"]
     if not isinstance(name, str) or name not in METHODS:
-        more = f" ({MISSING[name]})" if isinstance(name, str) and name in MISSING else ""
         hint = suggestion(name[:60] if isinstance(name, str) else "", METHODS)
-        raise refuse(where, f"soupkit has no merge method {shown(name)}{more}", hint=hint)
+        raise refuse(where, f"soupkit has no merge method {shown(name)}", hint=hint)
     return _Translation(read_file(config, method=name, where=where), where, folder).result()
 
 

@@ -22,7 +22,8 @@ from soupkit.merge.methods import MergeMethod, method_of
 from soupkit.merge.per_tensor import Inputs, merge_tensors
 from soupkit.merge.policy import Sink
 from soupkit.merge.writer import Streamed, StreamOptions
-from soupkit.recipe.method_options import MethodRecipe
+from soupkit.recipe.method_options import BaseOptions, MethodRecipe
+from soupkit.recipe.presets import settings_of
 from soupkit.recipe.settings import Layers, Setting, check_matches, parse_settings, resolve
 from soupkit.stages.methods.inputs import MethodInputs, open_inputs
 from soupkit.stages.outputs.soup import Engine, Ingredients
@@ -93,7 +94,8 @@ def open_merge(recipe: MethodRecipe, report: Report) -> MethodMerge:
             f"{len(statistics)} files of statistics for {num} checkpoints", hint="give one for each"
         )
     references = inputs.names[:num]
-    settings = parse_settings(recipe.set, known=method.parameters, references=references)
+    preset = settings_of(recipe.preset) if isinstance(recipe, BaseOptions) else ()
+    settings = parse_settings((*preset, *recipe.set), known=method.parameters, references=references)
     numbers = numbers_of(method, defaults_of(recipe, method, num), settings, inputs.ingredients)
     return MethodMerge(method, inputs, statistics, numbers, recipe.seed if isinstance(recipe, Seeded) else 0)
 

@@ -11,6 +11,7 @@ from soupkit.checkpoint.views.view import checkpoint_of
 from soupkit.events import Report
 from soupkit.jsons import Json
 from soupkit.merge.per_tensor import piece_of
+from soupkit.merge.pieces import row_length
 from soupkit.report.tables import amounts, tell_plan
 from soupkit.stages.methods.opened import MethodMerge
 from soupkit.stages.outputs.soup import plan_values, stream_options
@@ -49,11 +50,17 @@ def peak_memory(merge: MethodMerge, threads: int) -> int:
     )
     per_thread = piece * (38 + 33 * num + (120 if merge.method.pieces == "row" else 0))
     per_thread += 16_000_000 if "8 MB" in merge.method.memory else 0
-    if "grams" in merge.method.asks:
-        per_thread += (
-            8 * 3 * max((slot.shape[-1] ** 2 for slot in slots.values() if len(slot.shape) == 2), default=0)
-        )
+    per_thread += 3 * 8 * max((_square(merge.method.memory, slot) for slot in slots.values()), default=0)
     return PROCESS_BYTES + per_thread * (1 if merge.method.pieces == "tensor" else threads)
+
+
+def _square(memory: str, slot: Slot) -> int:
+    """Elements of the square matrix that a method makes of a tensor's rows (O × O) or columns, if it says
+    so."""
+    if len(slot.shape) < 2 or not ("Gram" in memory or " × " in memory):
+        return 0
+    columns = row_length(slot.shape)
+    return int((slot.num_elements // max(1, columns) if "O × O" in memory else columns) ** 2)
 
 
 class _Nowhere:
