@@ -244,6 +244,46 @@ REFUSED = {
     ),
     "no text": ("", "it is no mapping"),
     "text": ("hello", "it is no mapping"),
+    "digits of another script": (one("{weight: '\u0663'}"), "expected a finite number"),
+    "wide digits": (one("{weight: \uff10.\uff15}"), "expected a finite number"),
+    "layers in another script": (
+        P + "slices: [{sources: [{model: fa, layer_range: ['0', '\u0664']}]}]\n",
+        "expected an integer",
+    ),
+    "a million layers": (
+        P + "slices: [{sources: [{model: a, layer_range: [0, 1000000], parameters: {scale: [0, 1]}}]}]\n",
+        "1000000 layers, at most 10000",
+    ),
+    "a million layers in slices": (
+        P + f"slices: [{', '.join(['{sources: [{model: a, layer_range: [0, 1000]}]}'] * 1000)}]\n",
+        "1000000 layers, at most 10000",
+    ),
+    "a number among conditions": (
+        one("{weight: [0.1, {filter: mlp, value: 1}]}"),
+        "expected filter and value",
+    ),
+    "a filter that is yes": (one("{weight: [{filter: on, value: 1}, {value: 2}]}"), "filter: expected text"),
+    "conditions in a condition": (
+        one("{weight: [{filter: mlp, value: [{filter: q, value: 1}]}]}"),
+        "expected a number or a list of numbers",
+    ),
+    "pairs for parameters": (L + M + "parameters: !!pairs [normalize: false]\n", "expected key: value pairs"),
+    "models in order": (L + "models: !!omap [model: fa]\n", "expected model and parameters"),
+    "a base that is no": ("merge_method: ties\nbase_model: no\n" + M, "the model False"),
+    "normalise": (T + M + "parameters: {normalise: false}\n", "did you mean 'normalize'"),
+    "a revision alone": (L + "models: [{model: '@v', parameters: {weight: 1}}]\n", "expected text"),
+    "a turned name": (L + 'models: [{model: "a\\u202eb"}]\n', "cannot be printed"),
+    "slices in another order": (
+        L + "parameters: {weight: 1}\nslices: [{sources: [{model: a, layer_range: [0, 2]}, "
+        "{model: b, layer_range: [0, 2]}]}, {sources: [{model: b, layer_range: [2, 4]}, "
+        "{model: a, layer_range: [2, 4]}]}]\n",
+        "in another order",
+    ),
+    "a filter of a layer in the middle": (
+        P + "slices: [{sources: [{model: a, layer_range: [1, 3], parameters: "
+        "{scale: [{filter: s.1, value: 2}]}}]}]\n",
+        "moves layers",
+    ),
     "a long filter": (
         one("{weight: [{filter: " + "x" * 3000 + ", value: 1}, {value: 1}]}"),
         "is in no tensor's name",

@@ -38,7 +38,18 @@ def test_booleans_as_mergekit_writes_them(given: str, meant: bool) -> None:
 
 @pytest.mark.parametrize(
     ("given", "meant"),
-    [("'0.5'", 0.5), ("1e-1", 0.1), ("true", 1), ("[0.5]", 0.5), ("010", 8), ("1_0", 10), ("[2, 2]", 2)],
+    [
+        ("'0.5'", 0.5),
+        ("1e-1", 0.1),
+        ("true", 1),
+        ("[0.5]", 0.5),
+        ("010", 8),
+        ("1_0", 10),
+        ("[2, 2]", 2),
+        ("1:30", 90),
+        ("0x10", 16),
+        ("[{value: 3}, {filter: mlp, value: 4}]", 3),
+    ],
 )
 def test_numbers_as_yaml_and_mergekit_read_them(given: str, meant: float) -> None:
     assert read(one(f"{{weight: {given}}}")).options["coefficients"] == [meant, 0.5]
@@ -171,6 +182,17 @@ def test_slices_with_parameters_of_their_own() -> None:
     found = {name: values(text, name, "t", names=LAYERS)[0] for name in LAYERS}
     assert [found[f"model.layers.{i}.mlp.weight"] for i in range(5)] == [0.1, 0.1, 0.5, 0.75, 1.0]
     assert (found["model.embed_tokens.weight"], found["lm_head.weight"]) == (0.1, 0.5)
+
+
+def test_a_filter_with_a_digit_is_no_layer() -> None:
+    """fc1 is in the same names wherever a slice moves its layers."""
+    text = (
+        P
+        + "slices: [{sources: [{model: a, layer_range: [1, 3], parameters: "
+        + "{scale: [{filter: fc1, value: 0}]}}]}]"
+    )
+    names = [f"layers.{i}.{part}.weight" for i in range(2) for part in ("fc1", "fc2")]
+    assert [values(text, name, "scale", names=names) for name in names] == [[0], [1], [0], [1]]
 
 
 def test_conditions_alone_are_enough_for_a_step_length() -> None:

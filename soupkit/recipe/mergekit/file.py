@@ -26,6 +26,8 @@ KEYS = (
     "merge_method", "models", "slices", "base_model", "dtype", "out_dtype", "parameters", "tokenizer_source",
     "tokenizer", "chat_template", "name",
 )  # fmt: skip
+MOST_LAYERS = 10_000
+"""Of an output: what a file says of layers is spelled out for each of them."""
 DTYPES = ("float32", "float16", "bfloat16", "float64")
 
 
@@ -130,7 +132,10 @@ def _models(value: Any, where: str) -> tuple[Slice, ...]:
 
 
 def _slices(value: Any, where: str) -> tuple[Slice, ...]:
-    return tuple(_slice(entry, f"{where}[{place}]") for place, entry in enumerate(items(value, where)))
+    slices = tuple(_slice(entry, f"{where}[{place}]") for place, entry in enumerate(items(value, where)))
+    if (layers := sum(each.depth or 0 for each in slices)) > MOST_LAYERS:
+        raise refuse(where, f"{layers} layers, at most {MOST_LAYERS} are stacked")
+    return slices
 
 
 def _slice(value: Any, where: str) -> Slice:
@@ -163,7 +168,7 @@ def _range(value: Any, where: str) -> tuple[int, int]:
             where, f"expected [FIRST, STOP], got {shown(value)}", hint="[0, 8] are the first eight layers"
         )
     first, stop = (int(scalar(item, "integer", f"{where}[{place}]")) for place, item in enumerate(value))
-    if not 0 <= first < stop <= 1 << 20:
+    if not 0 <= first < stop:
         raise refuse(where, f"[{first}, {stop}] holds no layers", hint="[0, 8] are the first eight layers")
     return first, stop
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,6 +15,8 @@ from soupkit.recipe.mergekit.methods import METHODS, Parameter
 from soupkit.recipe.mergekit.values import Setting, refuse, scalar, shown
 from soupkit.recipe.parse import suggestion
 
+_NUMBERED = re.compile(r"(^|\.)[0-9]+(\.|$)")
+"""What may be the number of a layer in a filter; that of `fc1` is not."""
 MASK = "int8_mask"
 """Changes mergekit's memory, and no result of any method."""
 
@@ -44,7 +47,7 @@ def _check_names(method: str, found: Mapping[str, Setting], where: str, *, under
             raise refuse(
                 where,
                 f"the parameter {name!r} of {method}: mergekit does not read it either",
-                hint="leave it out" if elsewhere else suggestion(name, [*known, MASK]),
+                hint="leave it out" if elsewhere else suggestion(name, {*known, MASK}),
             )
         elif under_model and not known[name].own:
             raise refuse(
@@ -178,9 +181,7 @@ class Parameters:
         output."""
         for each, chain, (first, _) in zip(self.slices, chains, self._offsets(), strict=True):
             moved = any(source.layers is not None and source.layers[0] != first for source in each.sources)
-            numbered = [
-                rule.filter for rule in chain.rules if rule.filter and any(map(str.isdigit, rule.filter))
-            ]
+            numbered = [rule.filter for rule in chain.rules if rule.filter and _NUMBERED.search(rule.filter)]
             if moved and numbered:
                 raise refuse(
                     f"{each.where}: {name}",

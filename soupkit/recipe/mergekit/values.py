@@ -15,7 +15,7 @@ from soupkit.recipe.parse import suggestion
 
 Kind = Literal["number", "boolean", "integer"]
 Scalar = bool | int | float | str
-_NUMBER = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d{1,9})?")
+_NUMBER = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d{1,9})?", re.ASCII)
 _TRUE, _FALSE = ("1", "on", "t", "true", "y", "yes"), ("0", "off", "f", "false", "n", "no")
 _SHOWN = 60
 MOST_FILTER = 200
@@ -129,7 +129,7 @@ def _boolean(value: Any) -> bool | None:
 
 
 def _integer(value: Any) -> int | None:
-    if isinstance(value, str) and re.fullmatch(r"[-+]?\d{1,18}", value.strip()):
+    if isinstance(value, str) and re.fullmatch(r"[-+]?\d{1,18}", value.strip(), re.ASCII):
         return int(value)
     if isinstance(value, float) and math.isfinite(value) and value == int(value):
         value = int(value)
