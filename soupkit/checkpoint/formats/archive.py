@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import io
 import os
-import pickle
 import struct
 import sys
 import zipfile
@@ -18,9 +17,10 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import BinaryIO
 
 from soupkit.checkpoint.formats.memo import largest_entry
+from soupkit.checkpoint.formats.storages import Storages, damaged
 from soupkit.errors import CheckpointError
 
 MAX_PICKLE_BYTES = 100_000_000
@@ -29,14 +29,6 @@ CHUNK = 1 << 20
 _LOCAL = struct.Struct("<4sHHHHHIIIHH")
 _END_BYTES = 22
 _ENCRYPTED, _DESCRIPTOR, _UTF8, _FOLDER = 0x1, 0x8, 0x800, 0x10
-_ITEM_BYTES = {
-    **dict.fromkeys(("Untyped", "Byte", "Char", "Bool", "QInt8", "QUInt8", "QUInt4x2", "QUInt2x4"), 1),
-    **dict.fromkeys(("Half", "BFloat16", "Short"), 2),
-    **dict.fromkeys(("Float", "Int", "QInt32"), 4),
-    **dict.fromkeys(("Double", "Long", "ComplexFloat"), 8),
-    "ComplexDouble": 16,
-}
-"""Bytes of an element in each kind of storage that a pickle can name."""
 
 
 @dataclass(frozen=True)
@@ -91,9 +83,9 @@ def check_archive(path: Path, *, advance: Callable[[int], None] = lambda _num_by
         NotImplementedError,
         RuntimeError,
     ) as error:
-        _damaged(path, str(error) or type(error).__name__)
+        damaged(path, str(error) or type(error).__name__)
     except (ValueError, OverflowError, UnicodeError) as error:
-        _damaged(path, f"its directory cannot be read: {error}")
+        damaged(path, f"its directory cannot be read: {error}")
 
 
 @dataclass(frozen=True)
@@ -124,16 +116,16 @@ def _read_directory(path: Path, opened: zipfile.ZipFile) -> Archive:
     for info in infos:
         name = info.orig_filename
         if name.lower() in seen:
-            _damaged(path, f"the record {name!r} stands in it twice")
+            damaged(path, f"the record {name!r} stands in it twice")
         seen.add(name.lower())
         if not name.startswith(folder) or "\0" in name:
-            _damaged(path, f"the record {name!r} is not in the folder of the others, {folder!r}")
+            damaged(path, f"the record {name!r} is not in the folder of the others, {folder!r}")
         if info.file_size and info.external_attr & _FOLDER:
-            _damaged(path, f"the record {name!r} is marked as a folder, of which torch reads nothing")
+            damaged(path, f"the record {name!r} is marked as a folder, of which torch reads nothing")
         if info.flag_bits & _ENCRYPTED:
-            _damaged(path, f"the record {name!r} is encrypted")
+            damaged(path, f"the record {name!r} is encrypted")
         if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            _damaged(path, f"the record {name!r} is compressed in a way that torch does not know")
+            damaged(path, f"the record {name!r} is compressed in a way that torch does not know")
         records[name.removeprefix(folder)] = info
     if "data.pkl" not in records:
         raise CheckpointError(
@@ -153,17 +145,15 @@ def _check_places(archive: Archive, opened: zipfile.ZipFile, file: BinaryIO) -> 
     for record in sorted(archive.records.values(), key=lambda record: record.header_offset):
         name = record.orig_filename
         if record.header_offset < end:
-            _damaged(archive.path, f"the record {name!r} overlaps the one before it")
+            damaged(archive.path, f"the record {name!r} overlaps the one before it")
         if not starts and record.header_offset:
-            _damaged(
-                archive.path, f"{record.header_offset} bytes before its first record belong to no record"
-            )
+            damaged(archive.path, f"{record.header_offset} bytes before its first record belong to no record")
         starts[name] = _data_start(archive.path, record, file)
         end = starts[name] + record.compress_size
         if end > opened.start_dir:
-            _damaged(archive.path, f"the record {name!r} runs past the end of the data")
+            damaged(archive.path, f"the record {name!r} runs past the end of the data")
         if record.compress_type == zipfile.ZIP_STORED and record.compress_size != record.file_size:
-            _damaged(archive.path, f"the record {name!r} is not compressed, yet has two sizes")
+            damaged(archive.path, f"the record {name!r} is not compressed, yet has two sizes")
     return starts
 
 
@@ -172,7 +162,7 @@ def _check_end(path: Path, file: BinaryIO) -> None:
     file.seek(-_END_BYTES, os.SEEK_END)
     end = file.read(_END_BYTES)
     if not end.startswith(b"PK\x05\x06") or end[-2:] != b"\0\0":
-        _damaged(path, "something follows the end of its directory")
+        damaged(path, "something follows the end of its directory")
 
 
 def _data_start(path: Path, record: zipfile.ZipInfo, file: BinaryIO) -> int:
@@ -189,7 +179,7 @@ def _data_start(path: Path, record: zipfile.ZipInfo, file: BinaryIO) -> int:
         same = same or (crc, packed, size) == (0, 0, 0)
     encoded = name.encode("utf-8" if flags & _UTF8 else "cp437")
     if signature != b"PK\x03\x04" or own_name != encoded or method != record.compress_type or not same:
-        _damaged(path, f"the record {name!r} and the archive's directory do not tell the same")
+        damaged(path, f"the record {name!r} and the archive's directory do not tell the same")
     start: int = record.header_offset + _LOCAL.size + name_length + extra_length
     return start
 
@@ -230,11 +220,9 @@ def _check_contents(
         crc = zlib.crc32(chunk, crc)
         advance(len(chunk))
     if size != record.file_size:
-        _damaged(
-            archive.path, f"the record {record.orig_filename!r} holds {size} of {record.file_size} bytes"
-        )
+        damaged(archive.path, f"the record {record.orig_filename!r} holds {size} of {record.file_size} bytes")
     if archive.has_checksums and crc != record.CRC:
-        _damaged(
+        damaged(
             archive.path, f"the record {record.orig_filename!r} is not what was written: its CRC32 is another"
         )
 
@@ -246,79 +234,26 @@ def _is_native(archive: Archive, contents: _Contents) -> bool:
     return record is None or b"".join(contents(record)) == sys.byteorder.encode()
 
 
-class _Inert:
-    """What every name in a pickle stands for while only its storages are looked for: nothing happens to
-    it."""
-
-    def __new__(cls, *_arguments: object, **_named: object) -> _Inert:
-        return super().__new__(cls)
-
-    def __setstate__(self, _state: object) -> None:
-        """Drop it."""
-
-    def __setitem__(self, _key: object, _value: object) -> None:
-        """Drop it."""
-
-    def append(self, _item: object) -> None:
-        """Drop it."""
-
-    def extend(self, _items: object) -> None:
-        """Drop them."""
-
-    add = append
-
-
-class _Storages(pickle.Unpickler):
-    """Collects {record: bytes} of the storages that a data.pkl asks for; every class in it is an `_Inert`."""
-
-    def __init__(self, file: Any, path: Path) -> None:
-        super().__init__(file, encoding="latin-1")  # which can read anything
-        self.path = path
-        self.found: dict[str, int] = {}
-
-    def find_class(self, module: str, name: str) -> Any:
-        """A new inert class of that name: nothing is imported."""
-        return type(name, (_Inert,), {"of": module})
-
-    def persistent_load(self, pid: Any) -> Any:
-        """Note ("storage", class, key, location, number of elements)."""
-        if not (isinstance(pid, tuple) and len(pid) == 5 and pid[0] == "storage"):
-            _damaged(self.path, "its data.pkl asks for something that is no storage")
-        _, kind, key, _, count = pid
-        item = _ITEM_BYTES.get(getattr(kind, "__name__", "").removesuffix("Storage"))
-        if item is None or type(key) is not str or type(count) is not int or count < 0:
-            _damaged(self.path, "its data.pkl describes a storage that torch does not know")
-        record = f"data/{key}"
-        if self.found.setdefault(record, count * item) != count * item:
-            _damaged(self.path, f"its data.pkl gives two sizes to the record {record!r}")
-        return _Inert()
-
-
 def _check_storages(archive: Archive, contents: _Contents) -> bool:
     """Every storage must have a record of its size. False where the pickle cannot be followed: torch then
     checks."""
     content = b"".join(contents(archive.records["data.pkl"]))
-    storages = _Storages(io.BytesIO(content), archive.path)
+    storages = Storages(io.BytesIO(content), archive.path)
     try:
         if largest_entry(content) >= len(content):
-            _damaged(archive.path, "its data.pkl numbers more values than it has bytes")
+            damaged(archive.path, "its data.pkl numbers more values than it has bytes")
         storages.load()
     except CheckpointError:
         raise
     except Exception:  # torch's own reader says what is wrong with a pickle
         return False
-    for name, size in storages.found.items():
+    for key, size in storages.found.items():
+        name = f"data/{key}"
         record = archive.records.get(name)
         if record is None:
-            _damaged(archive.path, f"the record {name!r} of a tensor is missing")
+            damaged(archive.path, f"the record {name!r} of a tensor is missing")
         if record.file_size != size:
-            _damaged(
+            damaged(
                 archive.path, f"the record {name!r} has {record.file_size} bytes, its tensor needs {size}"
             )
     return True
-
-
-def _damaged(path: Path, what: str) -> NoReturn:
-    raise CheckpointError(
-        f"{path}: is damaged, or not a file of torch.save: {what}", hint="download it again"
-    )

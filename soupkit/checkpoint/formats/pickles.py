@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from soupkit.checkpoint.dtypes import NUMPY_DTYPES, Array
 from soupkit.checkpoint.formats.archive import check_archive, is_zip
+from soupkit.checkpoint.formats.legacy import check_legacy
 from soupkit.checkpoint.header import Slot
 from soupkit.errors import CheckpointError
 
@@ -105,7 +106,7 @@ def load_pickle(path: Path, *, ignore: Sequence[str] = (), advance: Callable[[in
     """
     import torch
 
-    mappable = _is_mappable(path, advance)
+    archived, mappable = _checked(path, advance)
     stand_ins: list[Any] = [(_Nothing, name) for name in (*SETTINGS, *ignore)]
     stand_ins += [(_Dict, name) for name in MAPPINGS if name not in ignore]
     try:
@@ -113,7 +114,12 @@ def load_pickle(path: Path, *, ignore: Sequence[str] = (), advance: Callable[[in
             warnings.simplefilter(
                 "ignore"
             )  # about pickle protocols and TorchScript: both end in an error or are fine
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=mappable)
+            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mappable)
+        if not archived:
+            check_legacy(path)
+        return loaded
+    except CheckpointError:
+        raise
     except pickle.UnpicklingError as error:
         raise _refusal(path, str(error), ignore) from None
     except OSError as error:
@@ -122,9 +128,11 @@ def load_pickle(path: Path, *, ignore: Sequence[str] = (), advance: Callable[[in
         raise _unreadable(path, error) from error
 
 
-def _is_mappable(path: Path, advance: Callable[[int], None]) -> bool:
+def _checked(path: Path, advance: Callable[[int], None]) -> tuple[bool, bool]:
+    """Whether a file is a zip archive, which is checked then, and whether that can be mapped."""
     try:
-        return is_zip(path) and check_archive(path, advance=advance).is_mappable
+        archived = is_zip(path)
+        return archived, archived and check_archive(path, advance=advance).is_mappable
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
 
