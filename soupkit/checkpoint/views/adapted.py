@@ -22,7 +22,7 @@ from soupkit.checkpoint.header import Slot
 from soupkit.checkpoint.source import Source, read_chunk
 from soupkit.checkpoint.views.adapter_config import MERGE, base_of, read_adapter_config
 from soupkit.checkpoint.views.view import View, checkpoint_of, record_of
-from soupkit.errors import CheckpointError, CompatibilityError
+from soupkit.errors import CheckpointError, CompatibilityError, brief
 from soupkit.jsons import Json, JsonView
 
 CONFIG = "adapter_config.json"
@@ -38,6 +38,8 @@ _OTHER = re.compile(
 _EMBEDDING = re.compile(r"(^|\.)(embed_tokens|tok_embeddings|word_embeddings|wte|shared|embed_in)\.weight$")
 _HEAD = re.compile(r"(^|\.)(lm_head|embed_out|output_layer)\.weight$")
 _ROWS = 1 << 15
+LONGEST_NAME = 255
+"""Of a module; patterns of ranks are compared with it, at a cost that is a power of its length."""
 
 
 @dataclass(frozen=True)
@@ -153,6 +155,8 @@ def _factors(module: str, names: Mapping[str, str], weights: Checkpoint, config:
         raise CheckpointError(
             f"{weights.reference}: {module!r} has {sorted(names.values())}, expected lora_A and lora_B"
         )
+    if len(module) > LONGEST_NAME:
+        raise CheckpointError(f"{weights.reference}: {brief(module)} is too long for the name of a module")
     a, b = (weights[names[side]] for side in sides)
     if len(a) != b.shape[1]:
         raise CheckpointError(

@@ -33,6 +33,8 @@ REASONS = {
     "target_parameters": "changes parameters that are no layer's weight, such as fused experts",
     "trainable_token_indices": "replaces single rows of an embedding",
 }
+LONGEST_PATTERN, MOST_MARKS = 300, 2
+_REPEAT, _REPEATED_GROUP = re.compile(r"[*+?{]"), re.compile(r"\)[*+?{]")
 UNDERSTOOD = (
     "peft_type", "task_type", "base_model_name_or_path", "revision", "inference_mode", "auto_mapping",
     "peft_version",
@@ -85,7 +87,9 @@ def _check_scale(path: Path, config: JsonView) -> None:
         patterns = config.get(pattern) or {}
         if not isinstance(patterns, dict) or not all(map(_is_pattern, patterns)):
             raise CheckpointError(
-                f"{path}: {pattern} is {brief(patterns)}, expected {{pattern: number}}", hint=REWRITE
+                f"{path}: {pattern} is {brief(patterns)}, expected {{pattern: number}}, a pattern of at most "
+                f"{MOST_MARKS} groups and {MOST_MARKS} repeats, none of a group",
+                hint=REWRITE,
             )
         given = {key: config[key]} if key in config else {}
         for place, value in [
@@ -107,11 +111,13 @@ def _is_rank(value: Any) -> bool:
 
 
 def _is_pattern(text: str) -> bool:
+    """Whether it is a pattern that is soon compared with a name: repeats of repeats would take for ever."""
     try:
         re.compile(text)
     except (re.error, RecursionError, OverflowError):
         return False
-    return True
+    most = max(text.count("("), len(_REPEAT.findall(text)))
+    return len(text) <= LONGEST_PATTERN and most <= MOST_MARKS and not _REPEATED_GROUP.search(text)
 
 
 def _check_beginning(path: Path, config: JsonView) -> None:
