@@ -74,6 +74,8 @@ class Manifest:
         """Read the manifest of an output. Raises CheckpointError when there is none or it is not one."""
         path = directory / MANIFEST_NAME
         try:
+            if path.exists() and not path.is_file():  # a pipe would be waited for without end
+                raise CheckpointError(f"{path}: is no regular file")
             values = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise CheckpointError(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import stat
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -63,6 +64,7 @@ def read_header(path: Path) -> Header:
     """Read and check the header of one file. Raises CheckpointError naming the file and what is wrong with
     it."""
     try:
+        check_regular(path)
         with path.open("rb") as file:
             status = os.fstat(file.fileno())
             size = status.st_size
@@ -70,6 +72,13 @@ def read_header(path: Path) -> Header:
             return replace(header, identity=identity_of(status))
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def check_regular(path: Path) -> None:
+    """Raise CheckpointError for what is there and is no file: a pipe, which is waited for without end, a
+    device."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise CheckpointError(f"{path}: is no regular file", hint="put the file itself there")
 
 
 def identity_of(status: os.stat_result) -> Identity:

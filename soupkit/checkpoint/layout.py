@@ -10,7 +10,14 @@ from pathlib import Path
 
 from soupkit.checkpoint.config.modules import module_files
 from soupkit.checkpoint.formats.foreign import folder_hint, refuse_foreign
-from soupkit.checkpoint.header import Header, Identity, TensorSpec, identity_of, read_header
+from soupkit.checkpoint.header import (
+    Header,
+    Identity,
+    TensorSpec,
+    check_regular,
+    identity_of,
+    read_header,
+)
 from soupkit.errors import CheckpointError, ReferenceError
 from soupkit.jsons import Json
 
@@ -188,6 +195,7 @@ def _read_index(index: Path, there: Collection[str], read: ReadHeaders) -> Layou
 
 def _weight_map(index: Path) -> dict[str, str]:
     try:
+        check_regular(index)
         weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
     except (ValueError, KeyError, TypeError, RecursionError, OSError) as error:
         raise CheckpointError(f"{index}: is not a shard index with a weight_map: {error!r}") from error

@@ -2,6 +2,7 @@
 tensors."""
 
 import json
+import os
 import struct
 import time
 from pathlib import Path
@@ -73,6 +74,32 @@ def test_a_name_that_stands_twice_is_found_in_linear_time() -> None:
     with pytest.raises(CheckpointError, match="the key '59999' stands twice"):
         parse_header(raw, Path("x.safetensors"), 8 + len(raw))
     assert time.process_time() - begin < 5
+
+
+PIPES = {
+    "weights": ("c/model.safetensors", ["inspect", "{c}"]),
+    "other weights": ("c/other.safetensors", ["merge", "uniform", "{c}", "--out", "{o}"]),
+    "an index": ("c/model.safetensors.index.json", ["inspect", "{c}"]),
+    "a shard": ("c/model-1.safetensors", ["diff", "{c}", "{c}"]),
+    "a manifest": ("c/soupkit.json", ["verify", "{c}"]),
+    "a record of an input": ("c/soupkit.json", ["reproduce", "{c}", "--out", "{o}"]),
+}
+
+
+@pytest.mark.parametrize("name", PIPES)
+def test_what_is_no_file_is_not_waited_for(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A pipe that nobody writes into, where a file should be, stopped the command for ever."""
+    place, words = PIPES[name]
+    made = tmp_path / "c"
+    made.mkdir()
+    if name == "a shard":
+        (made / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-1.safetensors"}}')
+    os.mkfifo(tmp_path / place)
+    line = [word.format(c=made, o=tmp_path / "o") for word in words]
+    assert run_command_line(line) == 1
+    assert f"{place}: is no regular file" in capsys.readouterr().err
 
 
 EMPTY = {"w": np.ones((4, 4), np.float32), "e": np.zeros((0, 3), np.float32), "n": np.zeros((0,), np.int64)}
