@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import weakref
@@ -117,8 +118,11 @@ class Checkpoint(Source):
             hashes = {file.name: self.remote.sha256(file) for file in self.files}
             known = {name: sha256 for name, sha256 in hashes.items() if sha256}
             return {"commit": self.remote.commit} | ({"sha256": known} if known else {})
-        beside = digest(files_identity((path.name, path) for path in self.companions))
-        return {"path": str(self.path.resolve()), "companions": beside}
+        beside = files_identity((path.name, path) for path in self.companions)
+        for name, (kind, *found) in beside:
+            if kind == "unreadable":  # it would be recorded as another file than the one that lies there
+                raise CheckpointError(f"{self.directory / name}: cannot be read: {os.strerror(found[-1])}")
+        return {"path": str(self.path.resolve()), "companions": digest(beside)}
 
     def _open(self, file: Path) -> int:
         with self._lock:
@@ -172,7 +176,8 @@ def _ties(specs: Mapping[str, TensorSpec]) -> dict[str, str]:
 
 def _close_all(descriptors: dict[Path, int]) -> None:
     for descriptor in descriptors.values():
-        os.close(descriptor)
+        with contextlib.suppress(OSError):  # only read from: nothing can be lost
+            os.close(descriptor)
     descriptors.clear()
 
 
