@@ -31,6 +31,13 @@ steps:
   three: {command: merge uniform, refs: ["${out}/one", "${out}/two"], threads: 1, out: "${out}/three"}
 """
 
+MERGEKIT = """
+merge_method: task_arithmetic
+base_model: INPUTS/plain0
+models: [{model: INPUTS/plain1}, {model: INPUTS/plain2}]
+parameters: {weight: 0.5}
+"""
+
 
 @dataclass(frozen=True)
 class KillCommand:
@@ -81,6 +88,8 @@ COMMANDS = {
         "merge ties {i}/plain1 {i}/plain2 --base {i}/plain0 --threads 1 --out {o}", models=False
     ),
     "ema": KillCommand(f"merge ema {PLAIN} --threads 1 --out {{o}}", models=False),
+    "ema-glob": KillCommand("merge ema {i}/plain[0-2] --threads 1 --out {o}", models=False),
+    "mergekit": KillCommand("merge mergekit {i}/mergekit.yaml --threads 1 --out {o}", models=False),
     "greedy": KillCommand(f"merge greedy {MODELS} DATA --threads 1 --out {{o}}"),
     "greedy-scorer": KillCommand(f"merge greedy {PLAIN} {BY_SCORER} --threads 1 --out {{o}}", models=False),
     "evolve-scorer": KillCommand(
@@ -139,6 +148,7 @@ def make_inputs(folder: Path, commands: Iterable[KillCommand]) -> int:
         (folder / f"plain{seed}" / "config.json").write_text('{"architecture": "toy"}')
     (folder / "score.py").write_text(SCORER)
     (folder / "recipe.yaml").write_text(RECIPE.replace("INPUTS", str(folder)))
+    (folder / "mergekit.yaml").write_text(MERGEKIT.replace("INPUTS", str(folder)))
     lines = [f"merge uniform {PLAIN} --threads 1 --out {{i}}/plain-soup"]
     if any("pickled" in each.command for each in commands):
         _pickle(folder / "pickled.pt")

@@ -8,8 +8,9 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from faults.kill_commands import KillCommand
@@ -17,6 +18,9 @@ from faults.kill_processes import die_at, in_child, orphans, wait
 
 from soupkit.cli.app import run_command_line
 
+Disturb = Callable[[], Callable[[], int]]
+"""Has something happen to this process; returns how many calls it counted since."""
+UNDISTURBED: Disturb = partial(die_at, 0, after=False)
 NOT_COMPARED = ("created", "notes", "recipe", "versions", "trace")
 """Of a manifest: what may differ from run to run, or tells how often a run was interrupted."""
 
@@ -96,12 +100,15 @@ class Place:
         (self.folder / "tmp").mkdir(exist_ok=True)
         self.log.write_text("")
 
-    def start(self, arguments: Sequence[str], deadly: tuple[int, bool] = (0, False)) -> int:
+    def start(self, arguments: Sequence[str], disturb: Disturb = UNDISTURBED) -> int:
+        """The process that runs a command line; `disturb` is called in it first, and returns its counter of
+        calls."""
+
         def work() -> int:
             os.environ |= {"SOUPKIT_CACHE": str(self.folder / "cache"), "TMPDIR": str(self.folder / "tmp")}
             tempfile.tempdir = None
             os.chdir(self.folder)
-            counted = die_at(deadly[0], after=deadly[1])
+            counted = disturb()
             code = run_command_line(arguments)
             os.write(1, f"\ncalls {counted()}\n".encode())
             return code

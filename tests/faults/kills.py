@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 if __name__ == "__main__":
@@ -31,7 +32,7 @@ if __name__ == "__main__":
 
 from faults.kill_commands import COMMANDS, KillCommand, make_inputs
 from faults.kill_place import Place, files, hidden
-from faults.kill_processes import SIGNALS, adopt_orphans, in_child, orphans, wait
+from faults.kill_processes import SIGNALS, adopt_orphans, die_at, in_child, orphans, wait
 
 from soupkit.cli.app import run_command_line
 from soupkit.commands import COMMANDS as ALL
@@ -72,7 +73,7 @@ class Trials:
     def _kill(self, draw: random.Random) -> tuple[str, int | None]:
         if draw.random() < 0.5 and self.reference.num_calls:
             number, after = draw.randint(1, self.reference.num_calls), draw.random() < 0.5
-            process = self.place.start(self.place.arguments, (number, after))
+            process = self.place.start(self.place.arguments, partial(die_at, number, after=after))
             return f"{'after' if after else 'before'} call {number}", wait(process)
         moment, number = draw.uniform(0, 1.1 * self.reference.seconds), draw.choice(SIGNALS)
         process = self.place.start(self.place.arguments)
@@ -138,6 +139,7 @@ def preload(commands: Sequence[KillCommand]) -> None:
     }
     for module in [
         *(MODELS if any(each.models for each in commands) else ()),
+        *(("torch",) if any("pickled" in each.command for each in commands) else ()),
         "soupkit.jobs.files.verify",
         *sorted(jobs),
     ]:
