@@ -4,6 +4,7 @@ again."""
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
 import platform
@@ -25,6 +26,8 @@ from soupkit.whole import whole_file
 MANIFEST_NAME = "soupkit.json"
 FORMAT = 1
 _PACKAGES = ("numpy", "ml_dtypes", "torch", "timm", "open_clip_torch", "safetensors", "scikit-learn", "scipy")
+_ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
+"""How the system says that there is no such file; a disk that fails says something else."""
 _NOT_LOOKED_AT = {"": ""}
 
 
@@ -88,8 +91,16 @@ class Manifest:
     @classmethod
     def read_if_any(cls, directory: Path) -> Manifest | None:
         """Read the manifest of a directory, None when it has none."""
-        there = os.path.isfile(directory / MANIFEST_NAME)  # noqa: PTH113  (False for a name too long)
-        return cls.read(directory) if there else None
+        path = directory / MANIFEST_NAME
+        try:
+            path.stat()
+        except ValueError:
+            return None
+        except OSError as error:
+            if error.errno in _ABSENT:
+                return None
+            raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+        return cls.read(directory)
 
 
 LONGEST_PATH, LONGEST_NAME = 4096, 255

@@ -106,8 +106,10 @@ def temporary_sibling(out: Path) -> Iterator[Path]:
     try:
         yield directory
     finally:
-        shutil.rmtree(directory, ignore_errors=True)
-        os.close(lock)
+        with contextlib.suppress(OSError):  # the output is there by now, or an error is on its way
+            shutil.rmtree(directory, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            os.close(lock)
 
 
 def _make_folder(folder: Path) -> None:

@@ -79,13 +79,15 @@ class Failures:
             yield f"exit code {status} and no message"
         if status == 0 and not whole:
             yield f"exit code 0, and other files: {other[:5]}"
-        if status != 0 and found != reference.old and not (whole and ADVICE in words):
+        grows = self.place.command.grows
+        if status != 0 and not grows and found != reference.old and not (whole and ADVICE in words):
             yield f"exit code {status}, and an output: {sorted(found)}"
 
     def _again(self) -> Iterator[str]:
         """The same command, undisturbed."""
         place, reference = self.place, self.reference
-        overwrite = ["--overwrite"] if place.out.exists() and "--overwrite" not in place.arguments else []
+        replaces = place.out.is_dir() and not place.command.grows and "--overwrite" not in place.arguments
+        overwrite = ["--overwrite"] if replaces else []
         if place.run([*place.arguments, *overwrite]) != 0:
             yield f"again: {place.last_words()}"
             return

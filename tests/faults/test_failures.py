@@ -15,8 +15,10 @@ import pytest
 
 from soupkit import identity
 from soupkit.checkpoint.checkpoint import Checkpoint, _close_all
+from soupkit.checkpoint.output import OutputDirectory
 from soupkit.cli.app import run_command_line
 from soupkit.errors import CheckpointError
+from soupkit.manifest import Manifest
 
 SCRIPT = Path(__file__).parent / "failures.py"
 TESTS = SCRIPT.parent.parent
@@ -76,6 +78,44 @@ def test_companions_that_cannot_be_read_are_not_recorded_as_others(
     assert [path.name for path in made.parent.iterdir()] == ["a"]
     monkeypatch.undo()
     assert Checkpoint(made).record() == known
+
+
+def test_a_manifest_that_cannot_be_read_is_not_absent(
+    save: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A report without the record was written, with exit code 0."""
+    made = save("a", {"w": np.ones(3, np.float32)})
+    assert Manifest.read_if_any(made) is None
+    assert Manifest.read_if_any(made / "model.safetensors") is None
+    stat = Path.stat
+
+    def broken(path: Path, **options: Any) -> os.stat_result:
+        if path.name == "soupkit.json":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return stat(path, **options)
+
+    monkeypatch.setattr(Path, "stat", broken)
+    assert run_command_line(["report", str(made), "--out", str(made.parent / "page.html")]) == 1
+    assert not (made.parent / "page.html").exists()
+
+
+def test_a_lock_that_does_not_close_is_no_error_of_the_output(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The output was there and whole, and the exit code 1."""
+    closed = os.close
+
+    def broken(descriptor: int) -> None:
+        closed(descriptor)
+        if (tmp_path / "out").is_dir():
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with OutputDirectory(tmp_path / "out") as directory:
+        (directory / "a").touch()
+        monkeypatch.setattr("soupkit.checkpoint.output.sync_path", lambda _path: None)
+        monkeypatch.setattr(os, "close", broken)
+    monkeypatch.undo()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_a_descriptor_that_does_not_close_is_no_traceback() -> None:
