@@ -30,17 +30,8 @@ from faults.kill_place import Place, files, hidden
 from faults.kill_processes import in_child, wait
 from faults.kills import preload
 
-DEFAULT = (
-    "uniform",
-    "uniform-overwrite",
-    "ties",
-    "ema-glob",
-    "mergekit",
-    "convert",
-    "align",
-    "evaluate",
-    "report",
-)
+DEFAULT = ("uniform", "uniform-overwrite", "ties", "ema-glob", "mergekit", "convert", "align", "evaluate")
+"""Without report, whose page leaves out what cannot be read of the inputs."""
 ADVICE = "is there and whole"
 """What a message says of an output that was published before its folder could be synced."""
 COLUMNS = ("calls", "trials", "succeeded", "message", "faults")
@@ -86,7 +77,7 @@ class Failures:
     def _again(self) -> Iterator[str]:
         """The same command, undisturbed."""
         place, reference = self.place, self.reference
-        replaces = place.out.is_dir() and not place.command.grows and "--overwrite" not in place.arguments
+        replaces = place.out.exists() and not place.command.grows and "--overwrite" not in place.arguments
         overwrite = ["--overwrite"] if replaces else []
         if place.run([*place.arguments, *overwrite]) != 0:
             yield f"again: {place.last_words()}"
