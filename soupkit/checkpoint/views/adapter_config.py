@@ -33,7 +33,7 @@ REASONS = {
     "target_parameters": "changes parameters that are no layer's weight, such as fused experts",
     "trainable_token_indices": "replaces single rows of an embedding",
 }
-LONGEST_PATTERN, MOST_MARKS = 300, 2
+LONGEST_PATTERN, MOST_GROUPS, MOST_REPEATS = 300, 8, 3
 _REPEAT, _REPEATED_GROUP = re.compile(r"[*+?{]"), re.compile(r"\)[*+?{]")
 UNDERSTOOD = (
     "peft_type", "task_type", "base_model_name_or_path", "revision", "inference_mode", "auto_mapping",
@@ -88,7 +88,7 @@ def _check_scale(path: Path, config: JsonView) -> None:
         if not isinstance(patterns, dict) or not all(map(_is_pattern, patterns)):
             raise CheckpointError(
                 f"{path}: {pattern} is {brief(patterns)}, expected {{pattern: number}}, a pattern of at most "
-                f"{MOST_MARKS} groups and {MOST_MARKS} repeats, none of a group",
+                f"{MOST_GROUPS} groups and {MOST_REPEATS} repeats, none of a group",
                 hint=REWRITE,
             )
         given = {key: config[key]} if key in config else {}
@@ -116,8 +116,8 @@ def _is_pattern(text: str) -> bool:
         re.compile(text)
     except (re.error, RecursionError, OverflowError):
         return False
-    most = max(text.count("("), len(_REPEAT.findall(text)))
-    return len(text) <= LONGEST_PATTERN and most <= MOST_MARKS and not _REPEATED_GROUP.search(text)
+    few = text.count("(") <= MOST_GROUPS and len(_REPEAT.findall(text)) <= MOST_REPEATS
+    return few and len(text) <= LONGEST_PATTERN and not _REPEATED_GROUP.search(text)
 
 
 def _check_beginning(path: Path, config: JsonView) -> None:
