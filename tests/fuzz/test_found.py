@@ -109,7 +109,7 @@ def test_numbers_too_large_for_a_float() -> None:
         ({"rank_pattern": {"q_proj": "x"}}, "rank_pattern 'q_proj' is 'x'"),
         ({"alpha_pattern": {"q_proj": None}}, "alpha_pattern 'q_proj' is None"),
         ({"alpha_pattern": {"(": 1}}, "alpha_pattern is"),
-        ({"rank_pattern": {"(a+)+c": 3}}, "at most 8 groups and 2 repeats, none of a group"),
+        ({"rank_pattern": {"(a+)+c": 3}}, "at most 8 groups and 3 repeats, none of a group"),
         ({"rank_pattern": {"a?" * 30: 3}}, "at most 8 groups"),
         ({"alpha_pattern": {"(a|a)" * 30: 3}}, "at most 8 groups"),
         ({"alpha_pattern": {".*.*.*.*c": 3}}, "at most 8 groups"),
