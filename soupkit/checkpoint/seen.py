@@ -41,14 +41,19 @@ def seen_by(directory: Path) -> list[Entry]:
     return []
 
 
+def seen_of(source: Source) -> list[Entry]:
+    """`seen_by` of the folders that the weights of a source lie in, where links lead to included."""
+    folders = dict.fromkeys(place.parent for file in source.files for place in (file, file.resolve()))
+    return without_doubles(entry for folder in folders for entry in seen_by(folder))
+
+
 def carried(sources: Iterable[Source]) -> list[list[Entry]]:
     """What each ingredient brings to the record of their soup: every entry once, with the first that has
     it."""
     known: set[str] = set()
     brought = []
     for source in sources:
-        seen = seen_by(source.files[0].parent) if source.files else []
-        new = {key: entry for entry in seen if (key := _key(entry)) not in known}
+        new = {key: entry for entry in seen_of(source) if (key := _key(entry)) not in known}
         brought.append(list(new.values())[: max(0, MOST - len(known))])
         known |= new.keys()
     return brought

@@ -172,6 +172,11 @@ class TrainPopulation(
         return 0.0 if decay is None else 1 - decay
 
     @property
+    def judges(self) -> bool:
+        """Whether held-out data choose among members while they are trained."""
+        return self.method == "greedy" or self.tournament or self.selection
+
+    @property
     def merges(self) -> bool:
         """Whether members are replaced after epochs."""
         return self.method not in ("papa", "none")

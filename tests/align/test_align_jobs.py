@@ -250,6 +250,8 @@ def test_repair_reads_what_was_merged(pair: tuple[Path, Path], tmp_path: Path) -
     assert notes["kept"]
     assert notes["held_out_after"]["nll"]["value"] < notes["held_out_before"]["nll"]["value"]
     assert within["notes"]["repair"] == notes
+    for written in (apart, within):
+        assert written["notes"]["selected_on"]["split"] == "held_out"
     assert same(tmp_path / "apart", tmp_path / "within")
     assert apart["metrics"]["held_out"]["nll"]["value"] == pytest.approx(
         notes["held_out_after"]["nll"]["value"], rel=1e-5
@@ -274,6 +276,7 @@ def test_a_repair_that_does_not_help_is_not_kept(pair: tuple[Path, Path], tmp_pa
     assert same(a, tmp_path / "kept")
     forced = repair(Repair(out=tmp_path / "forced", force=True, **options), WORLD, silent)
     assert forced["notes"]["repair"]["kept"]
+    assert "selected_on" not in forced["notes"]
     assert not same(a, tmp_path / "forced")
 
 

@@ -73,6 +73,8 @@ def test_a_curve_is_a_checkpoint_family(curve_directory: Path) -> None:
     assert len(manifest.notes["loss"]) == 2
     assert len(open_references([str(curve_directory)])) == 3
     assert len(manifest.inputs) == 2
+    trained = [Manifest.read(bend.directory).notes.get("data") for bend in bends]
+    assert trained == [None, manifest.notes["data"], None]
     verify(Verify(directory=curve_directory), ALONE, silent)
     assert timm.create_model(f"local-dir:{curve_directory / 'bend-1'}", pretrained=True).num_classes == 10
 

@@ -60,7 +60,8 @@ def test_members_are_checkpoints_and_their_scores_are_those_of_what_was_written(
     scored = evaluate(Evaluate(refs=refs, ensemble="softmax", **few()), ALONE, silent)["metrics"]
     for ref, step in zip(refs, manifest.notes["growth"]):
         assert step["single"] == scored[ref]
-        assert Manifest.read(Path(ref)).metrics == scored[ref]
+        member = Manifest.read(Path(ref))
+        assert (member.metrics, member.notes["data"]) == (scored[ref], manifest.notes["data"])
     for split in ("held_out", "test"):
         last, both = manifest.metrics["softmax"][split], scored["ensemble of softmax"][split]
         assert last["top1"] == both["top1"]

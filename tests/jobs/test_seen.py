@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from soupkit.checkpoint.seen import MOST, carried, seen_by
+from soupkit.checkpoint.seen import MOST, carried, seen_by, seen_of
 from soupkit.cli.app import run_command_line
 from soupkit.errors import TaskError
 from soupkit.events import Event, Warned
@@ -83,14 +83,19 @@ def test_many_checkpoints_make_one_line(tmp_path: Path) -> None:
     assert line.startswith("r0, r1, r2 and 2 more were trained on ")
 
 
+def images(root: Path, num: int, first: int = 0) -> Path:
+    """Images of two classes, each another grey."""
+    for k in range(first, first + num):
+        path = root / "ab"[k % 2] / f"{k}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((2, 2), k, np.uint8)).save(path)
+    return root
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """30 images of two classes."""
-    for k in range(30):
-        path = tmp_path / "flowers" / "ab"[k % 2] / f"{k}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.full((2, 2), k, np.uint8)).save(path)
-    return tmp_path / "flowers"
+    return images(tmp_path / "flowers", 30)
 
 
 @pytest.mark.parametrize("name", ["same", "link", "relative", "files", "hard", "moved"])
@@ -118,11 +123,57 @@ def test_a_folder_is_the_same_under_every_name(
     assert f"trained on {number} of the 6 test examples" in " ".join(warned([run], now))
 
 
+@pytest.mark.parametrize("how", ["whole", "divided", "other images"])
+def test_a_copy_of_a_folder_is_known_by_its_bytes(folder: Path, tmp_path: Path, how: str) -> None:
+    """The original is still there. Other images under the same names and of the same size are others."""
+    then, new = open_data(recipe(folder)), tmp_path / "copy"
+    run = made(tmp_path / "run", then)
+    if how == "divided":
+        for k, path in enumerate(sorted(folder.rglob("*.png"))):
+            place = new / ("test" if k % 3 == 0 else "train") / path.parent.name / path.name
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, place)
+    else:
+        shutil.copytree(folder, new)
+    if how == "other images":
+        for k, path in enumerate(new.rglob("*.png")):
+            Image.fromarray(np.full((2, 2), 200 + k, np.uint8)).save(path)
+    now = recipe(new, split_seed=3)
+    trained, tested = (
+        {Path(part.pool.paths[i]).name for i in part.indices} for part in (then.train, open_data(now).test)
+    )
+    number = 0 if how == "other images" else len(trained & tested)
+    assert (f"trained on {number} of the" in " ".join(warned([run], now, "test"))) == (number > 0)
+    assert number == 0 or 0 < number < len(tested)
+
+
+def test_weights_that_are_links_were_trained_where_they_lie(tmp_path: Path) -> None:
+    run = made(tmp_path / "run", open_data(recipe(num_train=400)))
+    run.files[0].touch()
+    for name in ("linked", "copied"):
+        (tmp_path / name).mkdir()
+    linked, copied = (Made(tmp_path / name) for name in ("linked", "copied"))
+    linked.files[0].symlink_to(run.files[0])
+    copied.files[0].touch()
+    assert "linked was trained on" in " ".join(warned([linked], recipe(split_seed=1)))
+    assert warned([copied], recipe(split_seed=1)) == []
+    assert carried([copied, linked]) == [[], seen_by(tmp_path / "run")]
+
+
+def test_every_folder_of_a_source_is_asked(tmp_path: Path) -> None:
+    """A view of a base and an adapter: each was fitted to data of its own."""
+    parts = [
+        made(tmp_path / name, open_data(recipe(num_train=n))) for name, n in (("base", 400), ("lora", 300))
+    ]
+    view = Made(tmp_path / "base")
+    view.files = tuple(part.files[0] for part in parts)
+    assert [entry["data"]["sizes"]["train"] for entry in seen_of(view)] == [400, 300]
+
+
 def test_a_part_of_a_folder_is_known_by_its_files(folder: Path, tmp_path: Path) -> None:
     """Trained on DIR/train, tested on what lies in DIR/train by now called a test folder."""
-    (tmp_path / "new").mkdir()
+    images(tmp_path / "new" / "train", 10, first=100)
     (tmp_path / "new" / "test").symlink_to(folder)
-    (tmp_path / "new" / "train").symlink_to(folder)
     run = made(tmp_path / "run", open_data(recipe(folder)))
     assert "trained on 22 of the 30 test examples" in " ".join(warned([run], recipe(tmp_path / "new")))
 

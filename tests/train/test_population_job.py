@@ -17,6 +17,7 @@ from train.population_small import ALONE, population_recipe
 from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.checkpoint.hashing import content_hash
 from soupkit.checkpoint.reference import open_references
+from soupkit.checkpoint.seen import seen_by
 from soupkit.errors import OutputError, RecipeError
 from soupkit.events import Advanced, Event, Table, Told, Wrote, silent
 from soupkit.jobs.training import population as job
@@ -227,6 +228,8 @@ def test_a_base_and_a_judge(run: tuple[Path, dict[str, Any], list[Event]], tmp_p
         averaged, trained = Checkpoint(tmp_path / "papa" / name / "ema"), Checkpoint(tmp_path / "papa" / name)
         assert not np.array_equal(averaged["fc.weight"], trained["fc.weight"])
         assert set(Manifest.read(trained.path).notes["averages"]) == {"ema"}
+        for place in (trained.path, averaged.path):
+            assert [entry["how"] for entry in seen_by(place)][:2] == ["trained", "selected"]
 
 
 def test_the_mean_accuracy_has_the_error_of_common_examples() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from train.small import finetune_recipe, sweep_recipe
 from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.checkpoint.hashing import content_hash
 from soupkit.checkpoint.reference import open_references
+from soupkit.checkpoint.seen import seen_by
 from soupkit.errors import RecipeError, ReferenceError
 from soupkit.events import Event, Scored, silent
 from soupkit.jobs.merge.averages import merge_swa
@@ -68,6 +70,20 @@ def test_averages_are_those_of_the_snapshots(averaged: tuple[Path, dict[str, Any
             else:
                 assert average[tensor] == snapshots[-1][tensor]
     assert content_hash(snapshots[-1]) == content_hash(Checkpoint(out))
+
+
+def test_whatever_a_run_writes_knows_what_it_was_trained_on(
+    averaged: tuple[Path, dict[str, Any], list[Event]], tmp_path: Path
+) -> None:
+    """Soups are made of snapshots and averages, and they may be copied out of their run."""
+    out, manifest, _ = averaged
+    places = [path.parent for path in out.rglob("*.safetensors")]
+    assert len(places) == 1 + EPOCHS + 2 * EPOCHS // 2 + 2
+    for number, place in enumerate(places):
+        shutil.copytree(place, tmp_path / str(number))
+        assert [(entry["how"], entry["data"]) for entry in seen_by(tmp_path / str(number))][:1] == [
+            ("trained", manifest["notes"]["data"])
+        ], place
 
 
 def test_neither_can_be_taken_for_the_other(averaged: tuple[Path, dict[str, Any], list[Event]]) -> None:

@@ -14,7 +14,7 @@ from soupkit.merge.mixture import Mixture
 from soupkit.recipe.align import Repair
 from soupkit.stages.alignment.repaired import repaired
 from soupkit.stages.inputs.recorded import open_as_recorded
-from soupkit.stages.inputs.seen import check_seen
+from soupkit.stages.inputs.seen import check_seen, chosen_on
 from soupkit.stages.outputs.soup import Record, copying, plan_soup, show_plan, write_soup
 from soupkit.stages.scoring.scoring import measured, rounded, training_batches
 from soupkit.task.images.task import ImageTask, open_task
@@ -37,7 +37,7 @@ def repair(recipe: Repair, world: World, report: Report) -> Json:
     if recipe.dry_run:
         return show_plan(ingredients, recipe, world, report)
     task = open_task(soup, recipe, world)
-    check_seen([soup], task.splits, recipe, report, "held_out", selects=False)
+    check_seen([soup], task.splits, recipe, report, selects=False)
     changed, notes = repaired(
         task,
         endpoints,
@@ -47,6 +47,7 @@ def repair(recipe: Repair, world: World, report: Report) -> Json:
         force=recipe.force,
         report=report,
     )
+    selected = {} if recipe.force else chosen_on(task.splits)
     return write_soup(
         ingredients,
         copying(ingredients),
@@ -54,7 +55,7 @@ def repair(recipe: Repair, world: World, report: Report) -> Json:
         world,
         report,
         command=COMMAND,
-        record=Record(notes={"repair": notes}),
+        record=Record(notes={"repair": notes, **selected}),
         replaced=rounded(changed, ingredients.plan.slots),
         measure=lambda written: _measure(task, written),
     )

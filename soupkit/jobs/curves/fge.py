@@ -170,7 +170,7 @@ class _Run:
         self.members.append(name)
         self.steps.append(step)
         self.outputs[name] = describe_outputs(folder, content)
-        notes = {"epoch": step["epoch"]}
+        notes = {"epoch": step["epoch"], "data": self.start.splits.description}
         self._manifest(self.recipe.out / name, outputs=self.outputs[name], metrics=single, notes=notes).write(
             folder
         )

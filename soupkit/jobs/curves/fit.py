@@ -231,9 +231,10 @@ def _write(
         (directory / name).mkdir()
         content = _write_bend(directory / name, fit, bends, bend)
         outputs[name] = describe_outputs(directory / name, content)
-        _manifest(recipe, fit, contents, recipe.out / name, {"outputs": outputs[name]}).write(
-            directory / name
-        )
+        values: Json = {"outputs": outputs[name]}
+        if bends.trained[bend]:
+            values["notes"] = {"data": fit.start.splits.description}
+        _manifest(recipe, fit, contents, recipe.out / name, values).write(directory / name)
     notes = {
         "curve": fit.curve.to_json(),
         "bends": names,

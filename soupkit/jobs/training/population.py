@@ -23,6 +23,7 @@ from soupkit.recipe.parse import recipe_to_json
 from soupkit.recipe.population import TrainPopulation
 from soupkit.recipe.train import Finetune
 from soupkit.report.tables import tell_plan
+from soupkit.stages.inputs.seen import chosen_on
 from soupkit.stages.outputs.described import describe_outputs
 from soupkit.stages.training.population_folder import RunFolder
 from soupkit.stages.training.population_results import finish_population, show_results
@@ -199,7 +200,8 @@ def _write_member(
         inputs = describe_base(start.base, recipe, world)
         content = write_model(directory, start)
         metrics = score_written(directory, start.splits, recipe, world.alone(), report)
-        averages = _write_averages(directory, start, member, inputs, world, report)
+        chosen = chosen_on(start.splits) if plan.recipe.judges else {}
+        averages = _write_averages(directory, start, member, inputs, world, report, chosen=chosen)
         manifest = Manifest(
             command=COMMAND,
             recipe=recipe_to_json(plan.recipe),
@@ -216,17 +218,25 @@ def _write_member(
                 "seconds": round(seconds, 3),
             }
             | ({"num_skipped": member.updater.num_skipped} if member.updater.num_skipped else {})
-            | averages,
+            | averages
+            | chosen,
         )
         manifest.write(directory)
 
 
 def _write_averages(
-    directory: Path, start: Start, member: Member, inputs: list[Json], world: World, report: Report
+    directory: Path,
+    start: Start,
+    member: Member,
+    inputs: list[Json],
+    world: World,
+    report: Report,
+    *,
+    chosen: Json,
 ) -> Json:
     """EMA and SWA of a member, as checkpoint directories in its own; their scores for its manifest."""
     recipe = member.recipe
-    trajectory = trajectory_of(directory, start, recipe, member.averages, inputs)
+    trajectory = trajectory_of(directory, start, recipe, member.averages, inputs, chosen=chosen)
     examples = ImageExamples(start.splits.train, start.settings)
     scored = trajectory.finish(
         refresher(start.model, examples, recipe, device=member.device),

@@ -82,14 +82,17 @@ def replaced_tensors(
 
         return refreshed_statistics(ingredients, mixture, recipe, world, report), {}
     from soupkit.stages.alignment.repaired import repaired_mixture
+    from soupkit.stages.inputs.seen import check_seen, fitted_on
     from soupkit.stages.scoring.scoring import SoupTask
 
-    soup = soup or SoupTask(ingredients, recipe, world)
+    if soup is None:
+        soup = SoupTask(ingredients, recipe, world)
+        check_seen(ingredients.checkpoints, soup.task.splits, recipe, report, "held_out")
     refreshed = soup.load(mixture)
     if recipe.repair == "off":
         return refreshed, {}
     repaired, notes = repaired_mixture(soup, mixture, recipe, report)
-    return {**refreshed, **repaired}, {"repair": notes}
+    return {**refreshed, **repaired}, {"repair": notes, **fitted_on(soup)}
 
 
 def _check_convex(mixture: Mixture) -> None:

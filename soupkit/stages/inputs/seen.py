@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from soupkit.asked import ReadsData
-from soupkit.checkpoint.seen import Entry, seen_by
+from soupkit.checkpoint.seen import Entry, seen_of
 from soupkit.checkpoint.source import Source
 from soupkit.errors import SoupkitError, TaskError
 from soupkit.events import Report, Told, Warned
@@ -58,8 +58,7 @@ def check_seen(
     opened: dict[str, Splits | None] = {}
     found: dict[str, list[str]] = {}
     for source in sources:
-        entries = seen_by(source.files[0].parent) if source.files else []
-        for line in _lines(entries, splits, recipe, roles, opened, selects=selects):
+        for line in _lines(seen_of(source), splits, recipe, roles, opened, selects=selects):
             found.setdefault(line, []).append(source.reference)
     for line, names in found.items():
         names = list(dict.fromkeys(names))
@@ -76,9 +75,11 @@ def check_seen(
 
 def fitted_on(soup: SoupTask | None) -> Json:
     """The note of a command that chose on held-out: which examples, for whoever scores the soup later."""
-    if soup is None:
-        return {}
-    splits = soup.task.splits
+    return {} if soup is None else chosen_on(soup.task.splits)
+
+
+def chosen_on(splits: Splits) -> Json:
+    """The same note, where there is no soup that is scored."""
     note = {"split": "held_out", "num_examples": len(splits.held_out), "data": splits.description}
     return {"selected_on": note}
 

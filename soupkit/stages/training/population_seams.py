@@ -30,12 +30,11 @@ NUM_CONTROLS = 4
 
 def seams_of(recipe: TrainPopulation, start: Start, device: torch.device) -> Seams:
     """The callables that the recipe's method needs; none that it does not."""
-    judged = recipe.method == "greedy" or recipe.tournament or recipe.selection
     own = replace(start, model=deepcopy(start.model))  # no member's is touched
-    task = task_of(own, recipe, device) if judged or recipe.repair != "off" else None
+    task = task_of(own, recipe, device) if recipe.judges or recipe.repair != "off" else None
     return Seams(
-        judge=_judge(task) if judged and task else None,
-        greedy=_greedy_picks if judged else None,
+        judge=_judge(task) if recipe.judges and task else None,
+        greedy=_greedy_picks if recipe.judges else None,
         align=_aligner(start, recipe.seed) if recipe.align else None,
         repair=_repairer(task, recipe) if recipe.repair != "off" and task else None,
     )

@@ -6,11 +6,12 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 
 from soupkit.checkpoint.output import OutputDirectory
 from soupkit.errors import OutputError
 from soupkit.events import Report, Wrote
-from soupkit.jsons import Json
+from soupkit.jsons import Json, JsonView
 from soupkit.manifest import Manifest
 from soupkit.recipe.parse import recipe_to_json
 from soupkit.recipe.train import Finetune
@@ -117,8 +118,10 @@ def trajectory_of(
     recipe: Finetune,
     averages: Mapping[str, Averaging],
     inputs: list[Json],
+    *,
+    chosen: JsonView = MappingProxyType({}),
 ) -> Trajectory:
-    """What a run writes beside its last weights, into `directory`."""
+    """What a run writes beside its last weights, into `directory`; chosen: notes on what chose among them."""
     return Trajectory(
         directory,
         saved(start.model),
@@ -127,6 +130,7 @@ def trajectory_of(
         write_config=lambda into: write_config_of(into, start),
         file_name=file_name_of(start),
         inputs=inputs,
+        fitted={"data": start.splits.description, **chosen},
         updates_per_epoch=num_batches(len(start.splits.train), recipe.batch_size),
     )
 

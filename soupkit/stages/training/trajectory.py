@@ -50,7 +50,7 @@ class Trajectory:
     """Writes them into the directory of a run that is under way.
 
     write_config: writes a model's configuration into a directory. file_name: what its weights are called.
-    inputs: the manifest's record of the base, as seen from OUT.
+    inputs: the manifest's record of the base, as seen from OUT. fitted: notes on what the run is fitted to.
     """
 
     directory: Path
@@ -60,6 +60,7 @@ class Trajectory:
     write_config: Callable[[Path], None]
     file_name: str
     inputs: list[Json]
+    fitted: Json
     updates_per_epoch: int
     members: dict[str, list[str]] = field(default_factory=dict)
 
@@ -125,7 +126,7 @@ class Trajectory:
             ],
             outputs=outputs,
             metrics=metrics or {},
-            notes=notes,
+            notes={**notes, **self.fitted},
         )
 
 

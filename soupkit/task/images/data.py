@@ -94,6 +94,7 @@ def open_data(options: NamesData) -> Splits:
             raise TaskError(f"num_{role} is {size}, expected at least 1")
     source = open_source(options.data, data_dir=options.data_dir, download=options.download, sizes=sizes)
     parts = split(source, sizes, seed=options.split_seed, name=options.data)
+    _refuse_shared(parts, options.data)
     return Splits(
         **parts,
         class_names=source.class_names,
@@ -152,16 +153,40 @@ def overlap(then: Splits, split: Role, now: Splits, role: Role) -> np.ndarray:
     """Which examples of `now`'s role are in a split of another division, bool[N], whatever the data are
     called.
 
-    Files are the same by what the file system knows them by, links included; other examples by data set and
-    number.
+    Files are the same by what the file system knows them by, links included, and copies by what they are
+    called and hold; other examples by data set and number.
     """
     mine, other = now.part(role), then.part(split)
     if isinstance(mine.pool, FileImages) and isinstance(other.pool, FileImages):
-        return np.isin(mine.pool.identities()[mine.indices], other.pool.identities()[other.indices])
+        files = _same_files(mine, other)
+        if mine.pool.root.resolve() == other.pool.root.resolve():
+            return files
+        files |= mine.pool.copies(mine.indices, other.pool, other.indices)
+        return files
     same = [str(each["data"]).lower() for each in (then.description, now.description)]
     if same[0] != same[1] or then.description["origin"][split] != now.description["origin"][role]:
         return np.zeros(len(mine), bool)
     return np.isin(mine.indices, other.indices)
+
+
+def _same_files(mine: Part, other: Part) -> np.ndarray:
+    """Which files of one part are in another, bool[N]; none where they are no files."""
+    if not (isinstance(mine.pool, FileImages) and isinstance(other.pool, FileImages)):
+        return np.zeros(len(mine), bool)
+    return np.isin(mine.pool.identities[mine.indices], other.pool.identities[other.indices])
+
+
+def _refuse_shared(parts: Mapping[Role, Part], name: str) -> None:
+    """Raise TaskError for links by which a file is in two parts."""
+    pairs: tuple[tuple[Role, Role], ...] = (("test", "train"), ("test", "held_out"), ("held_out", "train"))
+    for role, other in pairs:
+        shared = int(_same_files(parts[role], parts[other]).sum())
+        if shared:
+            raise TaskError(
+                f"{name}: {shared:,} of the {len(parts[role]):,} {role.replace('_', '-')} images are "
+                f"{other.replace('_', '-')} images too, by links",
+                hint="a file belongs into one folder: remove the links",
+            )
 
 
 def _subset(pool: LabelledImages, size: int | None, *, seed: int, what: str) -> Part:

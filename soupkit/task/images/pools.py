@@ -3,9 +3,10 @@ factory."""
 
 from __future__ import annotations
 
+import filecmp
 import os
 from collections.abc import Iterator, Sequence
-from functools import cache
+from functools import cache, cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,6 +21,8 @@ from soupkit.identity import digest
 from soupkit.task.images.glyphs import glyph_classes, render_glyphs
 
 Example = tuple[Image.Image, int]
+NUM_COMPARED = 64
+"""Files that are read to tell whether a folder is a copy of another."""
 
 
 class LabelledImages(Protocol):
@@ -68,7 +71,6 @@ class FileImages:
         self.root = root
         self.paths = [path for path, _ in samples]
         self.targets = np.array([target for _, target in samples], np.int64)
-        self._identities: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -84,14 +86,38 @@ class FileImages:
             ) from error
         return image, int(self.targets[index])
 
+    @property
     def identities(self) -> np.ndarray:
         """Device and number of every file, uint64[N]: the same for every path that leads to it. Read once."""
-        if self._identities is None:
-            stats = map(os.stat, self.paths)
-            self._identities = np.array(
-                [(stat.st_dev << 44 ^ stat.st_ino) % (1 << 64) for stat in stats], np.uint64
-            )
-        return self._identities
+        identities: np.ndarray = self._stats[:, 0]
+        return identities
+
+    def copies(self, indices: np.ndarray, other: FileImages, others: np.ndarray) -> np.ndarray:
+        """Which of some files have a copy among some of another pool's, bool[N].
+
+        Class, name and size are equal, and the bytes of those that are compared, NUM_COMPARED or a few more.
+        """
+        theirs: dict[tuple[str, ...], list[str]] = {}
+        for index in others:
+            theirs.setdefault(other._marks(index), []).append(other.paths[index])
+        alike = np.array([self._marks(index) in theirs for index in indices], bool)
+        compared = indices[alike][:: max(1, int(alike.sum()) // NUM_COMPARED)]
+        same = all(
+            any(filecmp.cmp(self.paths[index], path, shallow=False) for path in theirs[self._marks(index)])
+            for index in compared
+        )
+        return alike & same
+
+    @cached_property
+    def _stats(self) -> np.ndarray:
+        stats = map(os.stat, self.paths)
+        return np.array(
+            [((stat.st_dev << 44 ^ stat.st_ino) % (1 << 64), stat.st_size) for stat in stats], np.uint64
+        )
+
+    def _marks(self, index: int) -> tuple[str, ...]:
+        """Class, name and size."""
+        return (*self.paths[index].rsplit(os.sep, 2)[-2:], str(self._stats[index, 1]))
 
     def names(self) -> Iterator[str]:
         """Paths below the root, which identify the examples."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -97,20 +97,42 @@ def _from_folder(root: Path) -> Source:
     With a single evaluation folder, that is the test split whatever it is called, and held-out comes from
     train: as ImageNet is used by Wortsman et al. 2022.
     """
-    found = {
-        role: next((root / n for n in names if (root / n).is_dir()), None) for role, names in FOLDERS.items()
-    }
-    if found["train"] is None:
-        found = {"train": root, "held_out": None, "test": None}
-    elif found["test"] is None:
-        found["test"], found["held_out"] = found["held_out"], None
+    found = _split_folders(root) or {"train": root}
+    if "test" not in found and "held_out" in found:
+        found["test"] = found.pop("held_out")
     pools: dict[Role, LabelledImages] = {}
     class_names: tuple[str, ...] = ()
     for role, folder in found.items():
-        if folder is not None:
-            pools[role], class_names = _list_folder(folder, class_names)
-    origin = {role: folder.name for role, folder in found.items() if folder is not None}
+        pools[role], class_names = _list_folder(folder, class_names)
+    origin = {role: folder.name for role, folder in found.items()}
     return Source(pools, class_names, origin, num_test=round(0.2 * len(pools["train"])), place=root.resolve())
+
+
+def _split_folders(root: Path) -> dict[Role, Path]:
+    """The folders that are called as a split is, in any case; none where classes lie in the root.
+
+    Raises TaskError for what would make examples of one split those of another: one that cannot be opened,
+    two of one split, an evaluation folder without one to train on.
+    """
+    entries = sorted(root.iterdir())
+    found: dict[Role, Path] = {}
+    for role, names in FOLDERS.items():
+        for path in (entry for entry in entries if entry.name.lower() in names):
+            if not path.is_dir():
+                raise TaskError(f"{path} is no folder that can be opened", hint="mount it, or remove it")
+            if role in found:
+                raise TaskError(
+                    f"{root} has {found[role].name} and {path.name}, which stand for the same split",
+                    hint="keep one of them there",
+                )
+            found[role] = path
+    if found and "train" not in found:
+        first = next(iter(found.values()))
+        raise TaskError(
+            f"{root} has {first.name}, but no folder of the name train",
+            hint=f"name the folder of training images train, or give {first} alone",
+        )
+    return found
 
 
 def _list_folder(folder: Path, class_names: tuple[str, ...]) -> tuple[FileImages, tuple[str, ...]]:
@@ -128,8 +150,22 @@ def _list_folder(folder: Path, class_names: tuple[str, ...]) -> tuple[FileImages
             f"{folder} has the class {unknown[0]!r}, which the training folder lacks",
             hint="every folder needs the class folders of the first",
         )
+    _refuse_scattered(folder, [Path(path) for path, _ in reader.samples])
     numbers = {name: number for number, name in enumerate(class_names or names)}
     return FileImages(folder, [(path, numbers[names[t]]) for path, t in reader.samples]), class_names or names
+
+
+def _refuse_scattered(folder: Path, paths: Sequence[Path]) -> None:
+    """Raise TaskError where a class lies in several folders: they are splits under other names, or folds."""
+    places: dict[str, Path] = {}
+    for parent in dict.fromkeys(path.parent for path in paths):
+        other = places.setdefault(parent.name, parent)
+        if other != parent:
+            both = " and ".join(each.relative_to(folder).as_posix() for each in (other, parent))
+            raise TaskError(
+                f"{folder}: the class {parent.name!r} lies in {both}",
+                hint="if these are splits, name their folders train, val and test; a class has one folder",
+            )
 
 
 def _from_factory(
