@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from soupkit.errors import TaskError
 from soupkit.jsons import Json, JsonView
 from soupkit.merge.running import Rule
-from soupkit.train.live import Buffers, copied_state, getters_of, is_buffer, split_names
+from soupkit.train.live import Buffers, Guard, copied_state, getters_of, is_buffer, split_names
 from soupkit.train.overlap import Lane, lane_for
 
 
@@ -139,6 +139,7 @@ class Averaging:
         References, not copies, in the dtypes of the average. Raises TaskError while swapped.
         """
         self._refuse_swapped("read")
+        self._refuse_changed()
         self.finish()
         average = dict(zip(self.names, self._average, strict=True)) if self._average else {}
         return {name: average.get(name, get().detach()) for name, get in self._getters.items()}
@@ -149,6 +150,7 @@ class Averaging:
         Raises TaskError while swapped: the weights of the model are then not those that are trained.
         """
         self._refuse_swapped("saved")
+        self._refuse_changed()
         self.finish()
         names = self.names if self._average else []
         return {"num_steps": self.num_steps, "average": dict(zip(names, self._average, strict=True))}
@@ -178,6 +180,7 @@ class Averaging:
         `averaged_state` is how to get it.
         """
         self._refuse_swapped("swapped in again")
+        self._refuse_changed()
         self.finish()
         live = self._live() if self._average else []
         buffers = self._live_buffers() if refresh else []
@@ -212,7 +215,14 @@ class Averaging:
             return {name: get().detach().clone() for name, get in self._getters.items()}
 
     def _move(self, rate: float) -> None:
+        self._refuse_changed()
         live = self._live()
+        for name, tensor, average in zip(self.names, live, self._average, strict=False):
+            if tensor.shape != average.shape:
+                raise TaskError(
+                    f"{name} has the shape {list(tensor.shape)} now, its average {list(average.shape)}",
+                    hint="begin a new average where a model changes its shape",
+                )
         if not self._average:
             self._average = [self._kept(tensor, tensor) for tensor in live]
             return
@@ -253,6 +263,14 @@ class Averaging:
                 hint="leave `swapped()` first",
             )
 
+    def _refuse_changed(self) -> None:
+        changed = dict(getters_of(self.source)).keys() ^ self._getters.keys()
+        if changed:
+            raise TaskError(
+                f"the model has other tensors than when its average began: {min(changed)} for one",
+                hint="begin a new average where layers are added, removed or tied",
+            )
+
     @contextmanager
     def _unguarded(self) -> Iterator[None]:
         """For the one who knows that the model holds its average."""
@@ -267,11 +285,11 @@ class Averaging:
         if not isinstance(self.source, nn.Module):
             return lambda: None
 
-        def refuse(*_: Any) -> None:
-            raise TaskError(
-                "the model holds its average now: saved, it would pass for the weights that are trained",
-                hint="save averaged_state(), or leave `swapped()` first",
-            )
+        guard = Guard()
+        hooks = [module.register_state_dict_pre_hook(guard) for module in self.source.modules()]  # type: ignore[no-untyped-call]
 
-        remove: Callable[[], None] = self.source.register_state_dict_pre_hook(refuse).remove  # type: ignore[no-untyped-call]
+        def remove() -> None:
+            for hook in hooks:
+                hook.remove()
+
         return remove

@@ -25,7 +25,7 @@ from soupkit.train.averaging import Averaging
 from soupkit.train.live import Buffers
 
 KEY = "soupkit.ema"
-"""Where the average and its counter stand in the optimizer's state_dict."""
+"""Where the average and its counter stand in the optimizer's state_dict; a second average's at KEY.2."""
 
 
 class EMAOptimizer:
@@ -37,9 +37,9 @@ class EMAOptimizer:
     The options are those of soupkit.merge.running.Ema and soupkit.train.averaging.Averaging. Unlike the
     wrapper proposed for torch (PR 94820) it swaps batch-norm statistics too, and its state_dict() holds the
     average and the number of steps. While swapped, step(), state_dict() and model.state_dict() raise
-    TaskError. copy.deepcopy and pickle copy optimizer, model and average together: the copy trains and
-    averages a model of its own, `.averaging.source`. To copy it beside a model of yours, copy both at once:
-    copy.deepcopy((model, optimizer)).
+    TaskError. One optimizer may have several, of other decays. copy.deepcopy and pickle copy optimizer, model
+    and average together: the copy trains and averages a model of its own, `.averaging.source`. To copy it
+    beside a model of yours, copy both at once: copy.deepcopy((model, optimizer)).
     """
 
     def __init__(
@@ -58,6 +58,12 @@ class EMAOptimizer:
         asynchronous: bool = False,
         switch_every: int = 0,
     ) -> None:
+        trained = {id(each) for group in optimizer.param_groups for each in group["params"]}
+        if trained.isdisjoint(map(id, model.parameters())):
+            raise TaskError(
+                "the optimizer trains none of the model's parameters, so their average would never move",
+                hint="give the model that it trains; beside an optimizer of copies, update an Averaging",
+            )
         self.optimizer = optimizer
         self.averaging = Averaging(
             model,
@@ -72,9 +78,14 @@ class EMAOptimizer:
 
     def _hook_in(self) -> None:
         """Follow what the inner optimizer does; its own copies lose their hooks."""
+        number = getattr(self.optimizer, "num_averages", 0) + 1
+        self.optimizer.num_averages = number  # type: ignore[attr-defined]
+        self.key = KEY if number == 1 else f"{KEY}.{number}"
         self.averaging.attach(self.optimizer)
         self.optimizer.register_step_post_hook(lambda *_: self.averaging.update())
-        self.optimizer.register_state_dict_post_hook(lambda _, state: state | {KEY: self.averaging.state()})
+        self.optimizer.register_state_dict_post_hook(
+            lambda _, state: state | {self.key: self.averaging.state()}
+        )
         self.optimizer.register_load_state_dict_pre_hook(lambda _, state: self._load(state))
 
     def swap_ema_weights(
@@ -97,15 +108,15 @@ class EMAOptimizer:
         return self.averaging.averaged_state()
 
     def _load(self, state: dict[str, Any]) -> dict[str, Any]:
-        if KEY not in state:
+        if self.key not in state:
             raise TaskError(
                 "the optimizer's state has no average: it was saved without EMA",
                 hint="load it into the inner optimizer before EMAOptimizer wraps it, to begin the "
                 "average there",
             )
-        saved: Mapping[str, Any] = state[KEY]
+        saved: Mapping[str, Any] = state[self.key]
         self.averaging.load(saved)
-        return {key: value for key, value in state.items() if key != KEY}
+        return {key: value for key, value in state.items() if key != self.key}
 
     def __getattr__(self, name: str) -> Any:
         if name == "optimizer" or (name.startswith("__") and name.endswith("__")):

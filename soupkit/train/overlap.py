@@ -30,7 +30,7 @@ class Lane(Protocol):
 
 def lane_for(average: Sequence[Tensor], live: Sequence[Tensor], *, asynchronous: bool) -> Lane:
     """At once; asynchronous: a side stream for an average on CUDA, a thread for one on the CPU."""
-    if not asynchronous or not average:
+    if not asynchronous or not live:
         return AtOnce()
     if average[0].is_cuda:
         return SideStream(average[0].device)
@@ -136,6 +136,8 @@ class OffloadedThread:
 @torch.no_grad()
 def lerp(average: Sequence[Tensor], live: Sequence[Tensor], rate: float) -> None:
     """w̄ ← w̄ + rate·(w − w̄) for all tensors, in place, in the average's dtype and on its device."""
+    if not average:
+        return
     if any(a.dtype != w.dtype or a.device != w.device for a, w in zip(average, live, strict=True)):
         live = [w.to(a.device, a.dtype) for a, w in zip(average, live, strict=True)]
     torch._foreach_lerp_(

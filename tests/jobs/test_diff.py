@@ -30,6 +30,9 @@ def diff(a: Path, b: Path, capsys: pytest.CaptureFixture[str]) -> tuple[Any, str
         (np.array([True, False]), np.array([True, True]), [False, True]),
         (np.array(2**62 + 1), np.array(2**62), [2**62 + 1, 2**62]),
         (np.array([3], np.uint8), np.array([4], np.uint8), [3, 4]),
+        (np.array(7.0, np.float32), np.array(9e6, np.float32), [7.0, 9e6]),
+        (np.array(7.0, np.float32), np.array(9_000_000), [7.0, 9_000_000]),
+        (np.array([7], np.float16), np.array([9], np.int32), [7.0, 9]),
     ],
 )
 def test_integers_are_in_no_figure(

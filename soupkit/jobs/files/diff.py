@@ -40,8 +40,8 @@ def diff(recipe: Diff, world: World, report: Report) -> Json:
     with ThreadPoolExecutor(world.num_threads) as pool:
         rows = list(pool.map(lambda name: _compare(a, b, name), shared))
     rows.sort(key=lambda row: -_order(row["relative_distance"]))
-    floating = [row for row in rows if a.specs[row["tensor"]].dtype in FLOATING]
-    others = [row for row in rows if a.specs[row["tensor"]].dtype not in FLOATING]
+    floating = [row for row in rows if _is_floating(a, b, row["tensor"])]
+    others = [row for row in rows if not _is_floating(a, b, row["tensor"])]
     result = {
         "only_in_a": sorted(a.specs.keys() - b.specs.keys()),
         "only_in_b": sorted(b.specs.keys() - a.specs.keys()),
@@ -73,7 +73,7 @@ def _compare(a: Checkpoint, b: Checkpoint, name: str) -> Json:
         difference = left - right
         sums += (difference @ difference, left @ left, right @ right, left @ right)
     distance, norm_a, norm_b = np.sqrt(sums[:3])
-    floating = a.specs[name].dtype in FLOATING
+    floating = _is_floating(a, b, name)
     return {
         "tensor": name,
         "equal": bool(x.dtype == y.dtype and np.array_equal(x.view(np.uint8), y.view(np.uint8))),
@@ -81,6 +81,12 @@ def _compare(a: Checkpoint, b: Checkpoint, name: str) -> Json:
         "cosine": float(sums[3] / (norm_a * norm_b)) if norm_a and norm_b and floating else None,
         "squares": [float(value) for value in sums],
     }
+
+
+def _is_floating(a: Checkpoint, b: Checkpoint, name: str) -> bool:
+    """Whether both hold weights: other tools write counters as floating numbers."""
+    counts = name.rpartition(".")[2] == "num_batches_tracked"
+    return not counts and all(each.specs[name].dtype in FLOATING for each in (a, b))
 
 
 def _overall(rows: list[Json]) -> dict[str, float | None]:
