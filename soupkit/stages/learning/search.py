@@ -73,10 +73,7 @@ class Search:
     @property
     def examples(self) -> Examples:
         """What coefficients are learned from."""
-        task = self.soup.task
-        return (
-            task.train if isinstance(self.recipe, MergeTwa) and self.recipe.fit == "train" else task.held_out
-        )
+        return examples_of(self.recipe, self.soup)
 
     @property
     def refreshes(self) -> bool:
@@ -121,6 +118,12 @@ class Search:
         return self.layout.mixture(names, coefficients_KB, self.ingredients.plan.slots, keep_first=keep)
 
 
+def examples_of(recipe: Any, soup: SoupTask) -> Examples:
+    """What coefficients are learned from."""
+    trains = isinstance(recipe, MergeTwa) and recipe.fit == "train"
+    return soup.task.train if trains else soup.task.held_out
+
+
 @dataclass
 class Outcome:
     """What a search came to: the coefficients, the losses of its runs by name, scores over folds, and
@@ -152,6 +155,7 @@ def open_search(
     soup = SoupTask(ingredients, recipe, world)
     check_seen(checkpoints, soup.task.splits, recipe, report)
     recipe = soup.recipe = _settled(recipe, soup, report)
+    _enough_examples(recipe, soup)
     layout = layout_of(soup.task, ingredients.plan.slots, recipe.blocks)
     journal = Journal.beside(
         recipe.out, identity_of(recipe, checkpoints, soup), world=world, resume=recipe.resume
@@ -187,6 +191,18 @@ def _settled(recipe: Any, soup: SoupTask, report: Report) -> Any:
             Told("--bn batch: the first process computes each batch whole; the others hold their directions")
         )
     return recipe
+
+
+def _enough_examples(recipe: Any, soup: SoupTask) -> None:
+    """Raise RecipeError where a fold would learn from no example, or one alone be a batch's statistics."""
+    num = len(examples_of(recipe, soup))
+    learning = num - -(-num // recipe.folds) if recipe.folds else num
+    least = 2 if recipe.bn == "batch" and has_batch_norm(soup.task.model) else 1
+    if learning < least:
+        raise RecipeError(
+            f"coefficients would be learned from {learning} of {num} examples, expected at least {least}",
+            hint="a larger --num-held-out, fewer --folds, or --bn refresh",
+        )
 
 
 def _head_moves(recipe: Any, soup: SoupTask) -> bool:
