@@ -25,9 +25,23 @@ CONFIG: dict[str, Any] = {
 NAMES, TEMPLATES = ("a", "b", "c"), ("{}", "not {}")
 
 
-def classifier() -> ZeroShotClassifier:
+KINDS: dict[str, Any] = {
+    "plain": {},
+    "bias on logits": {"init_logit_bias": -1.0},
+    "quick gelu": {"quick_gelu": True},
+    "a tower of its own": {"custom_text": True},
+    "a class token": {"custom_text": True, "text_cfg": {"embed_cls": True}},
+    "a bias in the projection": {"custom_text": True, "text_cfg": {"proj_bias": True}},
+    "the last token": {"text_cfg": {"no_causal_mask": True, "pool_type": "last"}},
+    "scaled layers": {"text_cfg": {"ls_init_value": 0.5}},
+}
+
+
+def classifier(kind: str = "plain") -> ZeroShotClassifier:
     torch.manual_seed(0)
-    clip = build(ModelSpec("open_clip", "tiny", {}, CONFIG)).double()
+    model, change = CONFIG["model_cfg"], KINDS[kind]
+    model = {**model, **change, "text_cfg": {**model["text_cfg"], **change.get("text_cfg", {})}}
+    clip = build(ModelSpec("open_clip", "tiny", {}, {**CONFIG, "model_cfg": model})).double()
     with torch.no_grad():
         for parameter in clip.parameters():
             if parameter.ndim > 1:
@@ -48,9 +62,11 @@ def loss_of(model: ZeroShotClassifier, images: Tensor, targets: Tensor) -> Tenso
     return nn.functional.cross_entropy(model(images), targets)
 
 
-@pytest.mark.parametrize("batch_size", [1, 4, 256])
-def test_the_gradient_of_the_text_tower_is_that_of_finite_differences(batch_size: int) -> None:
-    model = classifier()
+@pytest.mark.parametrize(
+    ("batch_size", "kind"), [(1, "plain"), (4, "plain"), *((256, kind) for kind in KINDS)]
+)
+def test_the_gradient_of_the_text_tower_is_that_of_finite_differences(batch_size: int, kind: str) -> None:
+    model = classifier(kind)
     images = torch.randn(5, 3, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     targets = torch.tensor([0, 1, 2, 0, 1])
     with model.opened(batch_size):
@@ -70,7 +86,8 @@ def test_the_gradient_of_the_text_tower_is_that_of_finite_differences(batch_size
                 parameter.sub_(direction, alpha=sign * 1e-5)
         expected = (values[0] - values[1]) / 2e-5
         assert float((parameter.grad * direction).sum()) == pytest.approx(expected, rel=1e-4, abs=1e-8), name
-    text = model.clip.get_parameter("transformer.resblocks.0.attn.in_proj_weight")
+    tower = "text.transformer" if KINDS[kind].get("custom_text") else "transformer"
+    text = model.clip.get_parameter(f"{tower}.resblocks.0.attn.in_proj_weight")
     assert text.grad is not None
     assert float(text.grad.abs().max()) > 1e-4
 
