@@ -196,6 +196,24 @@ class Measures(Protocol):
     def num_batches(self) -> int: ...
 
 
+class Remembers(Protocol):
+    """What may come from earlier runs: `RememberOptions`."""
+
+    @property
+    def cache(self) -> bool: ...
+    @property
+    def fresh_scores(self) -> bool: ...
+
+
+class ScoresPoints(Writes, Plans, Runs, Refreshes, Remembers, Compares, Protocol):
+    """How points between checkpoints are scored: `PointsOptions`."""
+
+    @property
+    def train(self) -> bool: ...
+    @property
+    def jobs(self) -> int: ...
+
+
 class Merges(Weighs, Streams, Refers, Protocol):
     """What is opened, merged and written."""
 
@@ -215,13 +233,13 @@ class Names(Protocol):
     def score_command(self) -> str | None: ...
 
 
-class Remembers(Protocol):
-    """What may come from earlier runs: `RememberOptions`."""
+class Judges(Tries, Names, Protocol):
+    """Who calls a soup better, and how it is asked: `ScoreOptions`."""
 
     @property
-    def cache(self) -> bool: ...
+    def direction(self) -> Literal["auto", "max", "min"]: ...
     @property
-    def fresh_scores(self) -> bool: ...
+    def score_timeout(self) -> float: ...
 
 
 @runtime_checkable

@@ -221,6 +221,9 @@ class MergeTwa(LearnedSoup):
             raise RecipeError("folds are of held-out data", hint="--fit held_out, or leave --folds out")
 
 
+LearnedRecipe = MergeLearned | MergeMehl | MergeTwa
+
+
 @dataclass(frozen=True, kw_only=True)
 class MergeEvolve(
     OutputOptions,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.checkpoint.output import OutputDirectory
@@ -22,6 +22,10 @@ from soupkit.stages.outputs.described import describe_inputs
 from soupkit.stages.outputs.soup import Ingredients, Record, open_ingredients, show_plan, write_soup
 from soupkit.stages.scoring.direction import decide
 from soupkit.world import World
+
+if TYPE_CHECKING:
+    from soupkit.stages.scoring.judges import Judge
+    from soupkit.task.score import Score
 
 COMMAND = "merge interpolate"
 
@@ -71,12 +75,12 @@ class _Points:
         self.ingredients, self.recipe, self.world, self.report = ingredients, recipe, world, report
         self.notes = notes
         self.better = better
-        self.judge: Any = None
+        self.judge: Judge | None = None
         if better is not None:
             from soupkit.stages.scoring.judges import open_judge
 
             self.judge = open_judge(ingredients, recipe, world, report)
-        self.soup = self.judge and self.judge.soup
+        self.soup = self.judge.soup if self.judge else None
 
     def best(self, points: Sequence[Mixture]) -> Json:
         """Write the best point (the earlier of equals); the table shows them all."""
@@ -119,9 +123,9 @@ class _Points:
         replaced, notes = replaced_tensors(
             self.ingredients, point, self.recipe, self.world, self.report, soup=self.soup
         )
-        measure: Callable[[Checkpoint], Any] | None = None
-        if self.soup:
-            measure = lambda written: self.soup.measure(written, test=True)  # noqa: E731
+        measure: Callable[[Checkpoint], JsonView] | None = None
+        if soup := self.soup:
+            measure = lambda written: soup.measure(written, test=True)  # noqa: E731
         return write_soup(
             self.ingredients,
             point,
@@ -135,7 +139,7 @@ class _Points:
             out=out,
         )
 
-    def _scores(self, points: Sequence[Mixture]) -> list[Any]:
+    def _scores(self, points: Sequence[Mixture]) -> list[Score]:
         if self.judge is None:
             return []
         scores = []
@@ -152,12 +156,12 @@ class _Points:
             )
         return scores
 
-    def _rows(self, scores: Sequence[Any]) -> list[Json]:
+    def _rows(self, scores: Sequence[Score]) -> list[Json]:
         keys = ("metric", "value", "standard_error", "num_examples")
         pairs = zip(self.recipe.at, scores, strict=False)
         return [{"at": at, **{key: getattr(score, key) for key in keys}} for at, score in pairs]
 
-    def _best_of(self, scores: Sequence[Any]) -> int:
+    def _best_of(self, scores: Sequence[Score]) -> int:
         if self.better is None:
             return 0
         better = self.better

@@ -56,7 +56,8 @@ def merge_greedy(recipe: MergeGreedy, world: World, report: Report) -> Json:
 
     def write(alone: World) -> Json:
         soup = judge.soup
-        notes = _notes(result, ingredients, soup) | _best_single(result, ingredients, soup)
+        single = _best_single(result, ingredients, soup if recipe.test else None)
+        notes = _notes(result, ingredients, soup) | single
         replaced, repair = replaced_tensors(ingredients, result.mixture, recipe, alone, report, soup=soup)
         return write_soup(
             ingredients,
@@ -135,7 +136,7 @@ def _notes(result: Greedy, ingredients: Ingredients, soup: SoupTask | None) -> J
 
 def _best_single(result: Greedy, ingredients: Ingredients, soup: SoupTask | None) -> Json:
     """The best single by held-out, on both splits: what the soup has to beat on test."""
-    if soup is None or not soup.recipe.test:
+    if soup is None:
         return {}
     best = result.picks[0]
     metrics = soup.measure(ingredients.checkpoints[best], test=True)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Literal
+
 import numpy as np
 
 from soupkit.checkpoint.reference import open_references
@@ -66,13 +69,13 @@ def _learn_batch(
     done = search.journal.result(stage)
     if done is None:
         subspace = search.subspace(outcome.coefficients_KB, rows)
-        clips = "model" if recipe.step == "distance" else "coordinates"
+        clips: Literal["model", "coordinates"] = "model" if recipe.step == "distance" else "coordinates"
         run, fitted, chosen = learn(
             search,
             model,
             subspace,
             lambda: HyperPlane(subspace.norms, step=recipe.step, nonnegative=recipe.nonnegative),
-            settings_of(recipe, search.memory, schedule="cosine", warmup=recipe.warmup, clips=clips),
+            replace(settings_of(recipe, search.memory), schedule="cosine", warmup=recipe.warmup, clips=clips),
             position=position,
         )
         beta, gamma = (part.detach().numpy() for part in run.coordinates.point())

@@ -34,10 +34,11 @@ def merge_twa(recipe: MergeTwa, world: World, report: Report) -> Json:
     say_order(recipe.refs, report)
     checkpoints = without_the_best(thinned(open_references(recipe.refs), recipe.every), recipe, report)
     start_N = starting_point(recipe.start, len(checkpoints))
-    search = open_search(with_unit(recipe), checkpoints, world, report, command="merge twa")
+    recipe = with_unit(recipe)
+    search = open_search(recipe, checkpoints, world, report, command="merge twa")
     if recipe.dry_run:
         return dry_run(search)
-    return write_learned(search, learned(search, lambda: _search(search, search.recipe, start_N)))
+    return write_learned(search, learned(search, lambda: _search(search, recipe, start_N)))
 
 
 def with_unit(recipe: MergeTwa) -> MergeTwa:
@@ -90,8 +91,11 @@ def _search(search: Search, recipe: MergeTwa, start_N: np.ndarray) -> Outcome:
         model,
         subspace,
         make,
-        settings_of(
-            recipe, search.memory, optimizer="sgd", momentum=recipe.momentum, schedule=recipe.schedule
+        replace(
+            settings_of(recipe, search.memory),
+            optimizer="sgd",
+            momentum=recipe.momentum,
+            schedule=recipe.schedule,
         ),
         read=_augmented(search.soup.task, recipe) if recipe.fit == "train" and recipe.augment else None,
     )

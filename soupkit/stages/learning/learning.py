@@ -6,7 +6,6 @@ Shape suffixes: K ingredients, B blocks.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
@@ -15,6 +14,7 @@ from soupkit.events import Told
 from soupkit.jsons import Json
 from soupkit.merge.memory import combined
 from soupkit.merge.writer import StreamOptions
+from soupkit.recipe.soup import LearnedRecipe
 from soupkit.soup.coordinates import Coordinates
 from soupkit.soup.fit import Fit, Learned, ReadBatches, Settings, best_epoch, folds
 from soupkit.soup.live import LiveModel
@@ -85,7 +85,11 @@ def learn(
 
 
 def _cross_fit(
-    search: Search, fit: Callable[..., Fit], before: Callable[[], Any] | None, stage: str, num_examples: int
+    search: Search,
+    fit: Callable[..., Fit],
+    before: Callable[[], object] | None,
+    stage: str,
+    num_examples: int,
 ) -> Json:
     """Scores of every fold after 0, 1, 2, … epochs, and the number of epochs with the best mean."""
     recipe, task = search.recipe, search.soup.task
@@ -120,8 +124,9 @@ def _cross_fit(
     return {"epochs": best, "metric": recipe.metric, "mean_scores": means, "fold_scores": scores}
 
 
-def settings_of(recipe: Any, memory: MemoryPlan, **special: Any) -> Settings:
+def settings_of(recipe: LearnedRecipe, memory: MemoryPlan) -> Settings:
     """The loop's settings out of a recipe with LearnOptions."""
+    assert recipe.lr is not None
     return Settings(
         epochs=recipe.epochs,
         batch_size=recipe.batch_size,
@@ -130,7 +135,6 @@ def settings_of(recipe: Any, memory: MemoryPlan, **special: Any) -> Settings:
         weight_decay=recipe.weight_decay,
         clip_grad=recipe.clip_grad,
         seed=recipe.seed,
-        **special,
     )
 
 

@@ -9,11 +9,11 @@ import dataclasses
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
 
+from soupkit.asked import Recipe
 from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.checkpoint.tensors import parse_bytes
 from soupkit.errors import RecipeError
@@ -22,7 +22,7 @@ from soupkit.identity import digest, file_identity
 from soupkit.jsons import Json
 from soupkit.merge.mixture import Mixture
 from soupkit.recipe.parse import recipe_to_json
-from soupkit.recipe.soup import MergeTwa
+from soupkit.recipe.soup import LearnedRecipe, MergeLearned, MergeMehl, MergeTwa
 from soupkit.soup import subspace as spaces
 from soupkit.soup.blocks import Layout
 from soupkit.soup.journal import Journal
@@ -57,7 +57,7 @@ HOW_NOT_WHAT = (
 class Search:
     """A search that has been opened and checked."""
 
-    recipe: Any
+    recipe: LearnedRecipe
     world: World
     report: Report
     command: str
@@ -136,7 +136,7 @@ class Outcome:
 
 
 def open_search(
-    recipe: Any,
+    recipe: LearnedRecipe,
     checkpoints: list[Checkpoint],
     world: World,
     report: Report,
@@ -169,7 +169,7 @@ def open_search(
     return Search(recipe, world, report, command, ingredients, soup, layout, journal, memory, moves)
 
 
-def _settled(recipe: Any, soup: SoupTask, report: Report) -> Any:
+def _settled(recipe: LearnedRecipe, soup: SoupTask, report: Report) -> LearnedRecipe:
     """The recipe with --bn auto as what it comes to, which is what is recorded. Raises RecipeError."""
     there = has_batch_norm(soup.task.model)
     if recipe.bn == "auto":
@@ -193,7 +193,7 @@ def _settled(recipe: Any, soup: SoupTask, report: Report) -> Any:
     return recipe
 
 
-def _enough_examples(recipe: Any, soup: SoupTask) -> None:
+def _enough_examples(recipe: LearnedRecipe, soup: SoupTask) -> None:
     """Raise RecipeError where a fold would learn from no example, or one alone be a batch's statistics."""
     num = len(examples_of(recipe, soup))
     learning = num - -(-num // recipe.folds) if recipe.folds else num
@@ -205,18 +205,21 @@ def _enough_examples(recipe: Any, soup: SoupTask) -> None:
         )
 
 
-def _head_moves(recipe: Any, soup: SoupTask) -> bool:
+def _head_moves(recipe: LearnedRecipe, soup: SoupTask) -> bool:
     """Whether weights that make the head differ among the ingredients, or are scaled by what is learned."""
     if soup.task.head is None:
         return False
     names = sorted(soup.task.head.makers() & soup.ingredients.plan.slots.keys())
-    if names and (isinstance(recipe, MergeTwa) or getattr(recipe, "constraint", "sum") == "none"):
+    scales = isinstance(recipe, MergeTwa) or (
+        isinstance(recipe, MergeLearned) and recipe.constraint == "none"
+    )
+    if names and scales:
         return True
     first, *others = soup.ingredients.checkpoints
     return any(not np.array_equal(first[name], other[name]) for name in names for other in others)
 
 
-def identity_of(recipe: Any, checkpoints: Sequence[Checkpoint], soup: SoupTask) -> str:
+def identity_of(recipe: Recipe, checkpoints: Sequence[Checkpoint], soup: SoupTask) -> str:
     """What a search depends on: options, weight files as they lie there, model and data."""
     options = {key: value for key, value in recipe_to_json(recipe).items() if key not in HOW_NOT_WHAT}
     files = [
@@ -229,7 +232,7 @@ def identity_of(recipe: Any, checkpoints: Sequence[Checkpoint], soup: SoupTask) 
 
 
 def _plan(
-    recipe: Any,
+    recipe: LearnedRecipe,
     soup: SoupTask,
     layout: Layout,
     journal: Journal,
@@ -261,7 +264,7 @@ def _plan(
         demand,
         limit=parse_bytes(recipe.max_memory) if recipe.max_memory else int(SHARE_OF_FREE * free),
         form=None if recipe.resident == "auto" else recipe.resident,
-        model_batch=getattr(recipe, "model_batch", 0) or None,
+        model_batch=(isinstance(recipe, MergeMehl) and recipe.model_batch) or None,
         piece=recipe.pass_size or (recipe.batch_size if whole else None),
     )
     if not recipe.dry_run:

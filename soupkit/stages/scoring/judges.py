@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, TypeGuard
+from typing import TypeGuard
 
 import numpy as np
 
+from soupkit.asked import Judges, Remembers, Tests, Weighs
 from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.checkpoint.output import temporary_sibling
 from soupkit.checkpoint.source import Source
@@ -56,7 +57,8 @@ class HeldOutScorer:
 
     def measure(self, checkpoint: Checkpoint) -> Json:
         """All metrics of a written checkpoint, as a manifest holds them."""
-        return self.soup.measure(checkpoint, test=self.soup.recipe.test)
+        recipe = self.soup.recipe
+        return self.soup.measure(checkpoint, test=isinstance(recipe, Tests) and recipe.test)
 
     def fingerprint(self) -> str:
         """What a remembered score depends on beside the weights: model, data and metric, and how soups are
@@ -67,7 +69,7 @@ class HeldOutScorer:
             self.soup.task.fingerprint(), self._metric, _how_made(self.ingredients, recipe), batch_norm
         )
 
-    def beside(self, _rows: Sequence[int]) -> Any:
+    def beside(self, _rows: Sequence[int]) -> object:
         """What it reads of some ingredients beside their weights: nothing, the model is the task's."""
         return None
 
@@ -77,7 +79,9 @@ class WrittenScorer:
 
     soup = None
 
-    def __init__(self, command: CommandScorer, ingredients: Ingredients, recipe: Any, world: World) -> None:
+    def __init__(
+        self, command: CommandScorer, ingredients: Ingredients, recipe: Judges, world: World
+    ) -> None:
         self.ingredients = ingredients
         self._command = command
         self._recipe = recipe
@@ -127,10 +131,10 @@ class WrittenScorer:
         made."""
         recipe = self._recipe
         return digest(
-            command_identity(recipe.score_command), recipe.metric, _how_made(self.ingredients, recipe)
+            command_identity(self._command.command), recipe.metric, _how_made(self.ingredients, recipe)
         )
 
-    def beside(self, rows: Sequence[int]) -> Any:
+    def beside(self, rows: Sequence[int]) -> object:
         """The files beside the weights in the directory that the command is given."""
         written = files_identity((path.name, path) for path in self.ingredients.model.companions)
         only = self.ingredients.checkpoints[rows[0]] if len(rows) == 1 else None
@@ -144,7 +148,7 @@ Judge = HeldOutScorer | WrittenScorer
 
 
 def open_judge(
-    ingredients: Ingredients, recipe: Any, world: World, report: Report, *, early_stop: bool = False
+    ingredients: Ingredients, recipe: Judges, world: World, report: Report, *, early_stop: bool = False
 ) -> Judge:
     """Who judges mixtures under a recipe with ScoreOptions; its `soup` is the task, None with a command.
 
@@ -168,14 +172,14 @@ def score_entry(score: Score) -> Json:
     return {"metric": score.metric, **scores_to_json({score.metric: score})[score.metric]}
 
 
-def refuse_refresh(recipe: Any) -> None:
+def refuse_refresh(recipe: Judges) -> None:
     """Raise TaskError where a command would score soups without the statistics that are then written."""
     if recipe.score_command and recipe.bn == "refresh":
         hint = "use --bn average with --score-command"
         raise TaskError("--bn refresh needs soupkit's own data and model", hint=hint)
 
 
-def _how_made(ingredients: Ingredients, recipe: Any) -> Any:
+def _how_made(ingredients: Ingredients, recipe: Weighs) -> list[object]:
     """What decides the bits of a soup beside ingredients and coefficients."""
     dtypes = [[name, slot.dtype] for name, slot in ingredients.plan.slots.items()]
     return [recipe.dtype, recipe.integers, recipe.non_finite, recipe.accumulate, dtypes]
@@ -184,13 +188,13 @@ def _how_made(ingredients: Ingredients, recipe: Any) -> Any:
 class RememberingScorer:
     """Keeps complete scores, so that an interrupted search resumes."""
 
-    def __init__(self, judge: Judge, recipe: Any, world: World, report: Report) -> None:
+    def __init__(self, judge: Judge, recipe: Remembers, world: World, report: Report) -> None:
         self._world = world
         self._judge = judge
         self._contents = contents_of(judge.ingredients.checkpoints, world, report)
         self._memory = Remembered.of("scores", recipe)
         self._fingerprint = world.in_main(judge.fingerprint)
-        self._beside: dict[int | None, Any] = {}
+        self._beside: dict[int | None, object] = {}
         self.num_remembered = 0
 
     def __call__(self, mixture: Mixture, bar: Bar | None) -> Score:
@@ -216,7 +220,7 @@ class RememberingScorer:
         given = [self._contents[k] for k in used]  # --integers first takes those of the first that is given
         return self._memory.key_of(self._contents, mixture, self._fingerprint, [given, self._files_of(used)])
 
-    def _files_of(self, used: Sequence[int]) -> Any:
+    def _files_of(self, used: Sequence[int]) -> object:
         """What the judge sees beside the weights, looked at once."""
         which = used[0] if len(used) == 1 else None
         if which not in self._beside:

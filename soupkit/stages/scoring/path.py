@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from soupkit.asked import ScoresPoints
 from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.checkpoint.hashing import content_hash
 from soupkit.checkpoint.output import OutputDirectory
@@ -33,7 +33,7 @@ from soupkit.world import World
 def evaluate_path(
     curve: Curve,
     bends: Sequence[Checkpoint],
-    recipe: Any,
+    recipe: ScoresPoints,
     world: World,
     report: Report,
     *,
@@ -116,7 +116,11 @@ def path_table(path: Scored, title: str) -> Table:
 
 
 def show_plan(
-    checkpoints: Sequence[Checkpoint], coefficients: Matrix, recipe: Any, world: World, report: Report
+    checkpoints: Sequence[Checkpoint],
+    coefficients: Matrix,
+    recipe: ScoresPoints,
+    world: World,
+    report: Report,
 ) -> Json:
     """What --dry-run prints: checkpoints, model and data fit each other, and nothing was scored."""
     scorer = PointScorer(checkpoints, recipe, world)

@@ -7,10 +7,11 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
+from soupkit.asked import ScoresPoints
 from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.checkpoint.compatible import Agreement, check_compatible
 from soupkit.checkpoint.dtypes import Array
@@ -84,7 +85,7 @@ class PointModel:
 class PointScorer:
     """Scores points on every split. Memory: the checkpoints, the model, and the decoded examples."""
 
-    def __init__(self, checkpoints: Sequence[Source], recipe: Any, world: World) -> None:
+    def __init__(self, checkpoints: Sequence[Source], recipe: ScoresPoints, world: World) -> None:
         self.recipe = recipe
         self.task: Task = open_task(checkpoints[0], recipe, world.alone())
         self.splits: tuple[Role, ...] = ("train", *JUDGED) if recipe.train else JUDGED
@@ -93,8 +94,11 @@ class PointScorer:
             checkpoints,
             check_compatible(checkpoints, mismatch="warn"),
             options=StreamOptions(threads=world.num_threads),
-            change=(lambda _: refresh_statistics(self.task, recipe)) if recipe.bn == "refresh" else None,
+            change=self._refresh if recipe.bn == "refresh" else None,
         )
+
+    def _refresh(self, _: Mixture) -> None:
+        refresh_statistics(self.task, self.recipe, num_batches=self.recipe.bn_batches)
 
     def score(self, mixture: Mixture) -> Point:
         """NLL and accuracy of a mixture on every split."""
@@ -122,7 +126,11 @@ Todo = Sequence[tuple[int, str]]
 
 
 def score_points(
-    checkpoints: Sequence[Checkpoint], coefficients: Matrix, recipe: Any, world: World, report: Report
+    checkpoints: Sequence[Checkpoint],
+    coefficients: Matrix,
+    recipe: ScoresPoints,
+    world: World,
+    report: Report,
 ) -> list[Point]:
     """Score every mixture, float64[P, K] coefficients of the checkpoints; points remembered from earlier runs
     are not.
@@ -155,7 +163,7 @@ def score_points(
 
 
 def _score_all(
-    scorer: PointScorer, places: Places, todo: Todo, recipe: Any, world: World, report: Report
+    scorer: PointScorer, places: Places, todo: Todo, recipe: ScoresPoints, world: World, report: Report
 ) -> dict[int, Point]:
     """This rank's share of the points, scored here or in worker processes."""
     mine = [todo[place] for place in world.share(len(todo))]
@@ -186,7 +194,7 @@ def _score_all(
 
 
 def _work(
-    places: Places, todo: Todo, recipe: Any, world: World, report: Report
+    places: Places, todo: Todo, recipe: ScoresPoints, world: World, report: Report
 ) -> tuple[dict[int, Point], str | None]:
     """A worker's points; everything is opened anew."""
     checkpoints = [

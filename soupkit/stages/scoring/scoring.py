@@ -9,11 +9,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 
 from soupkit.align.moments import Batches
+from soupkit.asked import ReadsData, Tries
 from soupkit.checkpoint.dtypes import NUMPY_DTYPES, Array
 from soupkit.checkpoint.header import Slot
 from soupkit.checkpoint.source import Source
@@ -42,7 +42,7 @@ class SoupTask:
     """
 
     def __init__(
-        self, ingredients: Ingredients, recipe: Any, world: World, *, task: ImageTask | None = None
+        self, ingredients: Ingredients, recipe: Tries, world: World, *, task: ImageTask | None = None
     ) -> None:
         self.ingredients = ingredients
         self.recipe = recipe
@@ -66,7 +66,8 @@ class SoupTask:
     def refresh(self) -> dict[str, Array]:
         """Re-estimate batch-norm statistics on training data; returns them rounded to what will be
         written."""
-        changed, tensors = refresh_statistics(self.task, self.recipe), self.task.tensors()
+        changed = refresh_statistics(self.task, self.recipe, num_batches=self.recipe.bn_batches)
+        tensors = self.task.tensors()
         return rounded({name: tensors[name] for name in changed}, self.ingredients.plan.slots)
 
     def measure(self, checkpoint: Source, *, test: bool) -> Json:
@@ -86,7 +87,7 @@ class SoupTask:
 
 
 def refreshed_statistics(
-    ingredients: Ingredients, mixture: Mixture, recipe: Any, world: World, report: Report
+    ingredients: Ingredients, mixture: Mixture, recipe: Tries, world: World, report: Report
 ) -> dict[str, Array]:
     """`--bn refresh` of a merge that needs data for nothing else. Raises TaskError without data or a
     model."""
@@ -114,13 +115,13 @@ def load_mixture(
     task.load({**tensors, **{dropped: tensors[kept] for dropped, kept in ties.items()}})
 
 
-def refresh_statistics(task: Task, recipe: Any) -> list[str]:
+def refresh_statistics(task: Task, recipe: ReadsData, *, num_batches: int) -> list[str]:
     """Re-estimate the batch-norm statistics of the loaded weights; the checkpoint's names of what changed."""
-    batches = training_batches(task, recipe, num_batches=recipe.bn_batches)
+    batches = training_batches(task, recipe, num_batches=num_batches)
     return [task.saved_name(name) for name in refresh(task.model, batches(), task.outputs)]
 
 
-def training_batches(task: Task, recipe: Any, *, num_batches: int) -> Callable[[], Batches]:
+def training_batches(task: Task, recipe: ReadsData, *, num_batches: int) -> Callable[[], Batches]:
     """The same training examples at each call, as evaluation shows them."""
     order = np.random.default_rng(recipe.split_seed).permutation(len(task.train))
     chosen = order[: num_batches * recipe.batch_size]
