@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import soupkit.recipe.methods as recipe_methods
 import soupkit.recipe.task_vectors as recipe_task_vectors
+from soupkit.asked import Recipe
 from soupkit.jsons import Json
 
 if TYPE_CHECKING:
@@ -36,9 +37,9 @@ class Command:
     job: str
     ranks: bool = False
 
-    def recipe_type(self) -> type[Any]:
+    def recipe_type(self) -> type[Recipe]:
         """Import the recipe dataclass (cheap: no numpy, no torch)."""
-        kind: type[Any] = _load(self.recipe)
+        kind: type[Recipe] = _load(self.recipe)
         return kind
 
     def load_job(self) -> Job:
@@ -46,7 +47,7 @@ class Command:
         job: Job = _load(self.job)
         return job
 
-    def run(self, recipe: Any, world: World, report: Report) -> Json:
+    def run(self, recipe: Recipe, world: World, report: Report) -> Json:
         """Run the job: in every rank where it has ranks, else in rank 0, whose result or error is every
         rank's."""
         job = self.load_job()

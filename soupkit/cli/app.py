@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 import typer
 
 from soupkit import __version__
+from soupkit.asked import Recipe
 from soupkit.cli import render
 from soupkit.cli.options import describe, escape, given, parameters, refuse_contradictions
 from soupkit.cli.terminal import lost_output, open_streams, paragraph, write
@@ -83,7 +84,7 @@ def _built(arguments: Sequence[str]) -> Any:
     name = _named(arguments)
     if name is None:
         return typer.main.get_command(build_app(arguments))
-    recipe_type: Any = COMMANDS[name].recipe_type()
+    recipe_type = COMMANDS[name].recipe_type()
     return _built_once(name, COMMANDS[name], recipe_type, "NO_COLOR" in os.environ)
 
 
@@ -180,10 +181,10 @@ def _listed() -> None:
     raise AssertionError("this command line names another command")
 
 
-def _callback(kind: type[Any], command: Command) -> Callable[..., None]:
+def _callback(kind: type[Recipe], command: Command) -> Callable[..., None]:
     """The function behind one command, with the recipe's fields as its signature."""
 
-    def run(*, json: bool, quiet: bool, **values: Any) -> None:
+    def run(*, json: bool, quiet: bool, **values: object) -> None:
         code = _run_job(kind, command, values, json=json, quiet=quiet)
         if code:
             raise typer.Exit(code)
@@ -210,7 +211,7 @@ def _common_parameters() -> list[inspect.Parameter]:
     ]
 
 
-def _run_job(kind: type[Any], command: Command, values: Json, *, json: bool, quiet: bool) -> int:
+def _run_job(kind: type[Recipe], command: Command, values: Json, *, json: bool, quiet: bool) -> int:
     """Parse, run, print: the exit code. What is no SoupkitError and no interrupt passes through."""
     try:
         recipe = parse_recipe(kind, given(kind, values))

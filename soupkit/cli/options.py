@@ -15,6 +15,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 import typer
 
+from soupkit.asked import Recipe
 from soupkit.errors import RecipeError
 from soupkit.jsons import Json
 from soupkit.recipe.parse import field_types
@@ -22,7 +23,7 @@ from soupkit.recipe.parse import field_types
 WIDEST_METAVAR = 12
 _FIRST_SENTENCE = re.compile(r"(.*?(?:(?<!et al)[.](?=\s|$)|:$|\Z))(.*)", flags=re.DOTALL | re.MULTILINE)
 _EXAMPLE = re.compile(r"^Example: (.+(?:\n(?!Example: ).+)*)", flags=re.MULTILINE)
-_METAVARS = {bool: "", int: "INT", float: "FLOAT", str: "TEXT", Path: "PATH"}
+_METAVARS: dict[object, str] = {bool: "", int: "INT", float: "FLOAT", str: "TEXT", Path: "PATH"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Description:
     examples: tuple[str, ...]
 
 
-def describe(kind: type[Any]) -> Description:
+def describe(kind: type[Recipe]) -> Description:
     """Read the docstring of a recipe type: its first sentence, its paragraphs, its `Example:` paragraphs."""
     text = inspect.cleandoc(kind.__doc__ or "")
     summary, rest = _FIRST_SENTENCE.fullmatch(text).groups()  # type: ignore[union-attr]
@@ -42,7 +43,7 @@ def describe(kind: type[Any]) -> Description:
     return Description(" ".join(summary.split()), _EXAMPLE.sub("", rest).strip(), examples)
 
 
-def parameters(kind: type[Any]) -> Iterator[inspect.Parameter]:
+def parameters(kind: type[Recipe]) -> Iterator[inspect.Parameter]:
     """The arguments and options of a recipe type, in the signature form that typer reads."""
     hints = field_types(kind)
     panels = _panels(kind)
@@ -57,7 +58,7 @@ def parameters(kind: type[Any]) -> Iterator[inspect.Parameter]:
         )
 
 
-def given(kind: type[Any], values: Json) -> Json:
+def given(kind: type[Recipe], values: Json) -> Json:
     """The values that were given or have a default; typer passes lists of all that were given, None for the
     others.
 
@@ -92,7 +93,7 @@ def escape(text: str) -> str:
     return re.sub(r"(?=\[[a-z#/@])", r"\\", text)
 
 
-def _panels(kind: type[Any]) -> dict[str, str | None]:
+def _panels(kind: type[Recipe]) -> dict[str, str | None]:
     """Field → heading in --help, from the mixin that declares it ("Batch norm options"); None for its own."""
     panels: dict[str, str | None] = {}
     for base in reversed(kind.__mro__):
@@ -102,7 +103,7 @@ def _panels(kind: type[Any]) -> dict[str, str | None]:
     return panels
 
 
-def _argument(field: dataclasses.Field[Any], hint: Any, panel: str | None) -> tuple[Any, Any]:
+def _argument(field: dataclasses.Field[Any], hint: object, panel: str | None) -> tuple[object, object]:
     metavar = field.name.removesuffix("s").upper() if get_origin(hint) is tuple else field.name.upper()
     annotation = list[str] if get_origin(hint) is tuple else str
     required = field.default is dataclasses.MISSING
@@ -113,7 +114,7 @@ def _argument(field: dataclasses.Field[Any], hint: Any, panel: str | None) -> tu
     return annotation if required else annotation | None, info
 
 
-def _option(field: dataclasses.Field[Any], hint: Any, panel: str | None) -> tuple[Any, Any]:
+def _option(field: dataclasses.Field[Any], hint: object, panel: str | None) -> tuple[object, object]:
     name = _dashed(field.name)
     required = field.default is dataclasses.MISSING
     metavar, text = _metavar(hint), field.metadata["help"]
@@ -133,12 +134,12 @@ def _option(field: dataclasses.Field[Any], hint: Any, panel: str | None) -> tupl
     return list[str] if required else list[str] | None, info
 
 
-def repeats(hint: Any) -> bool:
+def repeats(hint: object) -> bool:
     """Whether the option is given once per value (`--set a=1 --set b=2`); numbers take commas instead."""
     return get_origin(hint) is tuple and get_args(hint)[0] in (str, Path)
 
 
-def _metavar(hint: Any) -> str:
+def _metavar(hint: object) -> str:
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
         return next(_metavar(argument) for argument in arguments if argument is not NoneType)
@@ -150,7 +151,7 @@ def _metavar(hint: Any) -> str:
     return _METAVARS[hint]
 
 
-def _text(default: Any) -> Any:
+def _text(default: object) -> object:
     """A default as it would be typed; the recipe converts it back."""
     if default is None or default == ():
         return None

@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, TextIO
+from typing import TYPE_CHECKING, Literal, TextIO
 
 from soupkit.cli.terminal import LONGEST, paragraph, write
 from soupkit.errors import SoupkitError
@@ -188,7 +188,7 @@ def _width(stream: TextIO | None) -> int | None:
     return get_terminal_size().columns
 
 
-def _strict(value: Any) -> Any:
+def _strict(value: object) -> object:
     """JSON's own types: numpy scalars through .item(), paths as strings."""
     if isinstance(value, Mapping):
         return {str(key): _strict(item) for key, item in value.items()}

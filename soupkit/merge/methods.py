@@ -109,5 +109,6 @@ def _parameter(hint: Any, limits: Limits) -> Parameter:
 
 def all_methods() -> dict[str, MergeMethod]:
     """Every method by its name."""
-    found = [method_of(command.recipe_type()) for command in methods().values()]
+    kinds = [command.recipe_type() for command in methods().values()]
+    found = [method_of(kind) for kind in kinds if issubclass(kind, MethodRecipe)]
     return {method.name: method for method in found}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from soupkit.asked import Recipe
 from soupkit.errors import RecipeError
@@ -44,7 +44,7 @@ class DescentOptions:
     threads: int = option(0, help="threads of torch on the CPU; 0 takes every core")
 
 
-def as_finetune(recipe: Recipe, *, base: str, **values: Any) -> Finetune:
+def as_finetune(recipe: Recipe, *, base: str, **values: object) -> Finetune:
     """What batches, optimizer and model are made from: the same options, as one fine-tune's.
 
     Raises RecipeError for what a fine-tune would refuse too.

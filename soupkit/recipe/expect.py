@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from soupkit.errors import RecipeError, brief
 from soupkit.jsons import JsonView
@@ -99,9 +98,10 @@ class Condition:
         return seen if isinstance(self.right, float) else f"{seen}, {self.right} is {right:.6g}"
 
 
-def parse_condition(text: Any, *, where: str) -> Condition:
+def parse_condition(text: object, *, where: str) -> Condition:
     """Read one condition. Raises RecipeError for anything that is not of the form."""
-    words = WORD.findall(text) if isinstance(text, str) and WORD.sub("", text).isspace() else []
+    given = text if isinstance(text, str) else ""
+    words = WORD.findall(given) if WORD.sub("", given).isspace() else []
     left = _path(words[0]) if words else None
     if left is None or len(words) not in (3, 5) or words[1] not in OPERATORS:
         raise RecipeError(f"{where}: expect {text!r}: {FORM}", hint="put spaces around the operators")
@@ -110,7 +110,7 @@ def parse_condition(text: Any, *, where: str) -> Condition:
     offset = 0.0 if len(words) == 3 else _number(words[4])
     if right is None or offset is None or (len(words) == 5 and (words[3] not in "+-" or number is not None)):
         raise RecipeError(f"{where}: expect {text!r}: {FORM}")
-    return Condition(text, left, words[1], right, -offset if words[3:4] == ["-"] else offset)
+    return Condition(given, left, words[1], right, -offset if words[3:4] == ["-"] else offset)
 
 
 def _path(word: str) -> Path | None:
@@ -138,20 +138,19 @@ class _Miss:
     why: str
 
 
-def _places(result: Any) -> list[Any]:
+def _places(result: object) -> list[object]:
     """Where keys may begin: in the metrics, in the metrics under the only checkpoint's reference, in the
     result."""
-    metrics = result.get("metrics") if isinstance(result, Mapping) else None
-    if not isinstance(metrics, Mapping):
+    if not isinstance(result, Mapping) or not isinstance(metrics := result.get("metrics"), Mapping):
         return [result]
-    inputs: Any = result.get("inputs") or ()
+    inputs = list(result.get("inputs") or [])
     named = (
         [{inputs[0].get("reference"): metrics}] if len(inputs) == 1 and isinstance(inputs[0], Mapping) else []
     )
     return [metrics, *named, result]
 
 
-def _found(node: Any, keys: tuple[str, ...]) -> Any:
+def _found(node: object, keys: tuple[str, ...]) -> object:
     """What is at `keys`, or a _Miss: keys are joined by dots as long as that names something."""
     if not keys:
         return node
@@ -171,15 +170,17 @@ def _found(node: Any, keys: tuple[str, ...]) -> Any:
     return min(misses, key=lambda miss: miss.left)
 
 
-def _first_of(found: list[Any]) -> Any:
+def _first_of(found: Sequence[object]) -> object:
     """The first that is there. Raises LookupError with the reason of the one that came nearest."""
+    misses = []
     for node in found:
         if not isinstance(node, _Miss):
             return node
-    raise LookupError(min(reversed(found), key=lambda miss: miss.left).why)
+        misses.append(node)
+    raise LookupError(min(reversed(misses), key=lambda miss: miss.left).why)
 
 
-def _shown(node: Any) -> str:
+def _shown(node: object) -> str:
     if isinstance(node, Mapping):
         return ", ".join(map(str, node)) or "nothing"
     return f"a list of {len(node)}" if isinstance(node, list) else repr(node)

@@ -7,6 +7,7 @@ import dataclasses
 from math import inf
 from typing import Any
 
+from soupkit.asked import Recipe
 from soupkit.errors import RecipeError
 
 REQUIRED: Any = dataclasses.MISSING
@@ -31,14 +32,14 @@ class Limits:
             raise RecipeError(f"{name} is {value:g}, expected {expected}")
 
 
-def option(default: Any = REQUIRED, *, help: str, **limits: Any) -> Any:
+def option(default: object = REQUIRED, *, help: str, **limits: Any) -> Any:
     """A keyword option: `--the-name VALUE` on the command line, `the_name:` in YAML. limits: those of
     `Limits`."""
     metadata = {"help": help, "positional": False, "limits": Limits(**limits)}
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def check_limits(recipe: Any) -> None:
+def check_limits(recipe: Recipe) -> None:
     """Raise RecipeError for a number that its option does not take."""
     for field in dataclasses.fields(recipe):
         value = getattr(recipe, field.name)
@@ -47,6 +48,6 @@ def check_limits(recipe: Any) -> None:
                 field.metadata["limits"].check(field.name, number)
 
 
-def argument(default: Any = REQUIRED, *, help: str) -> Any:
+def argument(default: object = REQUIRED, *, help: str) -> Any:
     """A positional argument on the command line, an ordinary key in YAML."""
     return dataclasses.field(default=default, metadata={"help": help, "positional": True})

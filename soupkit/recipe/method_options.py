@@ -63,7 +63,7 @@ class MethodRecipe(OutputOptions, WeightOptions, TensorOptions):
         help="the checkpoint whose configuration, tokenizer and other files go along; default: the first",
     )
 
-    def __init_subclass__(cls, **options: Any) -> None:
+    def __init_subclass__(cls, **options: object) -> None:
         super().__init_subclass__(**options)
         cls.METHOD = re.sub(r"(?<=.)([A-Z])", r"-\1", cls.__name__.removeprefix("Merge")).lower()
 

@@ -9,16 +9,16 @@ import json
 import keyword
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from soupkit.asked import Recipe
 from soupkit.errors import RecipeError, brief
 from soupkit.jsons import Json, JsonView
 
-R = TypeVar("R")
+R = TypeVar("R", bound=Recipe)
 
 
 def whole_number(text: str) -> int | None:
@@ -35,7 +35,7 @@ def parse_recipe(kind: type[R], values: JsonView, *, where: str = "") -> R:
     """
     place = f"{where}: " if where else ""
     values = {f"{name}_" if keyword.iskeyword(name) else name: value for name, value in values.items()}
-    fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    fields = {field.name: field for field in dataclasses.fields(kind)}
     _check_known(values, fields, place=place)
     for name, field in fields.items():
         if name not in values and field.default is dataclasses.MISSING:
@@ -53,7 +53,7 @@ def recipe_to_json(recipe: Recipe) -> Json:
     return {field.name: _json_value(getattr(recipe, field.name)) for field in dataclasses.fields(recipe)}
 
 
-def field_types(kind: type[Any]) -> Json:
+def field_types(kind: type) -> Json:
     """The resolved type of every field of a recipe type."""
     return get_type_hints(kind)
 
@@ -72,7 +72,7 @@ def suggestion(name: str, known: Iterable[str]) -> str:
     return f"did you mean {guess!r}?" if guess else f"known: {', '.join(names) or 'none'}"
 
 
-def convert(value: Any, hint: Any) -> Any:
+def convert(value: object, hint: object) -> object:
     """`value`, from YAML or a command line, as the type `hint`. Raises ValueError when it is not one."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
@@ -85,7 +85,7 @@ def convert(value: Any, hint: Any) -> Any:
     return _SCALARS[hint](value)
 
 
-def type_name(hint: Any) -> str:
+def type_name(hint: object) -> str:
     """What a message calls the type: "an integer", "one of auto, cpu"."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
@@ -96,9 +96,14 @@ def type_name(hint: Any) -> str:
         return {int: "integers", float: "numbers", str: "a list of strings", Path: "a list of paths"}[
             arguments[0]
         ]
-    return {bool: "true or false", int: "an integer", float: "a number", str: "a string", Path: "a path"}[
-        hint
-    ]
+    names: dict[object, str] = {
+        bool: "true or false",
+        int: "an integer",
+        float: "a number",
+        str: "a string",
+        Path: "a path",
+    }
+    return names[hint]
 
 
 def _check_known(values: JsonView, fields: Iterable[str], *, place: str) -> None:
@@ -111,7 +116,7 @@ def _check_known(values: JsonView, fields: Iterable[str], *, place: str) -> None
         )
 
 
-def _field_value(name: str, value: Any, hint: Any, *, place: str) -> Any:
+def _field_value(name: str, value: object, hint: object, *, place: str) -> object:
     try:
         return convert(value, hint)
     except (ValueError, OverflowError):
@@ -121,7 +126,7 @@ def _field_value(name: str, value: Any, hint: Any, *, place: str) -> Any:
         ) from None
 
 
-def _value_hint(name: str, value: Any, hint: Any) -> str | None:
+def _value_hint(name: str, value: object, hint: object) -> str | None:
     if get_origin(hint) is Literal and isinstance(value, str):
         guess = nearest(value, map(str, get_args(hint)))
         return f"did you mean {guess!r}?" if guess else None
@@ -130,7 +135,7 @@ def _value_hint(name: str, value: Any, hint: Any) -> str | None:
     return None
 
 
-def _choice(value: Any, choices: tuple[Any, ...]) -> Any:
+def _choice(value: object, choices: tuple[object, ...]) -> object:
     """The choice that `value` is; `True` is not the choice 1."""
     for choice in choices:
         if value == choice and type(value) is type(choice):
@@ -140,7 +145,7 @@ def _choice(value: Any, choices: tuple[Any, ...]) -> Any:
     raise ValueError(value)
 
 
-def _items(value: Any, inner: Any) -> Iterable[Any]:
+def _items(value: object, inner: object) -> Iterable[object]:
     """The items of a list, of a lone number, or of a string with commas between numbers."""
     if isinstance(value, list | tuple):
         return value
@@ -160,7 +165,7 @@ def _items(value: Any, inner: Any) -> Iterable[Any]:
     raise ValueError(value)
 
 
-def _bool(value: Any) -> bool:
+def _bool(value: object) -> bool:
     if isinstance(value, bool):
         return value
     if value in ("true", "false"):
@@ -168,20 +173,20 @@ def _bool(value: Any) -> bool:
     raise ValueError(value)
 
 
-def _int(value: Any) -> int:
+def _int(value: object) -> int:
     if isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool)):
         return int(value)
     raise ValueError(value)
 
 
-def _float(value: Any) -> float:
+def _float(value: object) -> float:
     """A string is read as well: YAML 1.1 takes 1e-3, without a point, for one."""
     if isinstance(value, bool) or not isinstance(value, str | int | float) or math.isnan(float(value)):
         raise ValueError(value)
     return float(value)
 
 
-def _str(value: Any) -> str:
+def _str(value: object) -> str:
     """A number is taken too: `lr: 0.01` where `lr: log(1e-4,1e-2)` would stand as well.
 
     A zero character is refused: no command line can hold one, and no path that a string may name.
@@ -191,7 +196,7 @@ def _str(value: Any) -> str:
     return str(value)
 
 
-def _path(value: Any) -> Path:
+def _path(value: object) -> Path:
     """A home directory is expanded, since no shell has seen what comes from YAML."""
     if not isinstance(value, str | Path) or not str(value) or "\0" in str(value):
         raise ValueError(value)
@@ -202,10 +207,16 @@ def _path(value: Any) -> Path:
         raise ValueError(value) from None
 
 
-def _json_value(value: Any) -> Any:
+def _json_value(value: object) -> object:
     if isinstance(value, tuple):
         return [_json_value(item) for item in value]
     return str(value) if isinstance(value, Path) else value
 
 
-_SCALARS: dict[Any, Any] = {bool: _bool, int: _int, float: _float, str: _str, Path: _path}
+_SCALARS: dict[object, Callable[[object], object]] = {
+    bool: _bool,
+    int: _int,
+    float: _float,
+    str: _str,
+    Path: _path,
+}

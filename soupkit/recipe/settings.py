@@ -13,7 +13,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 from soupkit.errors import RecipeError, brief
 from soupkit.recipe.parse import suggestion, whole_number
@@ -107,7 +107,7 @@ def _quoted(text: str) -> str:
     return f"{json.dumps(pattern.strip(chr(34) + chr(39) + ' '))}: {rest}" if colon else text
 
 
-def _position(ingredient: Any, references: Sequence[str], *, where: str) -> int:
+def _position(ingredient: object, references: Sequence[str], *, where: str) -> int:
     position = whole_number(str(ingredient))
     if position is not None and position < len(references):
         return position
@@ -122,13 +122,13 @@ def _position(ingredient: Any, references: Sequence[str], *, where: str) -> int:
     return found[0]
 
 
-def _value(value: Any, *, where: str) -> Value:
+def _value(value: object, *, where: str) -> Value:
     if isinstance(value, list) and value:
         return tuple(_number(item, where=where) for item in value)
     return _number(value, where=where)
 
 
-def _number(value: Any, *, where: str) -> float:
+def _number(value: object, *, where: str) -> float:
     if isinstance(value, bool):
         return float(value)
     if not isinstance(value, int | float):

@@ -24,7 +24,7 @@ from typing import Any
 
 import yaml
 
-from soupkit.asked import Results
+from soupkit.asked import Recipe, Results
 from soupkit.commands import COMMANDS
 from soupkit.errors import RecipeError, UnfoundedError, brief
 from soupkit.jsons import Json, JsonView
@@ -58,7 +58,7 @@ class Step:
 
     name: str
     command: str
-    recipe: Any
+    recipe: Recipe
     expect: tuple[Condition, ...] = ()
 
 
@@ -99,7 +99,7 @@ def parse_steps(text: str, settings: Sequence[str] = (), *, where: str, name: st
     return Steps(str(values.get("description", "")), parsed)
 
 
-def load_yaml(text: str, *, where: str) -> Any:
+def load_yaml(text: str, *, where: str) -> object:
     """Parse YAML: only true and false are booleans, 1e-3 is a number, no key may stand twice. Raises
     RecipeError."""
     try:
@@ -110,7 +110,7 @@ def load_yaml(text: str, *, where: str) -> Any:
     return value
 
 
-def _check_finite(value: Any, *, where: str) -> None:
+def _check_finite(value: object, *, where: str) -> None:
     """YAML's anchors can make a value that holds itself, or one that is endless once it is written out."""
     todo, count = [value], 0
     while todo:
@@ -124,7 +124,7 @@ def _check_finite(value: Any, *, where: str) -> None:
         todo.extend(inner)
 
 
-def _sections(values: dict[Any, Any], *, where: str, name: str) -> tuple[Json, dict[str, Json]]:
+def _sections(values: Mapping[Any, Any], *, where: str, name: str) -> tuple[Json, dict[str, Json]]:
     """The variables and the raw steps of a file."""
     variables = _mapping(values.get("variables"), where=f"{where}: variables")
     if "command" in values:
@@ -148,7 +148,7 @@ def _sections(values: dict[Any, Any], *, where: str, name: str) -> tuple[Json, d
     return variables, {key: _mapping(step, where=f"{where}: step {key}") for key, step in steps.items()}
 
 
-def _mapping(value: Any, *, where: str) -> Json:
+def _mapping(value: object, *, where: str) -> Json:
     if value is None:
         return {}
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
@@ -186,7 +186,7 @@ def _resolve(variables: JsonView, *, where: str) -> Json:
     return resolved
 
 
-def _check_size(value: Any, *, where: str) -> None:
+def _check_size(value: object, *, where: str) -> None:
     """Lists in lists, or texts in texts, that variables repeat grow tenfold with each line of a file."""
     todo, num_values, num_characters = [value], 0, 0
     while todo:
@@ -199,7 +199,7 @@ def _check_size(value: Any, *, where: str) -> None:
         todo.extend(inner)
 
 
-def _substitute(value: Any, variables: JsonView, *, where: str) -> Any:
+def _substitute(value: object, variables: JsonView, *, where: str) -> Any:
     """Replace ${name} in strings, at any depth; a string that is one ${name} takes the variable's type."""
     if isinstance(value, list):
         return [_substitute(item, variables, where=where) for item in value]
@@ -283,7 +283,7 @@ def _check_condition(step: Step, condition: Condition, steps: Mapping[str, Step]
 class _Loader(yaml.SafeLoader):
     """YAML 1.2's idea of scalars: `off`, `no`, 010 and 2024-01-01 are strings, and 1e-3 is a number."""
 
-    def fetch_flow_collection_start(self, kind: Any) -> None:
+    def fetch_flow_collection_start(self, kind: object) -> None:
         """Refuse a thousand brackets in a row, on each of which PyYAML looks at all those before it."""
         if self.flow_level >= MOST_DEPTH:
             raise yaml.scanner.ScannerError(
@@ -291,9 +291,9 @@ class _Loader(yaml.SafeLoader):
             )
         super().fetch_flow_collection_start(kind)
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[object, object]:
         mapping = super().construct_mapping(node, deep=deep)
-        seen: set[Any] = set()
+        seen: set[object] = set()
         for key, _ in node.value:
             name = self.construct_object(key, deep=True)
             if name in seen:

@@ -8,7 +8,6 @@ import glob
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from soupkit.asked import Narrows, Recipe, Refers, Results
 from soupkit.checkpoint.reference import open_references
@@ -20,6 +19,7 @@ from soupkit.jsons import Json
 from soupkit.manifest import Manifest
 from soupkit.recipe.parse import recipe_to_json
 from soupkit.recipe.steps import Step
+from soupkit.recipe.train import FinetuneSweep
 from soupkit.stages.inputs.recorded import companions_of_input, content_of_input
 from soupkit.world import ALONE, World
 
@@ -50,9 +50,9 @@ def run_steps(steps: Sequence[Step], report: Report, *, force: bool = False, wor
         report(Told(f"step {number}/{len(steps)} {step.name}: {step.command} ({verb}{decision.why})"))
         if decision.runs:
             results[step.name] = _run_step(step, report, force=force, world=world)
-            rebuilt += _out(step)
+            rebuilt += _outs(step)
         else:
-            results[step.name] = Manifest.read(step.recipe.out).to_json()
+            results[step.name] = Manifest.read(_outs(step)[0]).to_json()
     _check_expectations(steps, results, report)
     return {"steps": results}
 
@@ -63,7 +63,7 @@ def show_plan(steps: Sequence[Step], report: Report, *, force: bool = False) -> 
     rebuilt: list[Path] = []
     for step in steps:
         decision = decide(step, rebuilt, force=force)
-        rebuilt += _out(step) if decision.runs else []
+        rebuilt += _outs(step) if decision.runs else []
         plan[step.name] = {
             "command": step.command,
             "action": "run" if decision.runs else "skip",
@@ -82,18 +82,18 @@ def decide(step: Step, rebuilt: Iterable[Path], *, force: bool = False) -> Decis
     """
     if force:
         return Decision(True, "forced")
-    if not _out(step):
+    if not (outs := _outs(step)):
         return Decision(True, "has no output to keep")
-    manifest = Manifest.read_if_any(step.recipe.out)
+    manifest = Manifest.read_if_any(outs[0])
     if manifest is None:
         return Decision(True, "has no complete output yet")
     why = (
         _changed(step, manifest)
         or _unfinished(step, manifest)
         or _upstream(step, manifest, rebuilt)
-        or _damaged(step, manifest)
+        or _damaged(outs[0], manifest)
         or _changed_given(step, manifest)
-        or _changed_inputs(step, manifest)
+        or _changed_inputs(step, outs[0], manifest)
     )
     return Decision(True, why) if why else Decision(False, "complete and unchanged")
 
@@ -102,20 +102,21 @@ def _run_step(step: Step, report: Report, *, force: bool, world: World) -> Json:
     """Run one step. An earlier output of soupkit is replaced; anything else in its place is refused by the
     job."""
     recipe = step.recipe
-    replaces = bool(_out(step)) and Manifest.read_if_any(recipe.out) is not None
+    replaced = [out for out in _outs(step) if Manifest.read_if_any(out) is not None]
     fields = {field.name for field in dataclasses.fields(recipe)}
-    wanted = ANEW if force else {"overwrite": True} if replaces else {}
+    wanted = ANEW if force else {"overwrite": True} if replaced else {}
     if changed := {name: value for name, value in wanted.items() if name in fields}:
         recipe = dataclasses.replace(recipe, **changed)
-        if replaces:
-            report(Told(f"replacing {recipe.out}"))
+        for out in replaced:
+            report(Told(f"replacing {out}"))
     try:
         return COMMANDS[step.command].run(recipe, world.for_recipe(recipe), report)
     except SoupkitError as error:
         raise type(error)(f"step {step.name}: {error.message}", hint=error.hint) from error
 
 
-def _out(step: Step) -> list[Path]:
+def _outs(step: Step) -> list[Path]:
+    """The output, where it has one."""
     out = step.recipe.out if isinstance(step.recipe, Results) else None
     return [out] if out else []
 
@@ -136,7 +137,7 @@ def _changed(step: Step, manifest: Manifest) -> str | None:
 def _unfinished(step: Step, manifest: Manifest) -> str | None:
     """How much of a killed sweep there is: its manifest is written anew after each run, so it proves
     nothing."""
-    if step.command != "finetune-sweep":
+    if not isinstance(step.recipe, FinetuneSweep):
         return None
     from soupkit.train.sweep import plan_runs
 
@@ -155,14 +156,14 @@ def _upstream(step: Step, manifest: Manifest, rebuilt: Iterable[Path]) -> str | 
     return None
 
 
-def _damaged(step: Step, manifest: Manifest) -> str | None:
+def _damaged(out: Path, manifest: Manifest) -> str | None:
     """Whether a file or member that the manifest lists is gone or has another size (`verify` reads every
     byte)."""
     for name in manifest.notes.get("members", []):
-        if not (step.recipe.out / name).is_dir():
+        if not (out / name).is_dir():
             return f"{name} is missing"
     for name, entry in manifest.outputs.get("files", {}).items():
-        path = step.recipe.out / name
+        path = out / name
         if not path.is_file() or path.stat().st_size != entry.get("bytes"):
             return f"{name} is missing or has another size"
     return None
@@ -178,13 +179,13 @@ def _changed_given(step: Step, manifest: Manifest) -> str | None:
     return f"the content of {', '.join(changed)}: {recorded}"
 
 
-def _changed_inputs(step: Step, manifest: Manifest) -> str | None:
+def _changed_inputs(step: Step, out: Path, manifest: Manifest) -> str | None:
     """Which input has other weights than the output was made from, or is new among the references."""
     try:
         for entry in manifest.inputs:
-            if content_of_input(step.recipe.out, entry, ALONE) != entry.get("content"):
+            if content_of_input(out, entry, ALONE) != entry.get("content"):
                 return f"{entry.get('reference')} changed"
-            if companions_of_input(step.recipe.out, entry) != entry.get("companions"):
+            if companions_of_input(out, entry) != entry.get("companions"):
                 return f"the files beside the weights of {entry.get('reference')} changed"
         return _new_input(step, manifest)
     except SoupkitError as error:
@@ -218,7 +219,7 @@ def _texts(recipe: Recipe) -> Iterator[str]:
             )
 
 
-def _is_text(value: Any) -> bool:
+def _is_text(value: object) -> bool:
     return isinstance(value, str | Path)
 
 

@@ -6,7 +6,6 @@ What the structure means for a method is the translation's concern (mergekit.py)
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 from soupkit.jsons import JsonView
 from soupkit.recipe.mergekit.values import (
@@ -118,7 +117,7 @@ def _refuse_features(config: JsonView, where: str) -> None:
         )
 
 
-def _models(value: Any, where: str) -> tuple[Slice, ...]:
+def _models(value: object, where: str) -> tuple[Slice, ...]:
     found = []
     for place, entry in enumerate(items(value, where)):
         inner = f"{where}[{place}]"
@@ -131,14 +130,14 @@ def _models(value: Any, where: str) -> tuple[Slice, ...]:
     return (Slice(tuple(found), {}, None, where),)
 
 
-def _slices(value: Any, where: str) -> tuple[Slice, ...]:
+def _slices(value: object, where: str) -> tuple[Slice, ...]:
     slices = tuple(_slice(entry, f"{where}[{place}]") for place, entry in enumerate(items(value, where)))
     if (layers := sum(each.depth or 0 for each in slices)) > MOST_LAYERS:
         raise refuse(where, f"{layers} layers, at most {MOST_LAYERS} are stacked")
     return slices
 
 
-def _slice(value: Any, where: str) -> Slice:
+def _slice(value: object, where: str) -> Slice:
     values = mapping(value, ("sources", "parameters", "base_model", "residual_weight"), where)
     if values.get("residual_weight") is not None:
         raise refuse(where, "residual_weight has no effect in mergekit", hint="leave it out")
@@ -161,7 +160,7 @@ def _source(values: JsonView, where: str, layers: tuple[int, int] | None = None)
     return Source(model(values["model"], f"{where}.model"), own, layers)
 
 
-def _range(value: Any, where: str) -> tuple[int, int]:
+def _range(value: object, where: str) -> tuple[int, int]:
     """Layers first … stop − 1, at least one."""
     if not isinstance(value, list) or len(value) != 2:
         raise refuse(
@@ -173,7 +172,7 @@ def _range(value: Any, where: str) -> tuple[int, int]:
     return first, stop
 
 
-def _dtype(value: Any, where: str) -> str | None:
+def _dtype(value: object, where: str) -> str | None:
     if value is None:
         return None
     name = text(value, where).removeprefix("torch.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -202,7 +202,7 @@ class Parameters:
         if self.file.method == "linear" or "epsilon" in self.known:
             self._check_numbers()
 
-    def _check_inert(self, name: str, values: Sequence[Any]) -> None:
+    def _check_inert(self, name: str, values: Sequence[object]) -> None:
         method, place = self.file.method, f"{self.where}: {name}"
         if method == "task_arithmetic":
             self.notes.append(f"{name} has no effect in task_arithmetic, in mergekit neither")
@@ -254,7 +254,7 @@ class Parameters:
                         )
 
 
-def _converter(name: str, factor: float) -> Any:
+def _converter(name: str, factor: float) -> Callable[[Number], Number]:
     """mergekit's epsilon of DELLA is half of the published spread, which soupkit takes; its flatten is the
     opposite of rows."""
 
@@ -271,5 +271,5 @@ def _one(chains: Sequence[Chain]) -> Number | None:
     return chains[0].plain if len(set(chains)) == 1 else None
 
 
-def _several(value: Any) -> tuple[Any, ...]:
+def _several(value: object) -> tuple[Any, ...]:
     return value if isinstance(value, tuple) else (value,)

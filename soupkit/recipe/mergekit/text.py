@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import yaml
 
@@ -53,14 +52,14 @@ def load_mergekit(text: str, *, where: str) -> Json:
     return config
 
 
-def _refuse_other(config: Mapping[Any, Any], where: str) -> None:
+def _refuse_other(config: Mapping[object, object], where: str) -> None:
     for key, (what, hint) in _OTHER_FILES.items():
         if key in config:
             raise RecipeError(f"{where}: has no merge_method: it describes {what}", hint=hint)
     raise RecipeError(f"{where}: is not a mergekit configuration: it has no merge_method")
 
 
-def _check_size(value: Any, *, where: str) -> None:
+def _check_size(value: object, *, where: str) -> None:
     """YAML's anchors can make a value that holds itself, or one that is endless once it is written out."""
     todo, count = [(value, 0)], 0
     while todo:
@@ -80,7 +79,7 @@ class _Loader(yaml.SafeLoader):
     bound."""
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        seen: set[Any] = set()
+        seen: set[object] = set()
         for key, _ in node.value:
             name = (key.tag, key.value) if isinstance(key, yaml.ScalarNode) else id(key)
             if name in seen:

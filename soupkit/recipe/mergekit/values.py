@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from soupkit.errors import RecipeError
 from soupkit.jsons import Json
@@ -55,7 +55,7 @@ def _at(path: str, revision: str | None) -> str:
     return path if revision is None else f"{path}@{revision}"
 
 
-def shown(value: Any) -> str:
+def shown(value: object) -> str:
     """A value as a message shows it: short, and in printable characters."""
     if value is None:
         return "null"
@@ -70,7 +70,9 @@ def refuse(where: str, what: str, *, hint: str | None = None) -> RecipeError:
     return RecipeError(f"{where}: {what}", hint=hint)
 
 
-def mapping(value: Any, known: Iterable[str] | None, where: str, *, what: str = "key: value pairs") -> Json:
+def mapping(
+    value: object, known: Iterable[str] | None, where: str, *, what: str = "key: value pairs"
+) -> Json:
     """Keys and values; with `known`, other keys are refused with the nearest one."""
     if not isinstance(value, dict):
         raise refuse(where, f"expected {what}, got {shown(value)}")
@@ -85,14 +87,14 @@ def mapping(value: Any, known: Iterable[str] | None, where: str, *, what: str = 
     return value
 
 
-def items(value: Any, where: str) -> list[Any]:
+def items(value: object, where: str) -> list[object]:
     """A list with something in it."""
     if not isinstance(value, list) or not value:
         raise refuse(where, f"expected a list, got {shown(value)}")
     return value
 
 
-def text(value: Any, where: str) -> str:
+def text(value: object, where: str) -> str:
     """Text with something in it, that can be printed."""
     if not isinstance(value, str) or not value.strip():
         raise refuse(where, f"expected text, got {shown(value)}", hint="write it in quotes if it is text")
@@ -101,7 +103,7 @@ def text(value: Any, where: str) -> str:
     return value
 
 
-def scalar(value: Any, kind: Kind, where: str) -> float | bool | int:
+def scalar(value: object, kind: Kind, where: str) -> float | bool | int:
     """A number, boolean or integer, with the conversions that mergekit makes (0.0 is false, '0.5' a
     number)."""
     found = {"number": _number, "boolean": _boolean, "integer": _integer}[kind](value)
@@ -111,7 +113,7 @@ def scalar(value: Any, kind: Kind, where: str) -> float | bool | int:
     return found
 
 
-def _number(value: Any) -> float | int | None:
+def _number(value: object) -> float | int | None:
     if isinstance(value, str):
         value = float(value) if len(value) < 400 and _NUMBER.fullmatch(value.strip()) else None
     if isinstance(value, bool):
@@ -121,14 +123,14 @@ def _number(value: Any) -> float | int | None:
     return value if math.isfinite(value) else None
 
 
-def _boolean(value: Any) -> bool | None:
+def _boolean(value: object) -> bool | None:
     if isinstance(value, str):
         word = value.lower()
         return True if word in _TRUE else False if word in _FALSE else None
     return bool(value) if isinstance(value, int | float) and value in (0, 1) else None
 
 
-def _integer(value: Any) -> int | None:
+def _integer(value: object) -> int | None:
     if isinstance(value, str) and re.fullmatch(r"[-+]?\d{1,18}", value.strip(), re.ASCII):
         return int(value)
     if isinstance(value, float) and math.isfinite(value) and value == int(value):
@@ -136,7 +138,7 @@ def _integer(value: Any) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 63 else None
 
 
-def parameters(value: Any, where: str) -> dict[str, Setting]:
+def parameters(value: object, where: str) -> dict[str, Setting]:
     """{name: setting}; nothing where there are none."""
     found = {} if value is None else mapping(value, None, where)
     for name in found:
@@ -145,7 +147,7 @@ def parameters(value: Any, where: str) -> dict[str, Setting]:
     return {name: setting(each, f"{where}.{name}") for name, each in found.items()}
 
 
-def setting(value: Any, where: str) -> Setting:
+def setting(value: object, where: str) -> Setting:
     """A scalar, a gradient, or conditions of which the first that fits counts."""
     if isinstance(value, dict):
         value = [value]
@@ -154,7 +156,7 @@ def setting(value: Any, where: str) -> Setting:
     return (Condition(None, _value(value, where)),)
 
 
-def _condition(value: Any, where: str) -> Condition:
+def _condition(value: object, where: str) -> Condition:
     found = mapping(value, ("filter", "value"), where, what="filter and value")
     if "value" not in found:
         raise refuse(where, "has no value", hint="- {filter: mlp, value: 0.5}")
@@ -174,19 +176,19 @@ def _condition(value: Any, where: str) -> Condition:
     return Condition(pattern, _value(found["value"], f"{where}.value"))
 
 
-def _value(value: Any, where: str) -> Scalar | tuple[Scalar, ...]:
+def _value(value: object, where: str) -> Scalar | tuple[Scalar, ...]:
     if isinstance(value, list) and value:
         return tuple(_scalar(item, f"{where}[{place}]") for place, item in enumerate(value))
     return _scalar(value, where)
 
 
-def _scalar(value: Any, where: str) -> Scalar:
+def _scalar(value: object, where: str) -> Scalar:
     if not isinstance(value, bool | int | float | str):
         raise refuse(where, f"expected a number or a list of numbers, got {shown(value)}")
     return value
 
 
-def model(value: Any, where: str) -> Model:
+def model(value: object, where: str) -> Model:
     """`path@revision+adapter@revision`, or {model: {path, revision}, lora: {path, revision}}."""
     if isinstance(value, dict):
         if "model" not in value and "path" in value:
@@ -216,7 +218,7 @@ def model(value: Any, where: str) -> Model:
     return Model(*below, *(adapters[0] if adapters else (None, None)))
 
 
-def _path(value: Any, where: str) -> tuple[str, str | None]:
+def _path(value: object, where: str) -> tuple[str, str | None]:
     if isinstance(value, dict):
         found = mapping(value, ("path", "revision"), where)
         if "path" not in found:
@@ -231,7 +233,7 @@ def _path(value: Any, where: str) -> tuple[str, str | None]:
     return _name(path, where), revision if at else None
 
 
-def _name(value: Any, where: str) -> str:
+def _name(value: object, where: str) -> str:
     """A path or name of one model: no spaces around it, and no pattern, which soupkit would spell out."""
     name = text(value, where)
     if name != name.strip():
