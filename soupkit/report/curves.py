@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from soupkit.jsons import Json
 from soupkit.report.tables import split_label
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Vector = NDArray[np.float64]
 COLORS = {"train": "tab:gray", "held_out": "tab:orange", "test": "tab:blue"}
 
 
-def _figure(width: float, height: float) -> Any:
+def _figure(width: float, height: float) -> Figure:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -101,8 +106,8 @@ def plane_plot(
     figure.savefig(path, dpi=150)
 
 
-def _marked(axes: Any, points: Mapping[str, tuple[float, float]], marker: str, color: str) -> None:
-    edge = {"markeredgecolor": "black"} if marker == "o" else {}
+def _marked(axes: Axes, points: Mapping[str, tuple[float, float]], marker: str, color: str) -> None:
+    edge: Json = {"markeredgecolor": "black"} if marker == "o" else {}
     for name, (x, y) in points.items():
         axes.plot(x, y, marker, color=color, markersize=7, **edge)
         axes.annotate(name, (x, y), xytext=(5, 5), textcoords="offset points", fontsize="x-small")
@@ -141,7 +146,7 @@ def cycle_plot(
     figure.savefig(path, dpi=150)
 
 
-def _circles(axes: Any, line: tuple[Vector, Vector], kept: Sequence[float]) -> None:
+def _circles(axes: Axes, line: tuple[Vector, Vector], kept: Sequence[float]) -> None:
     xs, values = line
     for epoch in kept:
         axes.plot(

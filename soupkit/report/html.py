@@ -6,7 +6,6 @@ import html
 import math
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 _VOID = {"img", "meta"}
 # Control characters, those that turn the direction of text around, lone surrogates: none may act, all should
@@ -20,7 +19,7 @@ class Html(str):
     """A piece of a page, as opposed to text that is yet to be escaped."""
 
 
-def text(value: Any) -> Html:
+def text(value: object) -> Html:
     """Escape a value for element content and for attributes; what cannot be seen in it is written out, as
     \\u202e."""
     if isinstance(value, Html):
@@ -29,7 +28,7 @@ def text(value: Any) -> Html:
     return Html(html.escape(seen))
 
 
-def tag(element: str, /, *children: Any, **attributes: Any) -> Html:
+def tag(element: str, /, *children: object, **attributes: object) -> Html:
     """<element attribute="…">children</element>.
 
     `class_` stands for class, `stroke_width` for stroke-width. Children and attributes that are None are left
@@ -42,17 +41,17 @@ def tag(element: str, /, *children: Any, **attributes: Any) -> Html:
     return Html(opening) if element in _VOID else Html(f"{opening}{joined(children)}</{element}>")
 
 
-def joined(children: Iterable[Any]) -> Html:
+def joined(children: Iterable[object]) -> Html:
     """Pieces one after the other; None is nothing."""
     return Html("".join(text(child) for child in children if child is not None))
 
 
-def name(value: Any) -> Html:
+def name(value: object) -> Html:
     """A name that somebody chose, kept apart from the direction of the text around it."""
     return tag("bdi", value)
 
 
-def code(value: Any) -> Html:
+def code(value: object) -> Html:
     """Something to be read letter by letter."""
     return tag("code", value, dir="ltr")
 
@@ -62,12 +61,12 @@ def block(value: str, label: str) -> Html:
     return tag("pre", code(value), tabindex=0, role="region", aria_label=label)
 
 
-def folded(summary: Any, *children: Any) -> Html:
+def folded(summary: object, *children: object) -> Html:
     """What is shown when the reader asks for it (and in print)."""
     return tag("details", tag("summary", summary), *children)
 
 
-def shown(value: Any) -> Any:
+def shown(value: object) -> object:
     """A value as a table shows it: numbers with 4 digits, text in its own direction."""
     if value is None or isinstance(value, Html):
         return "—" if value is None else value
@@ -110,7 +109,7 @@ def num_bytes(value: float | None) -> str | None:
     return f"{value:g} bytes"
 
 
-def table(caption: Any, columns: Sequence[Any], rows: Iterable[Sequence[Any]]) -> Html:
+def table(caption: object, columns: Sequence[object], rows: Iterable[Sequence[object]]) -> Html:
     """A table with a caption, whose rows begin with their names, in a box that scrolls by itself; () has no
     head."""
     rows = [[None if value == "" else value for value in row] for row in rows]
@@ -127,19 +126,19 @@ def table(caption: Any, columns: Sequence[Any], rows: Iterable[Sequence[Any]]) -
     return tag("div", whole, class_="scroll", tabindex=0, role="region", aria_label=plain(caption))
 
 
-def _cells(row: Sequence[Any], classes: Sequence[str | None]) -> Iterable[Html]:
+def _cells(row: Sequence[object], classes: Sequence[str | None]) -> Iterable[Html]:
     yield tag("th", tag("span", shown(row[0])), scope="row")
     for value, class_ in zip(row[1:], classes[1:], strict=True):
         yield tag("td", shown(value), class_=class_)
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> bool:
     """Numbers and what is written as one stand in a column by their last digits."""
     return value is None or (
         not isinstance(value, Html) and bool(re.match(r"[-+−]?\d[\d.,e±+\-… %]*$", str(value)))
     )
 
 
-def plain(value: Any) -> Html:
+def plain(value: object) -> Html:
     """The text of a piece, without its markup, for attributes."""
     return Html(re.sub(r"<[^>]*>", "", value)) if isinstance(value, Html) else text(value)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from soupkit.jsons import JsonView
 from soupkit.whole import whole_file
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 MOST_COLUMNS = 4
 
@@ -46,7 +49,7 @@ def scatter_plots(
 
 
 def _panel(
-    axes: Any, rows: Sequence[JsonView], name: str, value: str, error: str, *, logarithmic: bool
+    axes: Axes, rows: Sequence[JsonView], name: str, value: str, error: str, *, logarithmic: bool
 ) -> None:
     xs = [row[name] for row in rows]
     numbers = all(isinstance(x, int | float) for x in xs)

@@ -4,7 +4,6 @@ directory."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from soupkit.jsons import JsonView
 from soupkit.report.html import Html, joined, name, table, tag
@@ -36,12 +35,12 @@ def _measure(values: JsonView, measure: str, label: str) -> Html | None:
     )
 
 
-def _size(num: Any) -> str:
+def _size(num: object) -> str:
     found = number(num)
     return f", n = {found:,.0f}" if found else ""
 
 
-def _points(xs: Any, ys: Any, errors: Any = None) -> list[Point]:
+def _points(xs: object, ys: object, errors: object = None) -> list[Point]:
     """Points of lists of numbers; what is no number is left out."""
     errors = sequence(errors) or [None] * len(sequence(ys))
     triples = [

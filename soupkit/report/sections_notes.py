@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
 
 from soupkit.jsons import JsonView
 from soupkit.report.html import Html, block, folded, joined, shown, table, with_error
@@ -29,7 +28,7 @@ MOST_LINES = 40
 MOST_ROWS = 200
 MOST_LETTERS = 20_000
 PLACES = ("epoch", "update", "step", "t", "at")
-Drawing = Callable[[str, Any, Subject], Html | None]
+Drawing = Callable[[str, object, Subject], Html | None]
 
 
 def notes_section(subject: Subject, *, without: Collection[str] = ()) -> Html | None:
@@ -43,7 +42,7 @@ def _told(
     caption: str, values: JsonView, subject: Subject, *, prefix: str = "", depth: int = 0
 ) -> Html | None:
     """What can be drawn is drawn; the rest becomes rows of one table, folded when it is a note's own."""
-    rows: list[tuple[Any, ...]] = []
+    rows: list[tuple[object, ...]] = []
     pieces: list[Html | None] = []
     for key, value in values.items():
         label = f"{prefix}{words(key)}"
@@ -61,18 +60,18 @@ def _told(
     return joined(pieces) if any(pieces) else None
 
 
-def _drawn(label: str, value: Any, subject: Subject) -> Html | None:
+def _drawn(label: str, value: object, subject: Subject) -> Html | None:
     return next((drawn for drawing in DRAWINGS if (drawn := drawing(label, value, subject))), None)
 
 
-def _has_parts(value: Any, subject: Subject, depth: int) -> bool:
+def _has_parts(value: object, subject: Subject, depth: int) -> bool:
     """Whether a mapping is a table of its own: a whole note, or one in which something can be drawn."""
     if not isinstance(value, Mapping) or not value or score(value) or depth >= DEEPEST:
         return False
     return depth == 0 or any(_drawn("", item, subject) for _, item in leaves(value))
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     """A value for a table's cell."""
     found = score(value)
     if found:
@@ -90,7 +89,7 @@ def _plain(value: Any) -> Any:
     )
 
 
-def _numbers(label: str, value: Any, _: Subject) -> Html | None:
+def _numbers(label: str, value: object, _: Subject) -> Html | None:
     """A list of numbers: a line."""
     if not isinstance(value, list) or len(value) < SERIES or any(number(item) is None for item in value):
         return None
@@ -99,7 +98,7 @@ def _numbers(label: str, value: Any, _: Subject) -> Html | None:
     )
 
 
-def _matrix(label: str, value: Any, _: Subject) -> Html | None:
+def _matrix(label: str, value: object, _: Subject) -> Html | None:
     """A list of equally long lists of numbers: a line for every column, or a table when there are few."""
     if not isinstance(value, list) or not value or not all(isinstance(row, list) for row in value):
         return None
@@ -117,7 +116,7 @@ def _matrix(label: str, value: Any, _: Subject) -> Html | None:
     return lines(label, series, xlabel="number")
 
 
-def _records(label: str, value: Any, subject: Subject) -> Html | None:
+def _records(label: str, value: object, subject: Subject) -> Html | None:
     """A list of records: lines for what varies over them, and all of them as a table."""
     if (
         not isinstance(value, list)
@@ -137,12 +136,12 @@ def _records(label: str, value: Any, subject: Subject) -> Html | None:
     return joined([*charts, folded(f"{label}: the numbers", whole)] if charts else [whole])
 
 
-def _cell(value: Any) -> Any:
+def _cell(value: object) -> object:
     found = score(value)
     return with_error(found.value, found.error) if found else _plain(value)
 
 
-def _flat(record: JsonView, subject: Subject) -> dict[Keys, Any]:
+def _flat(record: JsonView, subject: Subject) -> dict[Keys, object]:
     """A record's values by their keys; of several metrics on the same examples, the main one; a score is its
     value."""
     if score(record):
@@ -153,14 +152,15 @@ def _flat(record: JsonView, subject: Subject) -> dict[Keys, Any]:
     return {path: item for path, item in leaves(record) if score(item) is None or path[-1] == main}
 
 
-def _charts(label: str, records: Sequence[Mapping[Keys, Any]]) -> list[Html]:
+def _charts(label: str, records: Sequence[Mapping[Keys, object]]) -> list[Html]:
     """One chart per kind of number; where it depends on more keys, a line for each."""
     place = next(
         (name for name in PLACES if all(number(record.get((name,))) is not None for record in records)), None
     )
     groups: dict[Keys, dict[str, list[Point]]] = {}
     for position, record in enumerate(records, start=1):
-        x = float(record[(place,)]) if place else float(position)
+        given = number(record[(place,)]) if place else None
+        x = float(position) if given is None else given
         for path, item in record.items():
             group, line = _place_in_chart(path, is_score=score(item) is not None)
             point = _point(x, item)
@@ -182,14 +182,14 @@ def _place_in_chart(path: Keys, *, is_score: bool) -> tuple[Keys, str]:
     return path[:1], " ".join(map(words, path[1:])) or words(path[0])
 
 
-def _point(x: float, item: Any) -> Point | None:
+def _point(x: float, item: object) -> Point | None:
     found, plain = score(item), number(item)
     if found:
         return x, found.value, found.error
     return None if plain is None else (x, plain, None)
 
 
-def _scores(label: str, value: Any, subject: Subject) -> Html | None:
+def _scores(label: str, value: object, subject: Subject) -> Html | None:
     """Scores by name."""
     found = scores(value)
     if not found or len(found) != sum(1 for _ in leaves(value)):
@@ -199,7 +199,7 @@ def _scores(label: str, value: Any, subject: Subject) -> Html | None:
     return of_one(found, f"{label}; ± is one standard error")
 
 
-def _settings(label: str, value: Any, _: Subject) -> Html | None:
+def _settings(label: str, value: object, _: Subject) -> Html | None:
     """Named records with the same keys: a table."""
     if (
         not isinstance(value, Mapping)
@@ -218,7 +218,7 @@ def _settings(label: str, value: Any, _: Subject) -> Html | None:
     return table(label, ("", *map(words, columns)), rows[:MOST_ROWS])
 
 
-def _anything(label: str, value: Any, _: Subject) -> Html | None:
+def _anything(label: str, value: object, _: Subject) -> Html | None:
     """What is too large for a row, as it is."""
     text = json.dumps(value, indent=1, ensure_ascii=False)
     if len(text) < 2000:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import shlex
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import yaml
 
@@ -38,7 +37,7 @@ def opening(subject: Subject) -> Html:
     return tag("p", "What soupkit printed as JSON.", class_="lead")
 
 
-def _made_by(subject: Subject) -> Iterator[Any]:
+def _made_by(subject: Subject) -> Iterator[Html | str]:
     known = COMMANDS.get(subject.command)
     if known:
         yield f"{(known.recipe_type().__doc__ or '').strip().splitlines()[0].rstrip(':.')}. "
@@ -123,7 +122,7 @@ def recipe_section(subject: Subject) -> Html | None:
     if not subject.command or not subject.recipe:
         return None
     arguments = command_line(subject.command, subject.recipe)
-    pieces: list[Any] = [
+    pieces: list[object] = [
         tag(
             "p",
             "Run from the same directory, this makes it again (options that are not named have their "
@@ -171,12 +170,12 @@ def command_line(command: str, recipe: JsonView) -> list[str]:
     return ["soupkit", *command.split(), *positional, *options]
 
 
-def _argument(value: Any) -> str:
+def _argument(value: object) -> str:
     """A reference that begins with a dash must not become an option."""
     return f"./{value}" if str(value).startswith("-") else str(value)
 
 
-def _option(key: str, value: Any) -> list[str]:
+def _option(key: str, value: object) -> list[str]:
     flag = f"--{key.rstrip('_').replace('_', '-')}"
     if value is None:
         return []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TypeVar
 
 from soupkit.jsons import Json, JsonView
 from soupkit.metrics import rank_key
@@ -26,6 +26,7 @@ from soupkit.report.sections_subject import (
 from soupkit.report.tables import marks
 
 MOST_ROWS = 500
+T = TypeVar("T")
 
 
 def score_section(subject: Subject) -> Html | None:
@@ -160,7 +161,7 @@ def _interval(model: Keys, plotted: Sequence[Keys], found: Mapping[Keys, Score],
     return intervals([(each.value, each.error) for each in known.values()], scale, label=label)
 
 
-def varying(settings: Any) -> dict[str, Json]:
+def varying(settings: object) -> dict[str, Json]:
     """{setting: {member: value}} of the settings in which members differ, from {member: {setting: value}}."""
     members = {
         member: mapping(values) for member, values in mapping(settings).items() if isinstance(values, Mapping)
@@ -184,10 +185,10 @@ def comparison_section(subject: Subject) -> Html | None:
     return table(caption, ("what", "difference", "95 % interval", "p", "n"), rows) if rows else None
 
 
-def _is_comparison(value: Any) -> bool:
+def _is_comparison(value: object) -> bool:
     parts = ("difference", "low", "high")
     return isinstance(value, Mapping) and all(number(value.get(part)) is not None for part in parts)
 
 
-def _unique(values: Iterable[Any]) -> list[Any]:
+def _unique(values: Iterable[T]) -> list[T]:
     return list(dict.fromkeys(values))

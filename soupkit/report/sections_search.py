@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from soupkit.jsons import JsonView
 from soupkit.report.html import Html, joined, name, table, tag, with_error
@@ -42,7 +41,7 @@ def trace_section(subject: Subject) -> Html | None:
     return joined((lead, _trace_chart(steps, singles, metric), _trace_table(steps, singles, metric)))
 
 
-def _is_trial(step: Any) -> bool:
+def _is_trial(step: object) -> bool:
     return isinstance(step, Mapping) and isinstance(step.get("ingredient"), str) and "accepted" in step
 
 
@@ -190,7 +189,7 @@ def _blocks(labels: Sequence[str], matrix: Sequence[Sequence[float]], mixture: J
 
 def _block_names(mixture: JsonView, num_blocks: int) -> list[Html | str]:
     """A block by its first tensor."""
-    first: dict[Any, str] = {}
+    first: dict[int | None, str] = {}
     for tensor, block in mapping(mixture.get("blocks")).items():
         first.setdefault(block if isinstance(block, int) else None, tensor)
     return [

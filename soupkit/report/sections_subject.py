@@ -67,24 +67,24 @@ Keys = tuple[str, ...]
 """Keys from the outside in: ("run-000", "held_out", "top1")."""
 
 
-def mapping(value: Any) -> Json:
+def mapping(value: object) -> Json:
     """The mapping that a value is, or an empty one."""
     return {str(key): item for key, item in value.items()} if isinstance(value, Mapping) else {}
 
 
-def sequence(value: Any) -> list[Any]:
+def sequence(value: object) -> list[Any]:
     """The list that a value is, or an empty one."""
     return list(value) if isinstance(value, list | tuple) else []
 
 
-def number(value: Any) -> float | None:
+def number(value: object) -> float | None:
     """The finite number that a value is, or None."""
     if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > 1e300:
         return None
     return float(value) if math.isfinite(value) else None
 
 
-def score(value: Any) -> Score | None:
+def score(value: object) -> Score | None:
     """The score that a value is: {"value": …, "standard_error": …, "num_examples": …}."""
     if not isinstance(value, Mapping) or not {"standard_error", "num_examples"} & value.keys():
         return None
@@ -94,13 +94,13 @@ def score(value: Any) -> Score | None:
     return Score(found, number(value.get("standard_error")), number(value.get("num_examples")))
 
 
-def scores(value: Any) -> dict[Keys, Score]:
+def scores(value: object) -> dict[Keys, Score]:
     """Every score inside of nested mappings, by its keys; a score alone has none."""
     return {path: found for path, item in leaves(value) if path and (found := score(item))}
 
 
 def leaves(
-    value: Any, is_leaf: Callable[[Any], Any] = score, *, path: Keys = ()
+    value: object, is_leaf: Callable[[object], object] = score, *, path: Keys = ()
 ) -> Iterator[tuple[Keys, Any]]:
     """What nested mappings hold, with the keys that lead there; leaves and what lies too deep stay whole."""
     if not isinstance(value, Mapping) or not value or len(path) >= DEEPEST or is_leaf(value):
@@ -110,7 +110,7 @@ def leaves(
         yield from leaves(item, is_leaf, path=(*path, str(key)))
 
 
-def words(key: Any) -> str:
+def words(key: object) -> str:
     """A key as a reader says it."""
     text = str(key)
     return "held-out" + text[8:].replace("_", " ") if text.startswith("held_out") else text.replace("_", " ")
@@ -121,7 +121,7 @@ def label(path: Keys) -> str:
     return " ".join(words(key) if key in SPLITS else key for key in path)
 
 
-def short(reference: Any) -> str:
+def short(reference: object) -> str:
     """The last part of a reference: names of runs are told apart by it."""
     return Path(str(reference)).name or str(reference)
 

@@ -6,7 +6,6 @@ What was selected or learned on is marked wherever a number is printed.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from soupkit.events import Cell, Report, Table
 from soupkit.jsons import Json, JsonView
@@ -92,7 +91,7 @@ def amounts(values: JsonView) -> dict[str, str]:
     return {key.replace("_", " "): _amount(value) for key, value in values.items()}
 
 
-def _amount(value: Any) -> str:
+def _amount(value: object) -> str:
     if isinstance(value, list):
         return ", ".join(value)
     return f"{value:,}" if isinstance(value, int | float) else str(value or "not known before a download")
