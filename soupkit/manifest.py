@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from soupkit import __version__
 from soupkit.commands import COMMANDS
@@ -125,7 +124,7 @@ _INPUT_KINDS = {
 }
 
 
-def _checked(values: Any, path: Path) -> Manifest:
+def _checked(values: object, path: Path) -> Manifest:
     """Whoever reads a manifest may rely on these kinds, and on names that lead nowhere else than into its
     directory."""
     if not isinstance(values, dict) or any(
@@ -176,7 +175,7 @@ def _parts(values: Json) -> Iterator[tuple[str, bool]]:
     yield "created", isinstance(values.get("created", ""), str) and isinstance(values.get("soupkit", ""), str)
 
 
-def _is_score(score: Any) -> bool:
+def _is_score(score: object) -> bool:
     """A number or what stands for one that is not finite, a record with a `value`, or a map of these for a
     member."""
     if not isinstance(score, dict):
@@ -187,11 +186,11 @@ def _is_score(score: Any) -> bool:
     return _is_number(score["value"]) and all(value is None or _is_number(value) for value in optional)
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and not abs(value) >= 2**1000
 
 
-def _is_mixture(mixture: Any, num_inputs: int) -> bool:
+def _is_mixture(mixture: object, num_inputs: int) -> bool:
     """A matrix of numbers with a row per input, a divisor, and columns of it by tensor."""
     if not isinstance(mixture, dict) or not isinstance(rows := mixture.get("coefficients"), list):
         return False
@@ -215,12 +214,14 @@ def _is_mixture(mixture: Any, num_inputs: int) -> bool:
     )
 
 
-def is_plain_name(name: Any) -> bool:
+def is_plain_name(name: object) -> bool:
     """Whether this names a file or folder directly in a directory, and nothing outside of it."""
-    return is_path(name) and name not in ("", ".", "..") and not set(name) & set("/\\")
+    return (
+        isinstance(name, str) and is_path(name) and name not in ("", ".", "..") and not set(name) & set("/\\")
+    )
 
 
-def is_path(text: Any) -> bool:
+def is_path(text: object) -> bool:
     """Whether the system can be asked for this path at all: it has lengths that names may have, and no
     zero."""
     try:
@@ -234,7 +235,7 @@ def is_path(text: Any) -> bool:
     )
 
 
-def is_inside(name: Any) -> bool:
+def is_inside(name: object) -> bool:
     """Whether this names a file in a directory or in folders of it, and nothing outside of it."""
     return isinstance(name, str) and all(is_plain_name(part) for part in name.split("/"))
 

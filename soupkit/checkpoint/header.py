@@ -14,7 +14,7 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import NamedTuple, NoReturn
 
 import numpy as np
 
@@ -125,7 +125,7 @@ def parse_header(raw: bytes, path: Path, file_size: int) -> Header:
     return Header(specs, metadata)
 
 
-def _check_as_safetensors_does(raw: bytes, entries: Any) -> None:
+def _check_as_safetensors_does(raw: bytes, entries: object) -> None:
     """Raise ValueError for what Python's JSON takes and safetensors refuses: -0, and half a surrogate
     pair."""
     json.loads(raw, parse_int=_without_minus_zero)
@@ -138,7 +138,7 @@ def _without_minus_zero(text: str) -> int:
     return int(text)
 
 
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> Json:
+def _without_duplicates(pairs: list[tuple[str, object]]) -> Json:
     entries = dict(pairs)
     if len(entries) < len(pairs):
         seen: set[str] = set()
@@ -147,13 +147,13 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> Json:
     return entries
 
 
-def _metadata(value: Any, path: Path) -> dict[str, str]:
+def _metadata(value: object, path: Path) -> dict[str, str]:
     if not isinstance(value, dict) or not all(isinstance(item, str) for item in value.values()):
         _damaged(path, "has a __metadata__ that is not a map from text to text")
     return dict(value)
 
 
-def _span(name: str, entry: Any, path: Path) -> tuple[int, int]:
+def _span(name: str, entry: object, path: Path) -> tuple[int, int]:
     """The (start, stop) of a tensor after its own entry has been checked."""
     if type(entry) is not dict or entry.keys() != _ENTRY_KEYS:
         _damaged(path, f"tensor {brief(name)}: expected exactly dtype, shape and data_offsets")
@@ -192,7 +192,7 @@ def _size_of(shape: list[int], itemsize: int) -> int | None:
     return 0 if 0 in shape else num_bytes
 
 
-def _are_counts(values: Any) -> bool:
+def _are_counts(values: object) -> bool:
     """Whether this is a list of integers from 0 to 2⁶³ − 1; a loop, since headers may hold 100,000 of
     them."""
     if type(values) is not list:
@@ -203,7 +203,7 @@ def _are_counts(values: Any) -> bool:
     return True
 
 
-def _check_coverage(spans: list[tuple[tuple[int, int], str, Any]], path: Path, data_size: int) -> None:
+def _check_coverage(spans: list[tuple[tuple[int, int], str, object]], path: Path, data_size: int) -> None:
     """The offsets must cover the data exactly: no gap, no overlap, nothing missing at the end."""
     position = 0
     for (start, stop), name, _ in spans:

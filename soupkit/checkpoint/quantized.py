@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.checkpoint.dtypes import FLOATING, Array
@@ -116,7 +115,7 @@ def scales_of(slots: Mapping[str, Slot]) -> dict[str, str]:
     }
 
 
-def _by_config(config: Any, where: str) -> Quantization | None:
+def _by_config(config: object, where: str) -> Quantization | None:
     """The first quantization that a configuration names, at any depth."""
     for key, value, path in _walk(config):
         if key in CONFIG_KEYS and isinstance(value, Mapping) and (named := _method(value)):
@@ -124,7 +123,7 @@ def _by_config(config: Any, where: str) -> Quantization | None:
     return None
 
 
-def _walk(node: Any, path: str = "") -> Iterator[tuple[str, Any, str]]:
+def _walk(node: object, path: str = "") -> Iterator[tuple[str, object, str]]:
     """Every key of nested mappings, outermost first."""
     for key, value in node.items() if isinstance(node, Mapping) else ():
         yield str(key), value, f"{path}{key}"

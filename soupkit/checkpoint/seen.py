@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.checkpoint.source import Source
@@ -100,7 +99,7 @@ def _inherited(manifest: Manifest) -> list[Entry]:
     return [entry for each in lists if isinstance(each, list) for entry in each if _is_entry(entry)]
 
 
-def _is_entry(entry: Any) -> bool:
+def _is_entry(entry: object) -> bool:
     return (
         isinstance(entry, dict)
         and entry.get("how") in ("trained", *_NOTES.values())
@@ -109,7 +108,7 @@ def _is_entry(entry: Any) -> bool:
     )
 
 
-def _is_description(data: Any) -> bool:
+def _is_description(data: object) -> bool:
     """Whether this describes a division of data well enough to find it again."""
     if not isinstance(data, dict) or not isinstance(data.get("data"), str):
         return False

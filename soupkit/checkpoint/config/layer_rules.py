@@ -15,6 +15,7 @@ from soupkit.jsons import Json, JsonView
 
 Section = JsonView
 Values = list[Any]
+"""What a configuration says of the layers, one by one."""
 FULL, SLIDING, LINEAR = "full_attention", "sliding_attention", "linear_attention"
 
 MEMBERS = (

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 from soupkit.checkpoint.config.layer_rules import BY_LAYER, MEMBERS
 from soupkit.errors import CompatibilityError
@@ -79,7 +79,7 @@ def check_meaning(
     return (*remarks, *_check_classes(configs, names, mismatch))
 
 
-def _differing(configs: Sequence[Config]) -> Iterator[tuple[str, list[Any]]]:
+def _differing(configs: Sequence[Config]) -> Iterator[tuple[str, list[object]]]:
     """Every key that is said twice with other values, and its values; None where it is not said."""
     if all(config == configs[0] for config in configs):
         return
@@ -93,7 +93,7 @@ def _differing(configs: Sequence[Config]) -> Iterator[tuple[str, list[Any]]]:
             yield key, values
 
 
-def _flat(config: Config, path: str = "") -> Iterator[tuple[str, Any]]:
+def _flat(config: Config, path: str = "") -> Iterator[tuple[str, object]]:
     """Dotted keys and their values; positions as transformers 5 writes them look like those of version 4."""
     parameters, scaling = config.get("rope_parameters"), config.get("rope_scaling")
     for key, value in config.items():
@@ -116,13 +116,13 @@ def _flat(config: Config, path: str = "") -> Iterator[tuple[str, Any]]:
         yield f"{path}rope_scaling", {key: value for key, value in rope.items() if key != "type"}
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     if isinstance(value, str):
         return {"swish": "silu", "relu6": "relu6"}.get(value.lower(), value.lower())
     return value
 
 
-def _severe(path: str, values: Sequence[Any], by_layer: bool) -> bool | None:
+def _severe(path: str, values: Sequence[object], by_layer: bool) -> bool | None:
     """Whether a difference leaves no meaning (True), is worth a warning (False), or neither (None)."""
     key = path.rpartition(".")[2]
     if ACTIVATION.fullmatch(key):
@@ -134,7 +134,7 @@ def _severe(path: str, values: Sequence[Any], by_layer: bool) -> bool | None:
     return False if MILD.fullmatch(key) else None
 
 
-def _message(key: str, values: Sequence[Any], names: Sequence[str]) -> str:
+def _message(key: str, values: Sequence[object], names: Sequence[str]) -> str:
     """`key` and who says what, the first and the first that differs from it."""
     said = [(value, name) for value, name in zip(values, names, strict=True) if value is not None]
     (first, name), others = said[0], [each for each in said if _plain(each[0]) != _plain(said[0][0])]
@@ -142,7 +142,7 @@ def _message(key: str, values: Sequence[Any], names: Sequence[str]) -> str:
     return f"{key} is {_short(first)} in {name}, but {_short(others[0][0])} in {others[0][1]}{more}"
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     text = str(value)
     return text if len(text) <= 80 else f"{text[:77]}…"
 

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from soupkit.checkpoint.config.depth import NO_TOWERS, Config, depth_entries, has_depth, has_two_sides
 from soupkit.checkpoint.config.depth import Path as Keys
@@ -20,6 +20,7 @@ from soupkit.checkpoint.config.layer_rules import (
     MEMBERS,
     POSITIONAL,
     Rule,
+    Values,
     list_rule,
     member_rule,
 )
@@ -28,7 +29,7 @@ from soupkit.jsons import JsonView
 
 LETTERS = "hybrid_override_pattern"
 """A word with one letter per layer (Nemotron-H)."""
-NOTHING: tuple[Any, ...] = (None, False, 0, 1, -1, "", [], {})
+NOTHING: tuple[object, ...] = (None, False, 0, 1, -1, "", [], {})
 """Values of rules that leave all layers alike."""
 
 
@@ -46,7 +47,7 @@ class Origin:
     stop: int
 
 
-def stacked_config(origins: Sequence[Origin], stack: str) -> tuple[Config, list[list[Any]]]:
+def stacked_config(origins: Sequence[Origin], stack: str) -> tuple[Config, list[Values]]:
     """The first configuration, made that of the stack, and for each layer of each origin what tells it from
     others.
 
@@ -69,7 +70,7 @@ def stacked_config(origins: Sequence[Origin], stack: str) -> tuple[Config, list[
             hint="write it in (num_hidden_layers, …), or remove config.json and write that of the "
             "result yourself",
         )
-    told: list[list[Any]] = [[()] * origin.num_layers for origin in origins]
+    told: list[Values] = [[()] * origin.num_layers for origin in origins]
     for path in dict.fromkeys(path for path, _ in entries):
         owners = [_at(config, path) for config, _ in found]
         for keys in _sections(owners[0]):
@@ -111,7 +112,7 @@ class _Section:
     origins: Sequence[Origin]
     stack: str
 
-    def write(self, new: Config) -> list[list[tuple[Any, ...]]]:
+    def write(self, new: Config) -> list[list[tuple[object, ...]]]:
         """Change `new`, the first, into that of the stack; the values of every rule for every layer of each
         origin."""
         _forget_last_stage(new, self.origins[0].num_layers)
@@ -171,7 +172,7 @@ class _Section:
                 rules.append(list_rule(key))
         return [*rules, *DERIVED]
 
-    def _read(self, rule: Rule) -> list[list[Any]] | None:
+    def _read(self, rule: Rule) -> list[Values] | None:
         """The values of a rule in every origin; None where no origin says any."""
         pairs = zip(self.configs, self.origins, strict=True)
         try:
@@ -212,7 +213,7 @@ class _Section:
             if unclear:
                 self._refuse(key, value)
 
-    def _refuse(self, key: str, value: Any) -> NoReturn:
+    def _refuse(self, key: str, value: object) -> NoReturn:
         raise CompatibilityError(
             f"config.json: {key} ({_short(value)}) may say something of each layer under {self.stack!r} "
             f"that soupkit "
@@ -237,7 +238,7 @@ def _names_layers(key: str) -> bool:
     return bool(words & {"layer", "layers", "block", "blocks", "idx", "idxs", "index", "indices", "indexes"})
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     text = json.dumps(value)
     return text if len(text) <= 60 else text[:57] + "…"
 

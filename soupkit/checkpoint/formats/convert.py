@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from soupkit.checkpoint.formats.foreign import NOT_WEIGHTS, PICKLES, is_pickled, refuse_format, sharded_hint
 from soupkit.checkpoint.formats.pickles import (
@@ -182,7 +182,7 @@ def read_pickled(
     )
 
 
-def _facts(value: Any) -> Json:
+def _facts(value: object) -> Json:
     """Numbers and words that stand beside the weights."""
     if not isinstance(value, Mapping):
         return {}

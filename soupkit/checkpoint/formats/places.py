@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from soupkit.errors import CheckpointError
 
@@ -43,7 +43,7 @@ def says_averaged(name: str) -> bool:
     return bool(words & _AVERAGED) and not words & _MOMENTS
 
 
-def state_dicts(value: Any) -> dict[str, Place]:
+def state_dicts(value: object) -> dict[str, Place]:
     """{keys with dots: the tensors there} for what a model may be loaded from; deep down only where nothing
     is above.
 
@@ -52,7 +52,7 @@ def state_dicts(value: Any) -> dict[str, Place]:
     return dict(_clean_places(value, "", DEPTH)) or dict(_clean_places(value, "", DEEPEST))
 
 
-def _clean_places(value: Any, where: str, depth: int) -> Iterator[tuple[str, Place]]:
+def _clean_places(value: object, where: str, depth: int) -> Iterator[tuple[str, Place]]:
     if not isinstance(value, Mapping) or not depth:
         return
     place = tensors_of(value)
@@ -65,7 +65,7 @@ def _clean_places(value: Any, where: str, depth: int) -> Iterator[tuple[str, Pla
             yield from _clean_places(inner, _joined(where, key), depth - 1)
 
 
-def every_place(value: Any, where: str = "", depth: int = DEEPEST) -> Iterator[tuple[str, Place]]:
+def every_place(value: object, where: str = "", depth: int = DEEPEST) -> Iterator[tuple[str, Place]]:
     """Every container with at least one tensor of its own, wherever it is."""
     if not depth:
         return
@@ -77,7 +77,7 @@ def every_place(value: Any, where: str = "", depth: int = DEEPEST) -> Iterator[t
         yield from every_place(inner, _joined(where, str(key)), depth - 1)
 
 
-def nameless_averages(value: Any) -> list[str]:
+def nameless_averages(value: object) -> list[str]:
     """Keys of averages that are kept as lists, without names, as torch_ema's shadow_params; to a depth of
     three."""
     import torch
@@ -95,7 +95,7 @@ def nameless_averages(value: Any) -> list[str]:
     return found
 
 
-def tensors_of(value: Mapping[Any, Any]) -> Place:
+def tensors_of(value: Mapping[object, object]) -> Place:
     """The tensors of one mapping; left out is what is no tensor, has no name, or is a module's extra
     state."""
     import torch
@@ -113,7 +113,7 @@ def is_extra_state(name: str) -> bool:
     return name.rpartition(".")[2] == "_extra_state"
 
 
-def at_key(value: Any, key: str, path: Path) -> Place:
+def at_key(value: object, key: str, path: Path) -> Place:
     """The tensors at an explicit key, at any depth: keys with dots between them, numbers for places in a
     list.
 
@@ -125,7 +125,7 @@ def at_key(value: Any, key: str, path: Path) -> Place:
     raise _no_such_place(value, key, path)
 
 
-def _reached(value: Any, key: str) -> Iterator[Any]:
+def _reached(value: object, key: str) -> Iterator[object]:
     """What a key may mean: parts of it may have dots of their own."""
     if not key:
         yield value
@@ -137,7 +137,7 @@ def _reached(value: Any, key: str) -> Iterator[Any]:
             yield from _reached(inner, key[len(name) + 1 :])
 
 
-def _items(value: Any) -> Iterator[tuple[Any, Any]]:
+def _items(value: object) -> Iterator[tuple[object, object]]:
     if isinstance(value, Mapping):
         yield from value.items()
     elif isinstance(value, list | tuple):
@@ -148,7 +148,7 @@ def _joined(where: str, key: str) -> str:
     return f"{where}.{key}" if where else key
 
 
-def _no_such_place(value: Any, key: str, path: Path) -> CheckpointError:
+def _no_such_place(value: object, key: str, path: Path) -> CheckpointError:
     likely = state_dicts(value)
     others = (place for place, _ in every_place(value) if place not in likely and place != key)
     places = [place for place in [*likely, *others] if place != key]
@@ -178,7 +178,7 @@ def listed(places: Sequence[str]) -> str:
     return ", ".join(names) + (f" and {more} more" if more else "")
 
 
-def described(value: Any) -> str:
+def described(value: object) -> str:
     """What an unpickled value is, for a message."""
     if not isinstance(value, Mapping):
         return f"it is a {type(value).__name__}"

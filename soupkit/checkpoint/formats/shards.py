@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from soupkit.errors import CheckpointError
 
@@ -19,7 +19,7 @@ ZERO_HINT = (
 _DEEPSPEED = ("ds_version", "ds_config", "param_shapes", "zero_stage")
 
 
-def refuse_shard(value: Any, path: Path) -> None:
+def refuse_shard(value: object, path: Path) -> None:
     """Raise CheckpointError for a file of DeepSpeed that lacks weights: those of ZeRO-3, and optimizer
     states."""
     if not isinstance(value, Mapping) or not any(key in value for key in _DEEPSPEED):
@@ -43,7 +43,7 @@ def refuse_shard(value: Any, path: Path) -> None:
         )
 
 
-def _param_shapes(value: Any) -> Iterator[tuple[str, tuple[int, ...]]]:
+def _param_shapes(value: object) -> Iterator[tuple[str, tuple[int, ...]]]:
     """{name: shape} as DeepSpeed notes it: one mapping, or one for each group of parameters."""
     for group in value if isinstance(value, list | tuple) else [value]:
         if isinstance(group, Mapping):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from soupkit.checkpoint.formats.inner_average import InnerAverage, find_inner_average
 from soupkit.checkpoint.formats.places import (
@@ -60,7 +60,7 @@ class StateDict:
 
 
 def find_state_dict(
-    value: Any, path: Path, *, key: str | None = None, prefer: Prefer = "auto", renamed: Sequence[str] = ()
+    value: object, path: Path, *, key: str | None = None, prefer: Prefer = "auto", renamed: Sequence[str] = ()
 ) -> StateDict:
     """The weights in an unpickled value: at `key` ("a.b"), or the one place where a model's tensors are.
 
@@ -100,7 +100,7 @@ def _taken(place: Place, where: str, others: tuple[str, ...], kind: Kind) -> Sta
     return StateDict(place.tensors, where, others, kind, notes)
 
 
-def _roles(value: Any, found: Mapping[str, Place]) -> dict[str, Kind]:
+def _roles(value: object, found: Mapping[str, Place]) -> dict[str, Kind]:
     """Which places are averages. Two programs swap them when they save, so that the usual key holds the
     average.
 
@@ -119,7 +119,7 @@ def _roles(value: Any, found: Mapping[str, Place]) -> dict[str, Kind]:
     }
 
 
-def _is_mmengine(value: Any, found: Mapping[str, Place]) -> bool:
+def _is_mmengine(value: object, found: Mapping[str, Place]) -> bool:
     if not {"state_dict", "ema_state_dict"} <= found.keys():
         return False
     names = found["ema_state_dict"].tensors
@@ -152,14 +152,14 @@ def _shapes(tensors: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
 
 
 def _deeper_average(
-    value: Any, found: dict[str, Place], roles: dict[str, Kind]
+    value: object, found: dict[str, Place], roles: dict[str, Kind]
 ) -> tuple[dict[str, Place], dict[str, Kind]]:
     """The averages that callbacks keep, where nobody searches who does not ask for an average."""
     hidden = _hidden_averages(value, found)
     return {**found, **hidden}, {**roles, **dict.fromkeys(hidden, "averaged")}
 
 
-def _hidden_averages(value: Any, found: Mapping[str, Place]) -> dict[str, Place]:
+def _hidden_averages(value: object, found: Mapping[str, Place]) -> dict[str, Place]:
     return {
         where: place
         for where, place in every_place(value)
@@ -167,7 +167,7 @@ def _hidden_averages(value: Any, found: Mapping[str, Place]) -> dict[str, Place]
     }
 
 
-def _unreachable(value: Any, found: Mapping[str, Place]) -> tuple[str, ...]:
+def _unreachable(value: object, found: Mapping[str, Place]) -> tuple[str, ...]:
     """What to say of averages that are there and were not taken."""
     hidden = list(_hidden_averages(value, found))
     notes = [f"an average is at {listed(hidden)} (--prefer ema, --key)"] if hidden else []
@@ -261,7 +261,7 @@ def _plain(name: str) -> str:
     return "_".join(part for part in name.split("_") if part and not says_averaged(part))
 
 
-def _no_state_dict(value: Any, path: Path) -> CheckpointError:
+def _no_state_dict(value: object, path: Path) -> CheckpointError:
     """Nothing was found by itself; a key may reach what is mixed with other things."""
     places = dict(every_place(value))
     if not places:

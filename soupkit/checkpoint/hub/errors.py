@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import Event
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from soupkit.errors import CheckpointError, OutputError, ReferenceError, SoupkitError
 
@@ -244,5 +244,5 @@ def cache() -> str:
     return str(constants.HF_HUB_CACHE)
 
 
-def _first_line(error: Any) -> str:
+def _first_line(error: object) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), "")

@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING
 
 from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.checkpoint.formats.convert import PICKLE_INDEX, choose_pickle, shard_names
@@ -27,6 +27,9 @@ from soupkit.checkpoint.hub.repository import HubFile, Repository
 from soupkit.checkpoint.layout import choose_weights, is_companion
 from soupkit.errors import ReferenceError, brief
 from soupkit.manifest import MANIFEST_NAME, Manifest
+
+if TYPE_CHECKING:
+    from huggingface_hub.hf_api import RepoSibling
 
 _NAME = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"
 _FORM = re.compile(rf"(?P<name>{_NAME})(@(?P<revision>[^:\s]+))?(:(?P<inside>[^:]+))?")
@@ -255,7 +258,7 @@ def _no_hub(reference: HubReference) -> ReferenceError:
     )
 
 
-def _files(siblings: Sequence[Any]) -> Mapping[str, HubFile]:
+def _files(siblings: Sequence[RepoSibling]) -> Mapping[str, HubFile]:
     return {
         each.rfilename: HubFile(each.size, each.lfs.sha256 if each.lfs else None, each.blob_id)
         for each in siblings

@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from soupkit.checkpoint.hub.errors import Interrupted, retried
 from soupkit.errors import CheckpointError
@@ -21,6 +21,17 @@ Advance = Callable[[int], None]
 
 class NoRanges(CheckpointError):
     """A server that sends files only whole."""
+
+
+class _Response(Protocol):
+    """What is read of an answer of the Hub's client, whose class depends on huggingface_hub's version."""
+
+    @property
+    def status_code(self) -> int: ...
+    @property
+    def headers(self) -> Mapping[str, str]: ...
+    @property
+    def history(self) -> Sequence[_Response]: ...
 
 
 @dataclass(frozen=True)
@@ -134,7 +145,7 @@ class Repository:
             raise Interrupted(f"{len(data)} of {stop - start} bytes")
         return bytes(data)
 
-    def _check_range(self, path: str, start: int, stop: int, response: Any) -> None:
+    def _check_range(self, path: str, start: int, stop: int, response: _Response) -> None:
         """The answer must be the range of a file of the size that the Hub listed, before any of it is
         read."""
         size = self.files[path].size
@@ -167,7 +178,7 @@ class _Bar:
 
     advance: Advance
 
-    def __init__(self, *_arguments: Any, **options: Any) -> None:
+    def __init__(self, *_arguments: object, **options: object) -> None:
         self.n = options.get("initial", 0)
 
     def __enter__(self) -> _Bar:
@@ -180,7 +191,7 @@ class _Bar:
         """Called for each piece; negative when a download begins again."""
         self.advance(int(num_bytes or 0))
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> Callable[..., None]:
         if name.startswith(
             "update_"
         ):  # bars of Xet: bytes over the network, which are counted when they are written

@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 
@@ -40,6 +40,7 @@ _HEAD = re.compile(r"(^|\.)(lm_head|embed_out|output_layer)\.weight$")
 _ROWS = 1 << 15
 LONGEST_NAME = 255
 """Of a module; patterns of ranks are compared with it, at a cost that is a power of its length."""
+Number = TypeVar("Number")
 
 
 @dataclass(frozen=True)
@@ -162,15 +163,15 @@ def _factors(module: str, names: Mapping[str, str], weights: Checkpoint, config:
         raise CheckpointError(
             f"{weights.reference}: {module!r}: ranks {len(a)} of lora_A and {b.shape[1]} of lora_B differ"
         )
-    rank = int(_by_pattern(config.get("rank_pattern"), module, config.get("r", len(a))))
-    alpha = float(_by_pattern(config.get("alpha_pattern"), module, config.get("lora_alpha", rank)))
+    rank = int(_by_pattern(config.get("rank_pattern") or {}, module, config.get("r", len(a))))
+    alpha = float(_by_pattern(config.get("alpha_pattern") or {}, module, config.get("lora_alpha", rank)))
     scale = alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
     return Factors(a, b, scale, transposed=embedding or bool(config.get("fan_in_fan_out")))
 
 
-def _by_pattern(patterns: Any, module: str, default: Any) -> Any:
+def _by_pattern(patterns: Mapping[str, Number], module: str, default: Number) -> Number:
     """PEFT's rank_pattern and alpha_pattern: the first pattern that the end of the module's name matches."""
-    for pattern, value in (patterns or {}).items():
+    for pattern, value in patterns.items():
         if re.fullmatch(rf"(.*\.)?({pattern})", module):
             return value
     return default

@@ -6,7 +6,7 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import TypeGuard
 
 from soupkit.errors import CheckpointError, brief
 from soupkit.jsons import Json, JsonView
@@ -100,13 +100,13 @@ def _check_scale(path: Path, config: JsonView) -> None:
                 raise CheckpointError(f"{path}: {place} is {brief(value)}, expected {expected}", hint=REWRITE)
 
 
-def _is_finite(value: Any) -> bool:
+def _is_finite(value: object) -> TypeGuard[float]:
     return (
         isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**1000
     )  # not inf, not NaN
 
 
-def _is_rank(value: Any) -> bool:
+def _is_rank(value: object) -> bool:
     return _is_finite(value) and value >= 1 and value == int(value)
 
 

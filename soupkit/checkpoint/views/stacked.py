@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from soupkit.checkpoint.config.restacked import Origin, stacked_config
 from soupkit.checkpoint.dtypes import Array
@@ -145,7 +144,12 @@ def _layer_shapes(source: Mapping[str, Array], stack: str) -> dict[int, Shapes]:
     return found
 
 
-def _check_shapes(parts: Sequence[Part], shapes: Sequence[dict[int, Shapes]], told: Any, stack: str) -> None:
+def _check_shapes(
+    parts: Sequence[Part],
+    shapes: Sequence[dict[int, Shapes]],
+    told: Sequence[Sequence[object]] | None,
+    stack: str,
+) -> None:
     names = [name_of(part.source, place) for place, part in enumerate(parts)]
     for (part, layer), (other_part, other) in _alike(parts, shapes, told):
         mine, its = shapes[part][layer], shapes[other_part][other]
@@ -162,7 +166,7 @@ def _check_shapes(parts: Sequence[Part], shapes: Sequence[dict[int, Shapes]], to
 
 
 def _alike(
-    parts: Sequence[Part], shapes: Sequence[dict[int, Shapes]], told: Any
+    parts: Sequence[Part], shapes: Sequence[dict[int, Shapes]], told: Sequence[Sequence[object]] | None
 ) -> Iterator[tuple[Place, Place]]:
     """Pairs of layers that must have the same tensors: those of which the configuration says the same.
 
@@ -174,7 +178,7 @@ def _alike(
         yield from (((0, layer), (part, layer)) for part, layer in places if layer in shapes[0])
         return
     first_apart = [layer == 0 for _, layer in places] == [True] + [False] * (len(places) - 1)
-    known: dict[Any, Place] = {}
+    known: dict[object, Place] = {}
     for part, found in enumerate(shapes):
         for layer in found:
             key = (told[part][layer], first_apart and layer == 0)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
 
@@ -56,7 +55,7 @@ def diff(recipe: Diff, world: World, report: Report) -> Json:
     return result
 
 
-def _differing(a: Checkpoint, b: Checkpoint, what: str) -> dict[str, list[Any]]:
+def _differing(a: Checkpoint, b: Checkpoint, what: str) -> dict[str, list[object]]:
     pairs = {
         name: (getattr(a.specs[name], what), getattr(b.specs[name], what))
         for name in a.specs

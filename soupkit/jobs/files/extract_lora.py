@@ -6,9 +6,9 @@ import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.checkpoint.dtypes import FLOATING, LONG_NAMES, NUMPY_DTYPES, Array
@@ -79,7 +79,12 @@ def _matrices(recipe: ExtractLora, shapes: dict[str, tuple[int, ...]]) -> set[st
 
 
 def _extract(
-    recipe: ExtractLora, model: Checkpoint, base: Checkpoint, matrices: set[str], dtype: Any, report: Report
+    recipe: ExtractLora,
+    model: Checkpoint,
+    base: Checkpoint,
+    matrices: set[str],
+    dtype: DTypeLike,
+    report: Report,
 ) -> _Extracted:
     found = _Extracted()
     report(Started("factoring", len(model.slots), "tensors"))
@@ -101,7 +106,7 @@ def _take(
     change: Array,
     whole: Array,
     is_matrix: bool,
-    dtype: Any,
+    dtype: DTypeLike,
     found: _Extracted,
 ) -> None:
     module = name.removesuffix(".weight").removesuffix(".bias")

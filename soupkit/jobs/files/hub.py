@@ -6,7 +6,7 @@ import shutil
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.checkpoint.config.companions import copy_files
@@ -26,6 +26,9 @@ from soupkit.report.card import model_card
 from soupkit.stages.inputs.download import download
 from soupkit.stages.outputs.described import describe_inputs, describe_outputs
 from soupkit.world import World
+
+if TYPE_CHECKING:
+    from huggingface_hub import CommitInfo, HfApi
 
 CARD = "README.md"
 
@@ -209,7 +212,7 @@ def _upload(
     report(Finished("uploading"))
     message = recipe.message or f"Upload {recipe.directory.resolve().name} with soupkit"
 
-    def commit() -> Any:
+    def commit() -> CommitInfo:
         return api.create_commit(repository, additions, commit_message=message, **where)
 
     done = commit() if recipe.pr else retried(commit)  # a second try might open a second pull request
@@ -224,22 +227,22 @@ def _check_card(card: Path | bytes, repository: str) -> None:
 
     text = card.decode() if isinstance(card, bytes) else card.read_text(encoding="utf-8", errors="replace")
 
-    def ask() -> Any:
+    def ask() -> tuple[int, str]:
         url, values = f"{endpoint()}/api/validate-yaml", {"content": text, "repoType": "model"}
         answer = get_session().post(url, json=values, timeout=60)
         if answer.status_code != 400:
             hf_raise_for_status(answer)
-        return answer
+        return answer.status_code, answer.text
 
-    answer = retried(ask)
-    if answer.status_code == 400:
+    status, said = retried(ask)
+    if status == 400:
         raise CheckpointError(
-            f"{repository}: the Hub cannot read the head of {CARD}: {answer.text}",
+            f"{repository}: the Hub cannot read the head of {CARD}: {said}",
             hint=f"correct the YAML in {CARD}",
         )
 
 
-def _prepare(api: Any, repository: str, recipe: Push) -> None:
+def _prepare(api: HfApi, repository: str, recipe: Push) -> None:
     """Make the repository and the branch where there are none. Private weights never go where all can read
     them."""
     retried(lambda: api.create_repo(repository, private=recipe.private or None, exist_ok=True))
@@ -248,5 +251,5 @@ def _prepare(api: Any, repository: str, recipe: Push) -> None:
             f"{repository}: exists already and is public; --private only makes new repositories private",
             hint="leave --private out, or push to another repository",
         )
-    if recipe.revision:
-        retried(lambda: api.create_branch(repository, branch=recipe.revision, exist_ok=True))
+    if branch := recipe.revision:
+        retried(lambda: api.create_branch(repository, branch=branch, exist_ok=True))

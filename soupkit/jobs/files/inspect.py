@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from soupkit.checkpoint.reference import open_references
 from soupkit.events import Cell, Report, Table
 from soupkit.jsons import Json
@@ -35,7 +33,7 @@ def inspect(recipe: Inspect, _world: World, report: Report) -> Json:
     return {"checkpoints": described}
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, dict):
