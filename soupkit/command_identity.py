@@ -13,9 +13,8 @@ import shlex
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
-from soupkit.identity import digest, file_identity, tree_identity, versions, walk
+from soupkit.identity import Identity, digest, file_identity, tree_identity, versions, walk
 
 PLACEHOLDER = "{checkpoint}"
 SOURCES = {
@@ -83,12 +82,12 @@ class _Files:
     them."""
 
     def __init__(self, roots: Iterable[str]) -> None:
-        self.found: dict[Path, Any] = {}
+        self.found: dict[Path, object] = {}
         self.words: set[str] = set()
         self._paths = [Path(root) for root in roots]
         self._roots: dict[Path, None] = {}
 
-    def identity(self) -> list[Any]:
+    def identity(self) -> Identity:
         """Places and contents, in one order; packages beside the scripts are taken where some text names
         them."""
         for root in self._paths if self._roots else ():
@@ -216,7 +215,7 @@ def _text_of(path: Path) -> str | None:
     return None if b"\0" in content else content.decode(errors="replace")
 
 
-def _times(path: Path) -> list[Any]:
+def _times(path: Path) -> Identity:
     """A program or folder by its place, size and time."""
     try:
         status = path.stat()

@@ -19,7 +19,6 @@ Anything else that escapes is a bug and keeps its traceback.
 from __future__ import annotations
 
 import reprlib
-from typing import Any
 
 
 class SoupkitError(Exception):
@@ -109,6 +108,6 @@ class _Brief(reprlib.Repr):
         return repr(value) if value.bit_length() < 200 else f"an integer of {value.bit_length()} bits"
 
 
-def brief(value: Any) -> str:
+def brief(value: object) -> str:
     """The repr of what a file or a user gave, short enough for a message whatever it is."""
     return _Brief().repr(value)

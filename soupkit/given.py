@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from soupkit.command_identity import command_identity
 from soupkit.identity import MOST_OF_A_FILE, data_identity, digest, file_identity
@@ -31,7 +30,7 @@ def given_by(recipe: JsonView) -> dict[str, str]:
     return found
 
 
-def _texts(value: Any) -> Iterator[str]:
+def _texts(value: object) -> Iterator[str]:
     for item in value if isinstance(value, list | tuple) else [value]:
         if isinstance(item, str | Path):
             yield str(item)

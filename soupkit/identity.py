@@ -32,8 +32,11 @@ _TORCHVISION = {
     "fashion_mnist": "FashionMNIST",
 }
 
+Identity = list[Any]
+"""What something is, as JSON has it: what `digest` makes a name of."""
 
-def digest(*parts: Any) -> str:
+
+def digest(*parts: object) -> str:
     """One short name for JSON-able values; the order of keys does not matter."""
     return xxhash.xxh3_128_hexdigest(
         json.dumps(parts, sort_keys=True, default=str).encode("utf-8", "surrogatepass")
@@ -55,7 +58,7 @@ def version_of(package: str) -> str | None:
         return None
 
 
-def file_identity(path: Path, *, most: int = MOST_READ) -> list[Any]:
+def file_identity(path: Path, *, most: int = MOST_READ) -> Identity:
     """A file's bytes; of one larger than `most` its place, size and times. What cannot be read says so.
 
     The time of the last change to the inode is among them: a program may set the other one back.
@@ -77,9 +80,9 @@ def _hash_of(path: Path) -> str:
     return state.hexdigest()
 
 
-def files_identity(files: Iterable[tuple[str, Path]]) -> list[Any]:
+def files_identity(files: Iterable[tuple[str, Path]]) -> Identity:
     """The names and identities of files: small ones by their bytes, as long as that is cheap."""
-    found: list[Any] = []
+    found: Identity = []
     left = MOST_READ
     for name, path in files:
         entry = file_identity(path, most=min(left, MOST_OF_A_FILE))
@@ -88,7 +91,7 @@ def files_identity(files: Iterable[tuple[str, Path]]) -> list[Any]:
     return found
 
 
-def tree_identity(root: Path, *, keep: Callable[[Path], bool] = lambda _: True) -> list[Any]:
+def tree_identity(root: Path, *, keep: Callable[[Path], bool] = lambda _: True) -> Identity:
     """Every file below a folder, or the file itself; links are followed, outputs of soupkit are no part of
     it."""
     if not root.is_dir():
@@ -131,7 +134,7 @@ def data_identity(data: str, data_dir: Path | None = None) -> str:
     return digest("data", _data(data, data_dir))
 
 
-def _data(data: str, data_dir: Path | None) -> list[Any]:
+def _data(data: str, data_dir: Path | None) -> Identity:
     if data == "digits":
         return [data, versions("scikit-learn", "numpy")]
     if data == "glyphs":

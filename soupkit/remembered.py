@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Protocol
+from typing import TYPE_CHECKING, BinaryIO, Literal, Protocol
 
 import xxhash
 
@@ -67,11 +67,11 @@ class Remembered:
         """As a recipe with `RememberOptions` wants it."""
         return cls(kind, reads=recipe.cache and not recipe.fresh_scores, writes=recipe.cache)
 
-    def key(self, *parts: Any) -> str:
+    def key(self, *parts: object) -> str:
         """The key of what depends on these JSON-able parts."""
         return digest(FORMAT, self.kind, *parts)
 
-    def key_of(self, contents: Sequence[str], mixture: Weighed, judge: str, beside: Any = None) -> str:
+    def key_of(self, contents: Sequence[str], mixture: Weighed, judge: str, beside: object = None) -> str:
         """The key of what a judge finds of a mixture of the weights with these content hashes.
 
         judge: its fingerprint; beside: what it sees beside the weights. Weights are summed in the order of

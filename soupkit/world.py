@@ -166,7 +166,7 @@ class World:
 
             dist.all_reduce(tensor)
 
-    def broadcast(self, value: Any) -> Any:
+    def broadcast(self, value: object) -> Any:
         """Rank 0's value, on every rank; anything that pickles."""
         if self.size == 1:
             return value
@@ -176,13 +176,13 @@ class World:
         dist.broadcast_object_list(values, src=0)
         return values[0]
 
-    def gather(self, value: Any) -> list[Any]:
+    def gather(self, value: T) -> list[T]:
         """Every rank's value, in the order of ranks, on every rank; anything that pickles."""
         if self.size == 1:
             return [value]
         import torch.distributed as dist
 
-        values: list[Any] = [None] * self.size
+        values = [value] * self.size
         dist.all_gather_object(values, value)
         return values
 

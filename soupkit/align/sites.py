@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -137,7 +136,7 @@ Visit = Callable[[str, nn.Module, Tensor, Tensor], Tensor | None]
 def hooked(modules: Mapping[str, nn.Module], visit: Visit) -> Iterator[None]:
     """Call visit(name, module, input, output) after each module; what it returns replaces the output."""
 
-    def hook(name: str) -> Callable[[nn.Module, Any, Tensor], Tensor | None]:
+    def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor | None]:
         return lambda module, inputs, output: visit(name, module, inputs[0], output)
 
     handles = [module.register_forward_hook(hook(name)) for name, module in modules.items()]
@@ -187,7 +186,7 @@ def _shared(model: nn.Module) -> set[str]:
     return {name for names in owners.values() if len(names) > 1 for name in names}
 
 
-def _tensors(result: Any) -> Iterator[Tensor]:
+def _tensors(result: object) -> Iterator[Tensor]:
     if isinstance(result, Tensor):
         yield result
     elif isinstance(result, list | tuple):

@@ -17,7 +17,7 @@ import fnmatch
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -196,7 +196,7 @@ class PermutationSpec:
         }
 
     @classmethod
-    def from_json(cls, values: Any) -> PermutationSpec:
+    def from_json(cls, values: JsonView) -> PermutationSpec:
         """Read what `to_json` wrote. Raises AlignError for anything else."""
         try:
             if values["format"] != FORMAT:

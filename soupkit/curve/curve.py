@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,14 +53,15 @@ class Curve:
         return {"kind": self.kind, "num_bends": self.num_bends}
 
     @classmethod
-    def from_json(cls, values: Any) -> Curve:
+    def from_json(cls, values: object) -> Curve:
         """The inverse of `to_json`. Raises CheckpointError for what is no record of a curve."""
-        known = isinstance(values, dict) and values.get("kind") in ("bezier", "polychain")
-        if not known or type(values.get("num_bends")) is not int or values["num_bends"] < 2:
+        record = values if isinstance(values, dict) else {}
+        kind, num_bends = record.get("kind"), record.get("num_bends")
+        if kind not in ("bezier", "polychain") or type(num_bends) is not int or num_bends < 2:
             raise CheckpointError(
                 f"{values!r} is not the record of a curve", hint="soupkit curve fit writes curves"
             )
-        return cls(values["kind"], values["num_bends"])
+        return cls(kind, num_bends)
 
 
 def points(num_points: int) -> list[float]:

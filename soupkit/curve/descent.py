@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,17 @@ from soupkit.task.task import Batch
 LOWER_RATE = "lower the learning rate, or clip the gradient: --clip-grad 1"
 NUM_REPORTS = 200
 
-Gradient = Callable[[Any, Batch], Tensor]
+
+class Place(Protocol):
+    """Where a batch stands in a training, from zero."""
+
+    @property
+    def epoch(self) -> int: ...
+    @property
+    def number(self) -> int: ...
+
+
+Gradient = Callable[[Place, Batch], Tensor]
 """(place in the training, batch) → the mean loss, detached; the optimizer's parameters got their
 gradients."""
 
@@ -47,7 +57,7 @@ class Descent:
 
     def run(
         self,
-        batches: Iterable[tuple[Any, Batch]],
+        batches: Iterable[tuple[Place, Batch]],
         report: Report,
         *,
         after: Callable[[int], None] = lambda _: None,
@@ -73,7 +83,7 @@ class Descent:
                 reported = self.num_done
         report(Finished("train"))
 
-    def _update(self, place: Any, batch: Batch) -> Tensor:
+    def _update(self, place: Place, batch: Batch) -> Tensor:
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate(self.num_done) * group.get("lr_scale", 1.0)
         self.optimizer.zero_grad()

@@ -6,14 +6,13 @@ soupkit.merge(["runs/a", "runs/b"], out="soups/uniform", method="uniform")
 from importlib import import_module
 from sys import modules
 from types import ModuleType
-from typing import Any
 
 
 class _CallableModule(ModuleType):
     """`soupkit.merge` is this package and the function of the Python interface: Python keeps one name for
     both."""
 
-    def __call__(self, *arguments: Any, **options: Any) -> Any:
+    def __call__(self, *arguments: object, **options: object) -> object:
         return import_module("soupkit.api").merge(*arguments, **options)
 
 

@@ -10,13 +10,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from soupkit.checkpoint.dtypes import FLOATING, Array
 from soupkit.checkpoint.header import Slot
 from soupkit.errors import SoupkitError
+from soupkit.jsons import Json, JsonView
 from soupkit.merge.methods import MergeMethod
 from soupkit.merge.pieces import STRATUM, Draws, Pieces, row_length, rows_of_a_stratum
 from soupkit.merge.policy import Sink, check_made
@@ -28,7 +28,7 @@ PIECE = STRATUM
 """Elements of a piece: few enough to stay in cache, enough that threads seldom wait for the interpreter."""
 BATCH = 1 << 16
 """Elements that one task of the pool covers at least: tiny tensors are batched."""
-Parameters = Callable[[str], dict[str, Any]]
+Parameters = Callable[[str], Json]
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def merge_tensors(
     )
 
 
-def piece_of(method: MergeMethod, slot: Slot, values: Mapping[str, Any]) -> int:
+def piece_of(method: MergeMethod, slot: Slot, values: JsonView) -> int:
     """How many elements the method's pieces of a tensor hold: whole rows where it works on them, or is told
     to."""
     if method.pieces == "tensor":
@@ -133,7 +133,7 @@ class _Merge:
             return own
         return Buffers(size, len(self.ingredients), self.writer.options.accumulate)
 
-    def _call(self, name: str, pieces: Pieces, values: dict[str, Any], piece: int) -> Iterator[Array]:
+    def _call(self, name: str, pieces: Pieces, values: Json, piece: int) -> Iterator[Array]:
         """The method's generator; its errors get the tensor's name."""
         if "draws" in self.method.asks:
             values["draws"] = Draws(self.seed, name)

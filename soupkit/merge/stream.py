@@ -9,7 +9,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
 
@@ -123,7 +122,7 @@ class _Buffers:
     def __init__(self, options: StreamOptions) -> None:
         self.room = Room(options.chunk)
         self._options = options
-        self._sums: dict[Any, tuple[Array, Array]] = {}
+        self._sums: dict[object, tuple[Array, Array]] = {}
 
     def sums(self, dtype: str, size: int) -> tuple[Array, Array]:
         """Room for a sum and a product. Sums that are written as float64 are kept in the machine's long

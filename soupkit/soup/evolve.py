@@ -14,6 +14,7 @@ import numpy as np
 
 from soupkit.errors import RecipeError
 from soupkit.events import Advanced, Finished, Report, Scored, Started, Warned, silent
+from soupkit.jsons import Json
 from soupkit.metrics import Direction
 from soupkit.soup.greedy import without_margins
 from soupkit.task.score import Score, better
@@ -114,7 +115,7 @@ def _strategy(size: int, *, sigma: float, seed: int, population: int | None) -> 
         import cma
     except ImportError as error:
         raise RecipeError("the package cma is not installed", hint="pip install 'soupkit[evolve]'") from error
-    options: dict[str, Any] = {"seed": seed + 1, "verbose": -9}  # cma takes 0 for the clock
+    options: Json = {"seed": seed + 1, "verbose": -9}  # cma takes 0 for the clock
     if population:
         options["popsize"] = population
     strategy: Any = cma.CMAEvolutionStrategy  # the package has no types

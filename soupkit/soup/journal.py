@@ -47,7 +47,7 @@ class Journal:
         """What a finished stage came to; None when it is not finished."""
         return self._values["finished"].get(stage)
 
-    def finish(self, stage: str, result: Any) -> None:
+    def finish(self, stage: str, result: object) -> None:
         """A stage is finished."""
         self._values["finished"][stage] = result
         self._values |= {"stage": None, "state": None}
@@ -62,7 +62,7 @@ class Journal:
         """Whether the last state was written some time ago."""
         return time.monotonic() - self._written > INTERVAL
 
-    def keep(self, stage: str, state: Any) -> None:
+    def keep(self, stage: str, state: object) -> None:
         """The state of the stage under way."""
         self._values |= {"stage": stage, "state": state}
         self._write()

@@ -15,12 +15,11 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from soupkit.jsons import Json
+from soupkit.jsons import Json, JsonView
 
 Index = NDArray[np.int64]
 
@@ -184,7 +183,7 @@ def to_json(expression: AxisExpr) -> Json:
             return {"blocks": group, "parts": [to_json(part) for part in parts]}
 
 
-def from_json(values: Any) -> AxisExpr:
+def from_json(values: JsonView) -> AxisExpr:
     """Read what `to_json` wrote. Raises KeyError, TypeError or ValueError for anything else."""
     if "product" in values:
         return Product(tuple(from_json(factor) for factor in values["product"]))

@@ -96,7 +96,7 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
     return enter
 
 
-def tensors_in(values: Iterable[Any]) -> Iterator[Axes]:
+def tensors_in(values: Iterable[object]) -> Iterator[Axes]:
     """Every tensor in nested arguments."""
     for value in values:
         if isinstance(value, Axes):
@@ -123,7 +123,7 @@ def follow(call: Call) -> Result:
     return result
 
 
-def check_sizes(result: Result, shapes: Any) -> None:
+def check_sizes(result: Result, shapes: object) -> None:
     """Raise CannotFollowError unless the axes have the sizes that the operation's results have."""
     if isinstance(shapes, list):
         if not isinstance(result, list) or len(result) != len(shapes):
@@ -136,7 +136,7 @@ def check_sizes(result: Result, shapes: Any) -> None:
         raise CannotFollowError("another shape")
 
 
-def unknown(shapes: Any, where: str) -> Result:
+def unknown(shapes: object, where: str) -> Result:
     """Results of which nothing may move."""
     if isinstance(shapes, list):
         return [unknown(shape, where) for shape in shapes]

@@ -87,7 +87,7 @@ class Follower:
         self.gave_up: list[str] = []
         self.operations: list[str] = []
         self._axes: dict[tuple[object, ...], Axes] = {}
-        self._values: dict[torch.fx.Node, Any] = {}
+        self._values: dict[torch.fx.Node, object] = {}
         self._inputs = {spec.arg.name: spec for spec in self.program.graph_signature.input_specs}
         self._run(self.program.graph_module)
         self.operations = sorted(set(self.operations))
@@ -100,7 +100,7 @@ class Follower:
             for name, tensor in self.state.items()
         }
 
-    def _run(self, module: torch.fx.GraphModule, given: Sequence[Any] | None = None) -> Any:
+    def _run(self, module: torch.fx.GraphModule, given: Sequence[object] | None = None) -> object:
         """Follow a graph; `given`: the operands of an inner one, whose results are returned."""
         placeholders = iter(given or ())
         for node in module.graph.nodes:
@@ -135,7 +135,7 @@ class Follower:
             return Axes(Symbol(length, "integers") for length in value.shape)
         return _constant(self.program.constants.get(target), value)
 
-    def _call(self, node: torch.fx.Node) -> Any:
+    def _call(self, node: torch.fx.Node) -> object:
         if node.target is operator.getitem:
             found, number = (self._value(argument) for argument in node.args)
             return found[number] if isinstance(found, list) else None
@@ -157,7 +157,7 @@ class Follower:
         self.operations.append(call.name)
         return follow(call)
 
-    def _arguments(self, node: torch.fx.Node) -> dict[str, Any]:
+    def _arguments(self, node: torch.fx.Node) -> dict[str, object]:
         schema = getattr(node.target, "_schema", None)
         names = [argument.name for argument in schema.arguments] if schema is not None else []
         names += [f"argument {number}" for number in range(len(names), len(node.args))]
@@ -167,7 +167,7 @@ class Follower:
         )
         return {name: self._value(value) for name, value in {**defaults, **given}.items()}
 
-    def _value(self, argument: Any) -> Any:
+    def _value(self, argument: object) -> Any:
         if isinstance(argument, torch.fx.Node):
             found = self._values.get(argument)
             return argument.meta.get("val") if found is None else found
@@ -175,7 +175,7 @@ class Follower:
             return [self._value(value) for value in argument]
         return argument
 
-    def _pin(self, leaf: Any, reason: str) -> None:
+    def _pin(self, leaf: object, reason: str) -> None:
         if isinstance(leaf, torch.fx.Node):
             for axes in tensors_in([self._values.get(leaf)]):
                 for axis in axes:
@@ -194,7 +194,7 @@ def _constant(tensor: torch.Tensor | None, value: torch.Tensor) -> Axes:
     )
 
 
-def _shapes(value: Any) -> Any:
+def _shapes(value: object) -> object:
     """Sizes of what an operation returns. Raises AlignError where they depend on data."""
     if isinstance(value, torch.Tensor):
         if not all(isinstance(length, int) for length in value.shape):

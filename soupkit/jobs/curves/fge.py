@@ -6,7 +6,6 @@ import math
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -62,7 +61,9 @@ def fge(recipe: Fge, world: World, report: Report) -> Json:
         if recipe.dry_run:
             return _show_plan(start, recipe, kept, per_epoch, report)
         with output as directory:
-            run = _Run(recipe, training, start, cycles, per_epoch, device, directory, world, report)
+            run = _CyclicalTraining(
+                recipe, training, start, cycles, per_epoch, device, directory, world, report
+            )
             run.train()
             manifest = run.write()
     report(run.table())
@@ -76,7 +77,7 @@ def fge(recipe: Fge, world: World, report: Report) -> Json:
 
 
 @dataclass
-class _Run:
+class _CyclicalTraining:
     """One run: what it keeps and what it finds out, epoch by epoch."""
 
     recipe: Fge
@@ -111,7 +112,7 @@ class _Run:
         self._look(0)
         model.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
 
-        def gradient(_: Any, batch: Batch) -> Tensor:
+        def gradient(_: object, batch: Batch) -> Tensor:
             with precision(self.training, self.device):
                 loss = self.task.loss(batch) / len(batch)
             loss.backward()  # type: ignore[no-untyped-call]
@@ -171,9 +172,7 @@ class _Run:
         self.steps.append(step)
         self.outputs[name] = describe_outputs(folder, content)
         notes = {"epoch": step["epoch"], "data": self.start.splits.description}
-        self._manifest(self.recipe.out / name, outputs=self.outputs[name], metrics=single, notes=notes).write(
-            folder
-        )
+        self._manifest(self.recipe.out / name, self.outputs[name], single, notes).write(folder)
         for split in SPLITS:
             score = step["softmax"][split]["top1"]
             numbers = (score["value"], score["standard_error"], score["num_examples"])
@@ -194,13 +193,16 @@ class _Run:
         }
         files = {"files": {"fge.png": {"bytes": (self.directory / "fge.png").stat().st_size}}}
         metrics = {name: last[name] for name in ("single", *KINDS)}
-        manifest = self._manifest(self.recipe.out, outputs=self.outputs | files, metrics=metrics, notes=notes)
+        manifest = self._manifest(self.recipe.out, self.outputs | files, metrics, notes)
         manifest.write(self.directory)
         return manifest
 
-    def _manifest(self, out: Path, **values: Any) -> Manifest:
+    def _manifest(self, out: Path, outputs: Json, metrics: Json, notes: Json) -> Manifest:
         inputs = describe_inputs([self.base], out, [self.content])
-        return Manifest(command=COMMAND, recipe=recipe_to_json(self.recipe), inputs=inputs, **values)
+        options = recipe_to_json(self.recipe)
+        return Manifest(
+            command=COMMAND, recipe=options, inputs=inputs, outputs=outputs, metrics=metrics, notes=notes
+        )
 
     def _plot(self) -> None:
         updates = np.arange(self.recipe.epochs * self.per_epoch)

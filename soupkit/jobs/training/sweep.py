@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
 
 from soupkit.checkpoint.hashing import content_hash
 from soupkit.checkpoint.quantized import refuse_quantized
@@ -132,7 +131,7 @@ class _Sweep:
             Scored(name, "top1", top1["value"], top1["standard_error"], top1["num_examples"], "held-out")
         )
 
-    def fail(self, name: str, error: SoupkitError, world: World) -> tuple[Any, ...] | None:
+    def fail(self, name: str, error: SoupkitError, world: World) -> tuple[object, ...] | None:
         """A run failed: what to try next, None when there is nothing left to try. Ends all for any other
         failure."""
         if not isinstance(error, DivergedError | WorkerDiedError):

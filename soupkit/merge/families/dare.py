@@ -114,7 +114,7 @@ def _ordered(keys: Array, place: int) -> Any:
     return np.partition(keys, place)[place]
 
 
-def _window(keys: Array, place: int) -> tuple[Any, Any]:
+def _window(keys: Array, place: int) -> tuple[float | np.integer, float | np.integer]:
     """Bounds that nearly always hold the key of that rank: of uniform integers, or by a sample of any
     others."""
     share = (place + 0.5) / keys.size

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -179,7 +179,7 @@ def _num_classes(checkpoint: Source, described: ModelSpec) -> int | None:
     return int(checkpoint.slots[name].shape[0]) if name in checkpoint.slots else None
 
 
-def _floating(result: Any) -> Iterable[torch.Tensor]:
+def _floating(result: object) -> Iterable[torch.Tensor]:
     if isinstance(result, torch.Tensor):
         return [result] if result.is_floating_point() else []
     if isinstance(result, dict):

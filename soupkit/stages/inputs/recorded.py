@@ -6,7 +6,6 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -74,7 +73,7 @@ def place_of(directory: Path, entry: Json) -> str:
     return str(entry["reference"] if "commit" in entry else _input_path(directory, entry))
 
 
-def _rearranged(checkpoint: Checkpoint, entry: JsonView, notes: Any, directory: Path) -> Source:
+def _rearranged(checkpoint: Checkpoint, entry: JsonView, notes: JsonView, directory: Path) -> Source:
     try:
         permutation = _permutation(entry["permutation"])
         spec = PermutationSpec.from_json(json.loads(notes["alignment"]["spec"]))

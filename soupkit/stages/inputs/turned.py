@@ -5,7 +5,6 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +17,7 @@ from soupkit.checkpoint.dtypes import FLOATING, NUMPY_DTYPES, Array
 from soupkit.checkpoint.source import Source, read_chunk
 from soupkit.checkpoint.views.view import View
 from soupkit.errors import CheckpointError
-from soupkit.jsons import Json
+from soupkit.jsons import Json, JsonView
 from soupkit.task.weights import to_torch
 from soupkit.train.randomness import torch_threads
 
@@ -67,7 +66,11 @@ class Turned(View):
 
 
 def turned_again(
-    checkpoint: Source, spec: PermutationSpec, permutation: Mapping[str, np.ndarray], notes: Any, file: Path
+    checkpoint: Source,
+    spec: PermutationSpec,
+    permutation: Mapping[str, np.ndarray],
+    notes: JsonView,
+    file: Path,
 ) -> Turned:
     """A checkpoint, turned as a manifest's notes and the file beside it say. Raises CheckpointError."""
     try:

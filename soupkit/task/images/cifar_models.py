@@ -7,7 +7,6 @@ cifar_wrn28_10 and small models of the same kinds; a checkpoint of one loads whe
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
@@ -180,17 +179,17 @@ def _resnet(name: str, pretrained: bool, kwargs: Json) -> nn.Module:
     return model
 
 
-def cifar_vgg16(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+def cifar_vgg16(pretrained: bool = False, **kwargs: object) -> nn.Module:
     """VGG16 without batch norm: 15.2 million parameters."""
     return _vgg("cifar_vgg16", pretrained, kwargs)
 
 
-def cifar_vgg16_bn(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+def cifar_vgg16_bn(pretrained: bool = False, **kwargs: object) -> nn.Module:
     """VGG16 with batch norm."""
     return _vgg("cifar_vgg16_bn", pretrained, {"batch_norm": True} | kwargs)
 
 
-def cifar_vgg_small(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+def cifar_vgg_small(pretrained: bool = False, **kwargs: object) -> nn.Module:
     """Four convolutions without batch norm and dropout, for tests and small studies."""
     return _vgg(
         "cifar_vgg_small",
@@ -199,18 +198,18 @@ def cifar_vgg_small(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     )
 
 
-def cifar_preresnet164(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+def cifar_preresnet164(pretrained: bool = False, **kwargs: object) -> nn.Module:
     """PreResNet-164: 1.7 million parameters."""
     return _resnet("cifar_preresnet164", pretrained, kwargs)
 
 
-def cifar_preresnet_small(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+def cifar_preresnet_small(pretrained: bool = False, **kwargs: object) -> nn.Module:
     """The same with one block per stage and half the widths, for tests and small studies."""
     widths = ((8, 32), (16, 64), (32, 128))
     return _resnet("cifar_preresnet_small", pretrained, {"num_blocks": 1, "widths": widths} | kwargs)
 
 
-def cifar_wrn28_10(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+def cifar_wrn28_10(pretrained: bool = False, **kwargs: object) -> nn.Module:
     """WRN-28-10: 36.5 million parameters."""
     widths = ((160, 160), (320, 320), (640, 640))
     settings = {"num_blocks": 4, "widths": widths, "sizes": (3, 3), "bias": True}

@@ -70,7 +70,7 @@ def _never_remember_weights(model: torch.nn.Module) -> None:
             module.register_forward_pre_hook(_forget)
 
 
-def _forget(module: torch.nn.Module, _inputs: Any) -> None:
+def _forget(module: torch.nn.Module, _inputs: object) -> None:
     module.attention_bias_cache = {}  # type: ignore[assignment]
 
 
