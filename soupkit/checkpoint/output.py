@@ -76,8 +76,9 @@ class OutputDirectory:
 
     def _publish(self, directory: Path) -> None:
         """Sync, then rename into place; an earlier output is exchanged in one step and removed afterwards."""
+        # Contents reach the disk before the name does: after a crash a name must not lead to half of them.
         _sync_tree(directory)
-        check_output(self.out, overwrite=self.overwrite)
+        check_output(self.out, overwrite=self.overwrite)  # again: the job may have taken hours
         try:
             directory.rename(self.out)
         except OSError as error:
@@ -108,7 +109,7 @@ def temporary_sibling(out: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):  # the output is there by now, or an error is on its way
             shutil.rmtree(directory, ignore_errors=True)
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # last: without the lock another run would remove it meanwhile
             os.close(lock)
 
 

@@ -99,7 +99,7 @@ class Subspace:
         beta_KB, gamma = self._share(beta_KB).to(out), gamma_B.tolist()
         for span in self.layout.spans:
             part = out[span.slice]
-            if self.world.is_main:
+            if self.world.is_main:  # once: the sum over ranks would add it for each of them
                 torch.mul(self.center[span.slice], gamma[span.block], out=part)
             else:
                 part.zero_()
@@ -130,6 +130,7 @@ class Subspace:
 
     def coefficients(self, beta_KB: np.ndarray, gamma_B: np.ndarray) -> np.ndarray:
         """The coefficients float64[all K, B] of that point over all ingredients: what a Mixture holds."""
+        # d_k = w_k − c: what β adds to w_k it takes from the centre, so from all that this is made of.
         total: np.ndarray = (gamma_B - beta_KB.sum(0)) * self.center_KB
         np.add.at(total, self.rows, beta_KB)
         return total
@@ -194,6 +195,7 @@ class Subspace:
         values = np.empty(num, NUMPY_DTYPES[slots_of(source)[span.name].dtype])
         read_chunk(source, span.name, start, values)
         wide = torch.from_numpy(values.astype(np.float32, copy=False)).to(self.center.device)
+        # From the centre as it is kept: where Σ_k β_k = γ it cancels, and its rounding with it.
         wide -= self.center[span.start + start : span.start + start + num]
         return wide.view(rows.stop - rows.start, num_columns)
 

@@ -127,6 +127,7 @@ class Follower:
         target = spec.target or ""
         if not node.users:
             return None
+        # By identity, not by name: tied parameters are one tensor, which can have one order only.
         if target in self.state and value.is_floating_point():
             return self._axes.setdefault(
                 _identity(target, self.state[target]), Axes(Symbol(length) for length in value.shape)
@@ -141,12 +142,14 @@ class Follower:
             return found[number] if isinstance(found, list) else None
         if str(node.target) in INNER_GRAPHS:
             operands = [self._value(argument) for argument in node.args]
+            # Whatever comes before the inner graph (a flag, a context) is none of its operands.
             place = next(k for k, operand in enumerate(operands) if isinstance(operand, torch.fx.GraphModule))
             return self._run(operands[place], operands[place + 1 :])
         shapes = _shapes(node.meta.get("val"))
         name = str(getattr(node.target, "_schema", node.target)).partition("(")[0]
         base = name.split("::")[-1].partition(".")[0]
         call = Call(
+            # add_ goes by the rule of add; __and__ is a name.
             base if base.endswith("__") else base.rstrip("_"),
             self._arguments(node),
             shapes,
@@ -160,6 +163,7 @@ class Follower:
     def _arguments(self, node: torch.fx.Node) -> dict[str, object]:
         schema = getattr(node.target, "_schema", None)
         names = [argument.name for argument in schema.arguments] if schema is not None else []
+        # An operation without a schema takes its arguments by their places.
         names += [f"argument {number}" for number in range(len(names), len(node.args))]
         given = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
         defaults = (

@@ -118,12 +118,12 @@ def _bind(symbol: Symbol, node: Node, reason: str) -> None:
         node.loose = node.loose and symbol.loose
         symbol.bind(node)
         return
-    if not symbol.loose:
+    if not symbol.loose:  # any order was right for a loose one; now there is one that it must follow
         for found in symbols(node):
             found.loose = False
     for over in open_overs(node):
         share(node, over)
-    node = resolve(node)
+    node = resolve(node)  # sharing unifies, and may have bound what is in the node, the symbol itself too
     if any(found is symbol for found in symbols(node)):
         pin(node, reason)
     elif symbol.bound is None:
@@ -134,6 +134,7 @@ def _bind(symbol: Symbol, node: Node, reason: str) -> None:
 
 def _unify_varying(x: Varying, y: Node, reason: str) -> None:
     """Position by position of what x varies over; y need not vary over it: then x no longer does."""
+    # y runs over that axis itself, so it has no members at single places of it: x's parts become one first.
     if any(found is x.over for found in places(y)):
         share(x, x.over)
         unify(x, y, reason)
@@ -144,7 +145,7 @@ def _unify_varying(x: Varying, y: Node, reason: str) -> None:
 
 def _unify_products(x: Times, y: Times, reason: str) -> None:
     """By leading factors, splitting the larger."""
-    a, b = x.factors[0], y.factors[0]
+    a, b = x.factors[0], y.factors[0]  # products are row-major: only leading factors cut whole stretches
     if size(a) > size(b):
         x, y, a, b = y, x, b, a
     if size(a) == size(b):
@@ -199,6 +200,7 @@ def _split_symbol(symbol: Symbol, num: int) -> tuple[Node, Node]:
     if symbol.reason is not None:
         return Symbol(num, symbol.reason), Symbol(inner, symbol.reason)
     blocks = Symbol(num, loose=symbol.loose)
+    # The most that a split can leave free: blocks in any order, the units of each in one of their own.
     if symbol.loose or num > MAX_BLOCKS:
         units: Node = Symbol(inner, loose=symbol.loose)
     else:

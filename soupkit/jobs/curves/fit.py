@@ -7,7 +7,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +19,7 @@ from soupkit.checkpoint.source import Source
 from soupkit.checkpoint.tensors import write_tensors
 from soupkit.curve.bends import Bends, CurvePoint, Weights
 from soupkit.curve.curve import Curve
-from soupkit.curve.descent import Descent, Gradient
+from soupkit.curve.descent import Descent, Gradient, Place
 from soupkit.curve.schedule import curve_rate
 from soupkit.curve.state import load_state, save_state
 from soupkit.errors import CompatibilityError, RecipeError
@@ -99,7 +98,7 @@ def curve_fit(recipe: CurveFit, world: World, report: Report) -> Json:
         bends, losses = _train(fit, state, contents, report)
         with output as directory:
             manifest = _write(directory, fit, bends, contents, losses, seconds=time.perf_counter() - began)
-    state.unlink(missing_ok=True)
+    state.unlink(missing_ok=True)  # only now: a fit that is killed while it writes continues from it
     report(Told(f"any point is a mixture of its bends: soupkit curve point {recipe.out} --at 0.5 --out …"))
     report(Wrote(recipe.out, num_bytes))
     return manifest.to_json()
@@ -154,6 +153,7 @@ def _train(fit: _Fit, state: Path, contents: Sequence[str], report: Report) -> t
     model.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     bends = _bends(fit)
     per_epoch = updates_per_epoch(fit.start, fit.training)
+    # The penalty is that of the sampled point, and comes with its gradient; the optimizer would shrink bends.
     optimizer = build_optimizer(bends, dataclasses.replace(fit.training, weight_decay=0.0))
     rate = curve_rate(recipe.lr, per_epoch * recipe.epochs)
     descent = Descent(
@@ -179,7 +179,7 @@ def _gradient(fit: _Fit, task: Task, bends: Bends) -> Gradient:
     alone."""
     recipe, point_of = fit.recipe, CurvePoint(task, bends)
 
-    def gradient(place: Any, batch: Batch) -> Tensor:
+    def gradient(place: Place, batch: Batch) -> Tensor:
         t = float(np.random.default_rng([recipe.seed, POINTS_STREAM, place.epoch, place.number]).random())
         point = point_of.at(t)
         with precision(fit.training, fit.device):
@@ -210,6 +210,7 @@ def _bends(fit: _Fit) -> Bends:
             for parameter in model.parameters()
         ]
 
+    # The start comes last, since its buffers stay in the model.
     last, first = weights_of(fit.ends[1]), weights_of(fit.ends[0])
     bends = Bends(first, last, fit.curve, fix_start=fit.recipe.fix_start, fix_end=fit.recipe.fix_end)
     return bends.to(fit.device)
@@ -265,6 +266,7 @@ def _write_bend(directory: Path, fit: _Fit, bends: Bends, bend: int) -> str:
         write_config_of(directory, start)
         return content_hash(tensors, threads=1)
     bends.write_into(model, bend)
+    # Training left the statistics of all points together, and in a layout that changes the last bits.
     model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     refresh_statistics(start, fit.training, num_batches=fit.recipe.bn_batches, device=fit.device)
     return write_model(directory, start)

@@ -60,13 +60,14 @@ def random_entries(pieces: Pieces, density: Array, draws: Draws, *, rescale: boo
     quotas = [Quota(count, size, stream) for count, stream in zip(counts, streams, strict=True)]
     for vectors_KN in pieces:
         for vector_N, count, quota, stream in zip(vectors_KN, counts, quotas, streams, strict=True):
-            if count == size:
+            if count == size:  # nothing is drawn: every ingredient has a stream of its own
                 continue
             for start in range(0, vector_N.size, STRATUM):
                 stratum = vector_N[start : start + STRATUM]
                 np.multiply(
                     stratum, lowest(uniform_bits(stream, stratum.size), quota.of(stratum.size)), out=stratum
                 )
+            # By n/k of the whole tensor: a stratum may keep none, for which no factor of its own makes up.
             if rescale:
                 np.multiply(vector_N, size / count, out=vector_N)
         yield vectors_KN
@@ -119,6 +120,7 @@ def _window(keys: Array, place: int) -> tuple[float | np.integer, float | np.int
     others."""
     share = (place + 0.5) / keys.size
     if keys.dtype == np.uint32:
+        # Five standard deviations of the order statistic; at the ends, where it hardly has any, two places.
         width = 5 * (share * (1 - share) / keys.size) ** 0.5 + 2 / keys.size
         low, high = max(0.0, share - width), min(1.0, share + width)
         return np.uint32(low * 0xFFFFFFFF), np.uint32(high * 0xFFFFFFFF)
