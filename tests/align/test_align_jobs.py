@@ -34,7 +34,7 @@ from soupkit.manifest import Manifest
 from soupkit.recipe.align import Align, Repair
 from soupkit.recipe.inspect import Reproduce, Verify
 from soupkit.recipe.merge import MergeGreedy, MergeInterpolate, MergeUniform, MergeWeighted
-from soupkit.stages.alignment import aligned as aligned_module
+from soupkit.stages.alignment import permute
 from soupkit.task.images.models import ModelSpec, build
 from soupkit.world import World
 
@@ -59,7 +59,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 @pytest.fixture(autouse=True)
 def graphs_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first job follows the graph; the same network is not traced again."""
-    monkeypatch.setattr(aligned_module, "permutation_spec", traced_once)
+    monkeypatch.setattr(permute, "permutation_spec", traced_once)
 
 
 def refs(*paths: Path) -> tuple[str, ...]:
@@ -156,11 +156,11 @@ def test_a_wrong_permutation_is_never_written(
     them."""
     a, b = pair
     wrong, _ = forgetful(spec_of(a))
-    network = aligned_module.open_network
+    network = permute.open_network
     monkeypatch.setattr(
-        aligned_module,
+        permute,
         "open_network",
-        lambda *arguments: aligned_module.Network(*(vars(network(*arguments)) | {"spec": wrong}).values()),
+        lambda *arguments: permute.Network(*(vars(network(*arguments)) | {"spec": wrong}).values()),
     )
     with pytest.raises(AlignError, match="its output changes"):
         align(Align(refs=refs(a, b), out=tmp_path / "out", threads=1), WORLD, silent)
@@ -173,7 +173,7 @@ def test_wrong_groups_are_pinned_by_the_checker(
 ) -> None:
     a, b = pair
     wrong, group = forgetful(spec_of(a))
-    monkeypatch.setattr(aligned_module, "permutation_spec", lambda *_arguments, **_options: wrong)
+    monkeypatch.setattr(permute, "permutation_spec", lambda *_arguments, **_options: wrong)
     manifest = align(Align(refs=refs(a, b), out=tmp_path / "out", threads=1), WORLD, silent)
     assert manifest["notes"]["alignment"]["verification"]["culprits"] == [group]
 
@@ -302,7 +302,7 @@ def test_a_clip_model_is_aligned_in_both_towers(tmp_path: Path) -> None:
     classifier."""
     directories = [clip(tmp_path / name, seed) for seed, name in enumerate("ab")]
     source = Checkpoint(directories[0])
-    network = aligned_module.open_network(source, Align(refs=("a", "b"), out=tmp_path / "x"), silent)
+    network = permute.open_network(source, Align(refs=("a", "b"), out=tmp_path / "x"), silent)
     towers = {name.split(".")[0] for group in network.spec.groups for name, _ in network.spec.attached(group)}
     assert {"visual", "transformer"} <= towers
     view = Permuted(source, network.spec, random_permutation(network.spec, 3))

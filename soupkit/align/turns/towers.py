@@ -2,7 +2,7 @@
 heads.
 
 Two spellings are known: timm's VisionTransformer (by itself or inside open_clip) and open_clip's own towers.
-Names propose; `soupkit.align.turns.turn.proved` runs the network and keeps what holds.
+Names propose; `soupkit.align.turns.proof.proved` runs the network and keeps what holds.
 """
 
 from __future__ import annotations

@@ -21,8 +21,8 @@ from soupkit.merge.mixture import uniform
 from soupkit.recipe.align import Align
 from soupkit.recipe.parse import recipe_to_json
 from soupkit.report.tables import tell_plan
-from soupkit.stages.alignment.aligned import Aligned, open_network
-from soupkit.stages.alignment.rotated import check_matching, matched_ingredients
+from soupkit.stages.alignment.permute import Aligned, open_network
+from soupkit.stages.alignment.turn import aligned_ingredients, check_alignable
 from soupkit.stages.inputs.recorded import write_turns
 from soupkit.stages.outputs.described import describe_inputs
 from soupkit.stages.outputs.soup import Record, plan_soup, write_soup
@@ -37,13 +37,13 @@ def align(recipe: Align, world: World, report: Report) -> Json:
     Raises AlignError, TaskError, CompatibilityError or OutputError before anything is written.
     """
     checkpoints, to = _open(recipe)
-    check_matching(checkpoints, recipe, report)
+    check_alignable(checkpoints, recipe, report)
     size = sum(checkpoint.num_bytes for checkpoint in checkpoints)
     inputs = [file for checkpoint in checkpoints for file in checkpoint.files]
     output = OutputDirectory(recipe.out, overwrite=recipe.overwrite, num_bytes=size, inputs=inputs)
     if recipe.dry_run:
         return _show_plan(checkpoints, to, recipe, report)
-    aligned = matched_ingredients(checkpoints, to=to, recipe=recipe, world=world, report=report)
+    aligned = aligned_ingredients(checkpoints, to=to, recipe=recipe, world=world, report=report)
     names = member_names(checkpoints)
     with output as directory:
         write = _writer(aligned, recipe, world)

@@ -29,7 +29,7 @@ from soupkit.recipe.align import Barrier as BarrierRecipe
 from soupkit.recipe.parse import recipe_to_json
 from soupkit.report.plots import compare_lines
 from soupkit.report.tables import split_label, with_error
-from soupkit.stages.alignment.rotated import check_matching, matched_ingredients
+from soupkit.stages.alignment.turn import aligned_ingredients, check_alignable
 from soupkit.stages.inputs.seen import check_seen
 from soupkit.stages.outputs.described import describe_inputs
 from soupkit.stages.outputs.findings import write_findings
@@ -87,12 +87,12 @@ def barrier_job(recipe: BarrierRecipe, world: World, report: Report) -> Json:
     if len(checkpoints) != 2:
         raise RecipeError(f"refs name {len(checkpoints)} checkpoints, expected two")
     refuse_quantized(checkpoints)
-    check_matching(checkpoints, recipe, report)
+    check_alignable(checkpoints, recipe, report)
     files = [file for checkpoint in checkpoints for file in checkpoint.files]
     output = OutputDirectory(recipe.out, overwrite=recipe.overwrite, inputs=files) if recipe.out else None
     task = open_task(checkpoints[0], recipe, world)
     check_seen(checkpoints, task.splits, recipe, report, selects=False)
-    aligned = matched_ingredients(checkpoints, to=0, recipe=recipe, world=world, report=report)
+    aligned = aligned_ingredients(checkpoints, to=0, recipe=recipe, world=world, report=report)
     lines = _lines(checkpoints, aligned.views, task, recipe, report)
     report(_table(lines, recipe))
     num = next(iter(lines.values())).losses.shape[1]

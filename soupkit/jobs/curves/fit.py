@@ -31,7 +31,7 @@ from soupkit.recipe.curve import CurveFit, as_finetune
 from soupkit.recipe.parse import recipe_to_json
 from soupkit.recipe.train import Finetune
 from soupkit.report.tables import tell_plan
-from soupkit.stages.alignment.aligned import aligned_ingredients
+from soupkit.stages.alignment.permute import permuted_ingredients
 from soupkit.stages.inputs.agreed import agreed
 from soupkit.stages.inputs.download import download
 from soupkit.stages.inputs.ordered import say_order
@@ -121,7 +121,7 @@ def _open(recipe: CurveFit, world: World, report: Report) -> _Fit:
     load_weights(saved(start.model), ends[0])  # strictly: a curve cannot begin with a new head
     alignment = None
     if recipe.align:
-        aligned = aligned_ingredients(ends, to=0, recipe=recipe, world=world, report=report)
+        aligned = permuted_ingredients(ends, to=0, recipe=recipe, world=world, report=report)
         ends, alignment = aligned.views, aligned.notes
     return _Fit(recipe, training, ends, start, world.torch_device(), alignment)
 

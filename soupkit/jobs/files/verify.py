@@ -134,7 +134,7 @@ def reproduce(recipe: Reproduce, world: World, report: Report) -> Json:
     mixture = Mixture.from_json(manifest.mixture)
     replaced: Mapping[str, Array] | None = None
     if isinstance(made_with, Aligns) and made_with.repair != "off":
-        from soupkit.stages.alignment.aligned_merge import replaced_tensors
+        from soupkit.stages.alignment.merges import replaced_tensors
 
         replaced, _ = replaced_tensors(ingredients, mixture, made_with, world, report)
     elif isinstance(made_with, Tries) and made_with.bn in ("refresh", "batch"):

@@ -17,7 +17,7 @@ from soupkit.merge.mixture import Mixture, interpolate, keep_batch_norm
 from soupkit.metrics import Direction, rank_key
 from soupkit.recipe.merge import MergeInterpolate
 from soupkit.recipe.parse import recipe_to_json
-from soupkit.stages.alignment.aligned_merge import align_ingredients, check_aligned_merge, replaced_tensors
+from soupkit.stages.alignment.merges import check_align_options, ingredients_to_merge, replaced_tensors
 from soupkit.stages.outputs.described import describe_inputs
 from soupkit.stages.outputs.soup import Ingredients, Record, open_ingredients, show_plan, write_soup
 from soupkit.stages.scoring.direction import decide
@@ -32,7 +32,7 @@ COMMAND = "merge interpolate"
 
 def merge_interpolate(recipe: MergeInterpolate, world: World, report: Report) -> Json:
     """Write one point of the segment from A to B, the best on held-out data, or every point."""
-    check_aligned_merge(recipe)
+    check_align_options(recipe)
     ingredients = open_ingredients(recipe, report)
     if len(ingredients.checkpoints) != 2:
         raise RecipeError(f"refs name {len(ingredients.checkpoints)} checkpoints, expected two: A and B")
@@ -47,7 +47,7 @@ def merge_interpolate(recipe: MergeInterpolate, world: World, report: Report) ->
     better = decide(recipe, report) if scored else None
     if recipe.dry_run:
         return show_plan(ingredients, recipe, world, report)
-    ingredients, alignment = align_ingredients(ingredients, recipe, world, report)
+    ingredients, alignment = ingredients_to_merge(ingredients, recipe, world, report)
     points = [_mixture(ingredients, at, recipe) for at in recipe.at]
     write = _Points(ingredients, recipe, world, report, better=better, notes=alignment)
     return write.all(points) if recipe.write == "all" else write.best(points)

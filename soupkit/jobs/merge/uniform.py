@@ -9,7 +9,7 @@ from soupkit.jsons import Json
 from soupkit.merge.mixture import Mixture, by_tensor, keep_batch_norm, uniform, weighted
 from soupkit.recipe.merge import MergeUniform, MergeWeighted
 from soupkit.recipe.settings import Layers, check_matches, parse_settings, resolve
-from soupkit.stages.alignment.aligned_merge import align_ingredients, check_aligned_merge, replaced_tensors
+from soupkit.stages.alignment.merges import check_align_options, ingredients_to_merge, replaced_tensors
 from soupkit.stages.outputs.soup import Ingredients, Record, open_ingredients, prepare, show_plan, write_soup
 from soupkit.stages.scoring.ranked import best_of
 from soupkit.world import World
@@ -19,7 +19,7 @@ NOTHING_TO_ADD = Record()
 
 def merge_uniform(recipe: MergeUniform, world: World, report: Report) -> Json:
     """Average all ingredients, or the best N of them."""
-    check_aligned_merge(recipe)
+    check_align_options(recipe)
     checkpoints = open_references(recipe.refs, stream=recipe.stream)
     record = NOTHING_TO_ADD
     if recipe.top is not None:
@@ -38,7 +38,7 @@ def merge_weighted(
     recipe: MergeWeighted, world: World, report: Report, *, record: Record = NOTHING_TO_ADD
 ) -> Json:
     """Combine the ingredients with the given coefficients."""
-    check_aligned_merge(recipe)
+    check_align_options(recipe)
     ingredients = open_ingredients(recipe, report)
     mixture = weighted(ingredients.names, recipe.coefficients, normalize=recipe.normalize)
     if recipe.set:
@@ -66,7 +66,7 @@ def _write(
     record: Record = NOTHING_TO_ADD,
 ) -> Json:
     """Align, refresh and repair where it is asked for, and write."""
-    ingredients, alignment = align_ingredients(ingredients, recipe, world, report)
+    ingredients, alignment = ingredients_to_merge(ingredients, recipe, world, report)
     replaced, notes = replaced_tensors(ingredients, mixture, recipe, world, report)
     record = Record(notes={**record.notes, **alignment, **notes})
     return write_soup(

@@ -16,7 +16,7 @@ from soupkit.report.tables import score_rows, score_table
 from soupkit.soup.blocks import lay_out_weights
 from soupkit.soup.greedy import Greedy, greedy, trace
 from soupkit.soup.greedy_blocks import greedy_by_block
-from soupkit.stages.alignment.aligned_merge import align_ingredients, check_aligned_merge, replaced_tensors
+from soupkit.stages.alignment.merges import check_align_options, ingredients_to_merge, replaced_tensors
 from soupkit.stages.inputs.seen import fitted_on
 from soupkit.stages.outputs.soup import Ingredients, Record, prepare, show_plan, write_soup
 from soupkit.stages.scoring.direction import decide
@@ -40,14 +40,14 @@ ONLY_THE_BEST = (
 
 def merge_greedy(recipe: MergeGreedy, world: World, report: Report) -> Json:
     """Rank, add greedily, write the soup, and score what was written."""
-    check_aligned_merge(recipe)
+    check_align_options(recipe)
     better = decide(recipe, report)
     ingredients = prepare(without_the_best(open_references(recipe.refs), recipe, report), recipe, report)
     refuse_refresh(recipe)
     judge = open_judge(ingredients, recipe, world, report, early_stop=recipe.early_stop)
     if recipe.dry_run:
         return show_plan(ingredients, recipe, world, report)
-    ingredients, alignment = align_ingredients(ingredients, recipe, world, report)
+    ingredients, alignment = ingredients_to_merge(ingredients, recipe, world, report)
     judge = judge.of(ingredients)
     remembering = RememberingScorer(judge, recipe, world, report)
     result = _search(ingredients, remembering, recipe, better, report)

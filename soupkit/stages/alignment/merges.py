@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from soupkit.stages.scoring.scoring import SoupTask
 
 
-def check_aligned_merge(recipe: Aligns) -> None:
+def check_align_options(recipe: Aligns) -> None:
     """Raise RecipeError for options that cannot work together, before anything is opened."""
     if recipe.repair != "off" and not recipe.data:
         raise RecipeError(
@@ -41,7 +41,7 @@ def check_aligned_merge(recipe: Aligns) -> None:
         )
 
 
-def align_ingredients(
+def ingredients_to_merge(
     ingredients: Ingredients, recipe: Aligns, world: World, report: Report
 ) -> tuple[Ingredients, Json]:
     """With --align: views of the ingredients, permuted to match the first, and what the manifest notes of it.
@@ -51,9 +51,9 @@ def align_ingredients(
     """
     if not recipe.align:
         return ingredients, {}
-    from soupkit.stages.alignment.aligned import aligned_ingredients
+    from soupkit.stages.alignment.permute import permuted_ingredients
 
-    aligned = aligned_ingredients(
+    aligned = permuted_ingredients(
         ingredients.checkpoints, to=0, recipe=recipe, world=world, report=report, by=recipe.align_by
     )
     return replace(ingredients, checkpoints=aligned.views), {"alignment": aligned.notes}

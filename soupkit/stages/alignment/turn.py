@@ -1,5 +1,5 @@
-"""`align --rotate`: units matched, the residual stream and the heads turned, as checkpoints that any library
-loads."""
+"""Alignment as `align` and `barrier` offer it: by permutations, or with --rotate by turns as well, as
+checkpoints that any library loads."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ import json
 from collections.abc import Sequence
 
 from soupkit.align.matching.match import Match
+from soupkit.align.turns.best_turn import Matching, match_turned
 from soupkit.align.turns.proof import proved
-from soupkit.align.turns.rotate import Matching, match_turned
 from soupkit.align.turns.towers import Tower, check_names, towers_to_json
 from soupkit.align.turns.turn import fold
 from soupkit.asked import Matches
 from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.checkpoint.dtypes import FLOATING
 from soupkit.events import Advanced, Finished, Report, Started, Told
-from soupkit.stages.alignment.aligned import (
+from soupkit.stages.alignment.permute import (
     TOLERANCE,
     Aligned,
-    aligned_ingredients,
     check_same_function,
     match_notes,
     open_network,
+    permuted_ingredients,
 )
 from soupkit.stages.inputs.agreed import agreed
 from soupkit.stages.inputs.download import download
@@ -33,28 +33,28 @@ NARROW_TOLERANCE = 0.05
 weights are rounded anew."""
 
 
-def check_matching(checkpoints: Sequence[Checkpoint], recipe: Matches, report: Report) -> None:
-    """Raise CompatibilityError, AlignError for checkpoints that `matched_ingredients` cannot take, by names
+def check_alignable(checkpoints: Sequence[Checkpoint], recipe: Matches, report: Report) -> None:
+    """Raise CompatibilityError, AlignError for checkpoints that `aligned_ingredients` cannot take, by names
     alone."""
     agreed(checkpoints, recipe, report)
     if recipe.rotate:
         check_names(checkpoints[0].slots)
 
 
-def matched_ingredients(
+def aligned_ingredients(
     checkpoints: Sequence[Checkpoint], *, to: int | None, recipe: Matches, world: World, report: Report
 ) -> Aligned:
     """Checkpoints matched to the one at place `to` as the recipe says: permuted, with `rotate` turned as
     well.
 
-    See `soupkit.stages.alignment.aligned.aligned_ingredients` and `rotated_ingredients`.
+    See `soupkit.stages.alignment.permute.permuted_ingredients` and `turned_ingredients`.
     """
     if recipe.rotate:
-        return rotated_ingredients(checkpoints, to=to or 0, recipe=recipe, report=report)
-    return aligned_ingredients(checkpoints, to=to, recipe=recipe, world=world, report=report, by=recipe.by)
+        return turned_ingredients(checkpoints, to=to or 0, recipe=recipe, report=report)
+    return permuted_ingredients(checkpoints, to=to, recipe=recipe, world=world, report=report, by=recipe.by)
 
 
-def rotated_ingredients(
+def turned_ingredients(
     checkpoints: Sequence[Checkpoint], *, to: int, recipe: Matches, report: Report
 ) -> Aligned:
     """Match and turn every checkpoint to the one at place `to`; that one is folded and its heads are
@@ -62,7 +62,7 @@ def rotated_ingredients(
 
     What may be turned is proven on the network first; AlignError where nothing may be, or where a turned
     checkpoint would compute something else; nothing that could be written is returned then. Memory: see
-    `soupkit.align.turns.rotate.match_turned`, and all models once more.
+    `soupkit.align.turns.best_turn.match_turned`, and all models once more.
     """
     download(checkpoints, report)
     network = open_network(checkpoints[0], recipe, report)

@@ -1,5 +1,5 @@
-"""Alignment for every job that offers it: checkpoints in, the same functions with their units in one order
-out."""
+"""Alignment by permutations, for every job that offers it: checkpoints in, the same functions with their
+units in one order out."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ class Network:
 
 @dataclass(frozen=True)
 class Aligned:
-    """Views of checkpoints, permuted so that they match the one at place `to`, and what a manifest records of
-    it."""
+    """Views of checkpoints, permuted or turned so that they match the one at place `to`, and what a manifest
+    records of it."""
 
     views: Sequence[View]
     to: int
@@ -60,7 +60,7 @@ class Aligned:
     notes: Json
 
 
-def aligned_ingredients(
+def permuted_ingredients(
     checkpoints: Sequence[Source],
     *,
     to: int | None,

@@ -16,8 +16,15 @@ from torch import Tensor, nn
 
 from soupkit.align.graph.trial import randomise
 from soupkit.align.matching.similarity import all_permuted
+from soupkit.align.turns.best_turn import (
+    Found,
+    Matching,
+    best_heads,
+    best_rotations,
+    match_turned,
+    procrustes,
+)
 from soupkit.align.turns.proof import proved
-from soupkit.align.turns.rotate import Found, Matching, best_heads, best_rotations, match_turned, procrustes
 from soupkit.align.turns.turn import Turn, balanced, complement_of_ones, fold, heads, random_turn, turned
 from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.errors import AlignError, CheckpointError, RecipeError
@@ -28,7 +35,7 @@ from soupkit.jobs.files.verify import reproduce, verify
 from soupkit.manifest import Manifest
 from soupkit.recipe.align import Align, Barrier
 from soupkit.recipe.inspect import Reproduce, Verify
-from soupkit.stages.alignment import aligned as aligned_module
+from soupkit.stages.alignment import permute
 from soupkit.stages.alignment.examples import example_inputs
 from soupkit.task.images.models import ModelSpec, build, load_weights, parse_model
 from soupkit.world import World
@@ -46,7 +53,7 @@ WORLD = World("cpu", 1)
 def graphs_once() -> Iterator[None]:
     """The first job follows the graph; the same network is not traced again."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(aligned_module, "permutation_spec", traced_once)
+        patch.setattr(permute, "permutation_spec", traced_once)
         yield
 
 
