@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ import soupkit
 LONGEST_FILE = 325
 LONGEST_FUNCTION = 60
 MOST_FILES = 25
+MOST_ANY = 0.005
 EMPTY_NAMES = {"util", "utils", "helper", "helpers", "common", "manager", "handler", "misc"}
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -68,3 +70,9 @@ def test_public_names_exist_and_are_documented() -> None:
 def test_every_module_of_the_package_can_be_imported() -> None:
     for path in FILES:
         importlib.import_module(name_of(path))
+
+
+def test_any_is_rare_and_no_recipe_is_any() -> None:
+    lines = [line for path in FILES for line in path.read_text(encoding="utf-8").splitlines()]
+    assert sum(re.search(r"\bAny\b", line) is not None for line in lines) < MOST_ANY * len(lines)
+    assert not [line for line in lines if "recipe: Any" in line], "asked.py has protocols of recipes"
