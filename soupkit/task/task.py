@@ -6,12 +6,16 @@ import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, Protocol, Self
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from soupkit.jsons import Json
+from soupkit.recipe.train import Finetune
+from soupkit.task.epochs import Place
 from soupkit.task.score import Metric, Predictions, Score, scores_of
 from soupkit.task.weights import arrays, load_weights
 from soupkit.world import World
@@ -27,6 +31,13 @@ class Batch(Protocol):
 
     def __len__(self) -> int:
         """How many examples there are."""
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """What it is made of, each [n, …]."""
+
+    def of(self, *tensors: Tensor) -> Self:
+        """A batch of other such tensors: of some of the examples, or of several batches side by side."""
 
 
 class Examples(Protocol):
@@ -109,6 +120,13 @@ class Task(Protocol):
         `terms`.)
         """
 
+    def training(self, how: Finetune, *, first: int = 0) -> Iterator[tuple[Place, Batch]]:
+        """What weights learn from: the batches of all epochs, on `device`, each with its place.
+
+        The same for the same seed, wherever it begins. first: the batch to begin with, counted over all
+        epochs; those before it are not read.
+        """
+
     def example_bytes(self) -> int:
         """What one example of a forward pass keeps for the backward pass."""
 
@@ -157,11 +175,15 @@ class Task(Protocol):
         prefix = next(name for name, module in self.model.named_modules() if module is self.saved)
         return name.removeprefix(f"{prefix}.") if prefix else name
 
+    def around(self, model: nn.Module) -> Self:
+        """The same task with another model of the same kind."""
+        other = copy.copy(self)
+        other.model = model
+        return other
+
     def twin(self) -> Self:
         """The same task with a model of its own, to load other weights into."""
-        twin = copy.copy(self)
-        twin.model = copy.deepcopy(self.model)
-        return twin
+        return self.around(copy.deepcopy(self.model))
 
     @torch.inference_mode()
     def predict(self, examples: Examples, *, indices: np.ndarray | None = None) -> Predictions:
@@ -217,6 +239,28 @@ class Task(Protocol):
                 return _stopped(metric, num_wrong=num_wrong, num_seen=num_seen, num_examples=len(order))
         back = np.argsort(order)
         return judge.of(np.concatenate(done)[back], examples.targets[order[back]])
+
+
+class Trainee(Task, Protocol):
+    """A task whose model is written as a checkpoint that says what it is, and is read again."""
+
+    @property
+    def name(self) -> str:
+        """What the model is called."""
+
+    @property
+    def file_name(self) -> str:
+        """What its weights' file is called, where the library that loads them looks for it."""
+
+    @property
+    def notes(self) -> Json:
+        """What a manifest says of the examples and of how they are shown."""
+
+    def write_config(self, directory: Path) -> None:
+        """Write what the weights' library reads beside them."""
+
+    def reopened(self, directory: Path, how: Finetune, world: World) -> Task:
+        """The same data with the model that a written checkpoint says it is, and its weights."""
 
 
 def _growing(order: np.ndarray, batch_size: int) -> list[np.ndarray]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import islice
 
@@ -14,12 +15,12 @@ from soupkit.errors import DivergedError
 from soupkit.events import Advanced, Finished, Measured, Report, Started, Warned
 from soupkit.jsons import Json
 from soupkit.recipe.train import Finetune
-from soupkit.task.images.transforms import ImageSettings
+from soupkit.task.epochs import num_batches
+from soupkit.task.randomness import Stream, seeded
+from soupkit.task.task import Batch, Task
 from soupkit.train.averaging import Averaging
-from soupkit.train.batches import Labelled, finisher, loader, num_batches, train_transform
 from soupkit.train.optimize import build_optimizer, build_schedule
 from soupkit.train.probe import Probe
-from soupkit.train.randomness import Stream, seeded
 
 NUM_REPORTS = 200
 SKIPPED = "their gradients were not finite in float16"
@@ -27,17 +28,6 @@ HOPELESS = 64
 """Skipped updates in a row, from the first on, after which the scaler (65,536, halved each time) has no range
 left."""
 LOWER_RATE = "lower the learning rate, clip the gradient (--clip-grad 1), or warm up for longer"
-
-
-@dataclass(frozen=True)
-class TrainingData:
-    """What is learned: the examples, how the model wants to see them, the classes, and whether they are
-    characters."""
-
-    examples: Labelled
-    settings: ImageSettings
-    num_classes: int
-    characters: bool
 
 
 @dataclass(frozen=True)
@@ -55,47 +45,42 @@ class Fitted:
 
 
 def fit(
-    model: nn.Module,
-    data: TrainingData,
+    task: Task,
     recipe: Finetune,
     *,
-    device: torch.device,
     report: Report,
     averages: Iterable[Averaging] = (),
     after_epoch: Callable[[int], None] = lambda _: None,
 ) -> Fitted:
-    """Train `model` in place on `device`; returns the mean training loss of every epoch, and how much was
-    skipped.
+    """Train a task's model in place; returns the mean training loss of every epoch, and how much was skipped.
 
-    Soft-target cross-entropy; the learning rate moves with every update. On the CPU the same recipe and
-    number of threads give the same bits. Leaves the model in eval mode, and global generators as they were.
-    averages: averages of this model's weights, updated along. after_epoch: called with 1, 2, … when an epoch
-    is over; it may read the model.
+    The learning rate moves with every update. On the CPU the same recipe and number of threads give the same
+    bits. Leaves the model in eval mode, and global generators as they were. averages: averages of this
+    model's weights, updated along. after_epoch: called with 1, 2, … when an epoch is over; it may read the
+    model.
     Raises DivergedError as soon as an epoch's loss, or a trained weight, is not finite; RecipeError for the
     optimizer.
     """
-    per_epoch = num_batches(len(data.examples), recipe.batch_size)
+    model, device = task.model, task.device
+    per_epoch = num_batches(len(task.train), recipe.batch_size)
     num_updates = recipe.epochs * per_epoch
-    # convolutions run up to 1.6 times as fast, on CPUs too
-    _lay_out(model.to(device), torch.channels_last).train()
+    _lay_out(model, torch.channels_last).train()  # as the batches of images lie; other weights stay
     probe = Probe(model) if recipe.trainable == "head" else None
     if probe:
         probe.switch(probing=True)
-    update = Updater(model, recipe, device=device, num_updates=num_updates, updates_per_epoch=per_epoch)
+    update = Updater(task, recipe, num_updates=num_updates, updates_per_epoch=per_epoch)
     averages = list(averages)
     for average in averages:
         average.attach(update.optimizer)
-    finish = finisher(data.settings, recipe, num_classes=data.num_classes, device=device)
-    transform = train_transform(data.settings, recipe, characters=data.characters)
-    batches = loader(data.examples, transform, recipe, pin_memory=device.type == "cuda")
+    batches = task.training(recipe)
     progress = Progress(report, num_updates)
     losses: list[float] = []
     with seeded(recipe.seed, Stream.FORWARD, device=device):
         for epoch in range(1, recipe.epochs + 1):
             total, count = torch.zeros((), dtype=torch.float64, device=device), 0
-            for place, pixels, targets in islice(batches, per_epoch):
-                total += update(*finish(place, pixels, targets)) * len(pixels)
-                count += len(pixels)
+            for _, batch in islice(batches, per_epoch):
+                total += update(batch) * len(batch)
+                count += len(batch)
                 if update.stepped:
                     for average in averages:
                         average.update()
@@ -124,9 +109,10 @@ def amp_dtype(recipe: Finetune, device: torch.device) -> torch.dtype | None:
     return {"off": None, "bfloat16": torch.bfloat16, "float16": torch.float16}[recipe.amp]
 
 
-def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """−Σ_c t_c log softmax(logits)_c, mean over the batch, in float32 whatever the logits' precision."""
-    return nn.functional.cross_entropy(logits.float(), targets)
+def precision(recipe: Finetune, device: torch.device) -> AbstractContextManager[None]:
+    """The context that forward passes run in: mixed precision where the recipe asks for it."""
+    dtype = amp_dtype(recipe, device)
+    return torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
 
 
 def _lay_out(model: nn.Module, memory_format: torch.memory_format) -> nn.Module:
@@ -139,25 +125,17 @@ class Updater:
 
     num_done: updates so far. num_skipped: batches whose gradient overflowed in float16, so that the scaler
     left the weights as they were: they move neither the schedule nor an average. stepped: whether the last
-    batch made an update. parameters: those that are trained.
+    batch made an update. parameters: those that are trained. task: whose loss is differentiated.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        recipe: Finetune,
-        *,
-        device: torch.device,
-        num_updates: int,
-        updates_per_epoch: int,
-    ) -> None:
-        self.model, self.recipe, self.device = model, recipe, device
+    def __init__(self, task: Task, recipe: Finetune, *, num_updates: int, updates_per_epoch: int) -> None:
+        self.task, self.recipe, model = task, recipe, task.model
         self.optimizer = build_optimizer(model, recipe)
         self.schedule = build_schedule(
             self.optimizer, recipe, num_updates=num_updates, updates_per_epoch=updates_per_epoch
         )
-        self.dtype = amp_dtype(recipe, device)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype is torch.float16)
+        scaled = amp_dtype(recipe, task.device) is torch.float16
+        self.scaler = torch.amp.GradScaler(task.device.type, enabled=scaled)
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.num_done = self.num_skipped = 0
         self.stepped = False
@@ -167,24 +145,17 @@ class Updater:
         """Batches so far: the place in the data, whatever became of them."""
         return self.num_done + self.num_skipped
 
-    def __call__(self, images: Tensor, targets: Tensor, *, weight: float = 1.0) -> Tensor:
-        """One update of the weights and of the learning rate: (images, soft targets) → the loss before it.
+    def __call__(self, batch: Batch, *, weight: float = 1.0) -> Tensor:
+        """One update of the weights and of the learning rate; returns the mean loss before it.
 
         weight: multiplies the gradient, where this batch is one part of several.
         """
         self.optimizer.zero_grad()
-        loss = self.loss(images, targets)
+        with precision(self.recipe, self.task.device):
+            loss = self.task.loss(batch) / len(batch)
         self.scaler.scale(loss if weight == 1 else loss * weight).backward()  # type: ignore[no-untyped-call]
         self.descend()
         return loss.detach()
-
-    def loss(self, images: Tensor, targets: Tensor) -> Tensor:
-        """The loss of a batch, in the precision that the recipe asks for."""
-        with torch.autocast(
-            self.device.type, dtype=self.dtype or torch.bfloat16, enabled=self.dtype is not None
-        ):
-            logits = self.model(images.contiguous(memory_format=torch.channels_last))
-        return soft_cross_entropy(logits, targets)
 
     def descend(self) -> None:
         """Step along the gradients that the parameters hold, and move the learning rate."""

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from soupkit.checkpoint.checkpoint import Checkpoint
+from soupkit.recipe.train import Finetune
+from soupkit.task.epochs import Epochs, Place
 from soupkit.task.score import Metric
-from soupkit.task.task import Batch, Role, Task
-from soupkit.world import ALONE
+from soupkit.task.task import Batch, Role, Task, Trainee
+from soupkit.world import ALONE, World
 
 TOLERANCE = 0.5
 
@@ -31,6 +35,13 @@ class Rows:
     @property
     def targets(self) -> np.ndarray:
         return self.labels.numpy()
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return self.inputs, self.labels
+
+    def of(self, *tensors: Tensor) -> Rows:
+        return Rows(*tensors)
 
     def batches(self, *, batch_size: int, indices: np.ndarray | None = None) -> Iterator[Rows]:
         wanted = np.arange(len(self)) if indices is None else indices
@@ -88,8 +99,28 @@ class Fake(Task):
             outputs if temperature is None else outputs * temperature.to(outputs), batch.labels
         )
 
+    def training(self, how: Finetune, *, first: int = 0) -> Iterator[tuple[Place, Rows]]:
+        places = Epochs(len(self.train), how, first=first)
+        return zip(places, self.train.chunks([np.array(place.indices) for place in places]), strict=True)
+
     def example_bytes(self) -> int:
         return 0
 
     def fingerprint(self) -> str:
         return "fake"
+
+
+class Written(Fake, Trainee):
+    """And what is written of it: the weights, and a word beside them."""
+
+    name, file_name = "fake:line", "line.safetensors"
+    notes: ClassVar[Any] = {"data": "rows"}
+
+    def write_config(self, directory: Path) -> None:
+        (directory / "line.txt").write_text("a line")
+
+    def reopened(self, directory: Path, _how: Finetune, _world: World) -> Task:
+        assert (directory / "line.txt").read_text() == "a line"
+        twin = self.twin()
+        twin.load(Checkpoint(directory))
+        return twin

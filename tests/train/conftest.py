@@ -5,23 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from train.small import SETTINGS, finetune_recipe
+from train.small import finetune_recipe
 
 from soupkit.events import silent
 from soupkit.jobs.training.finetune import finetune
 from soupkit.task.images.data import Splits, open_data
-from soupkit.train.loop import TrainingData
 from soupkit.world import World
 
 
 @pytest.fixture(scope="session")
 def digits() -> Splits:
     return open_data(finetune_recipe())
-
-
-@pytest.fixture
-def training_data(digits: Splits) -> TrainingData:
-    return TrainingData(digits.train, SETTINGS, 10, characters=True)
 
 
 @pytest.fixture(scope="session")

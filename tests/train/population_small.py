@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from train.small import SETTINGS, small_model
+from train.small import small_model, task_of
 
 from soupkit.recipe.population import TrainPopulation
 from soupkit.task.images.data import Splits, open_data
-from soupkit.train.loop import TrainingData
 from soupkit.train.population.flat import Flat
 from soupkit.train.population.grid import Grid
 from soupkit.train.population.members import Member
@@ -57,15 +56,11 @@ def population(
     splits: Splits | None = None,
 ) -> Population:
     grid = Grid(world, recipe.num_members, ranks_per_member=recipe.ranks_per_member)
-    train = (splits or open_data(recipe)).train
-    data = TrainingData(train, SETTINGS, 10, characters=True)
+    splits = splits or open_data(recipe)
     recipes = member_recipes(recipe)
-    models = [make(number) for number in grid.members]
-    flat = Flat(models, CPU)
-    members = [
-        Member(number, recipes[number], model, data, grid=grid, device=CPU)
-        for number, model in zip(grid.members, models)
-    ]
+    tasks = [task_of(make(number), splits) for number in grid.members]
+    flat = Flat([task.model for task in tasks], CPU)
+    members = [Member(number, recipes[number], task, grid=grid) for number, task in zip(grid.members, tasks)]
     for member in members:
         member.probe_for(recipe.linear_probe)
     return Population(members, flat, recipe, grid, seams=seams)

@@ -10,7 +10,10 @@ import torch
 from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.checkpoint.hashing import content_hash
 from soupkit.recipe.train import Finetune, FinetuneSweep
+from soupkit.task.images.data import Splits
+from soupkit.task.images.task import ImageTask
 from soupkit.task.images.transforms import ImageSettings
+from soupkit.task.spec import ModelSpec
 from soupkit.train.sweep import LOCK_NAME
 
 SETTINGS = ImageSettings((3, 16, 16), (0.5,) * 3, (0.5,) * 3, "bilinear", 1.0, "squash")
@@ -34,6 +37,10 @@ def small_model(seed: int = 0) -> SmallModel:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return SmallModel()
+
+
+def task_of(model: torch.nn.Module, splits: Splits) -> ImageTask:
+    return ImageTask(model, ModelSpec("timm", "small"), splits, SETTINGS, device=torch.device("cpu"))
 
 
 def finetune_recipe(**values: Any) -> Finetune:

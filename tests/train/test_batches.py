@@ -10,9 +10,10 @@ import torch
 from PIL import Image
 from train.small import SETTINGS, finetune_recipe
 
-from soupkit.train.batches import epoch_places, finisher, loader, num_batches, train_transform
-from soupkit.train.loop import TrainingData
-from soupkit.train.randomness import Stream, seeded
+from soupkit.task.epochs import epoch_places, num_batches
+from soupkit.task.images.batches import finisher, loader, train_transform
+from soupkit.task.images.data import Splits
+from soupkit.task.randomness import Stream, seeded
 
 
 @pytest.mark.parametrize("num_examples", [1, 2, 3, 7, 31, 32, 33, 65, 200])
@@ -41,20 +42,20 @@ def test_order_follows_seed_and_epoch() -> None:
     assert order(1, 0) != order(2, 0)
 
 
-def batches(data: TrainingData, **values: object) -> list[torch.Tensor]:
+def batches(digits: Splits, **values: object) -> list[torch.Tensor]:
     recipe = finetune_recipe(rand_augment=2, hflip=0.5, epochs=1, **values)
     transform = train_transform(SETTINGS, recipe, characters=True)
-    return [pixels for _, pixels, _ in loader(data.examples, transform, recipe, pin_memory=False)]
+    return [pixels for _, pixels, _ in loader(digits.train, transform, recipe, pin_memory=False)]
 
 
-def test_augmentation_does_not_depend_on_who_decodes(training_data: TrainingData) -> None:
-    alone = batches(training_data)
+def test_augmentation_does_not_depend_on_who_decodes(digits: Splits) -> None:
+    alone = batches(digits)
     random.seed(99)
     np.random.seed(99)
     torch.manual_seed(99)
-    for one, other in zip(alone, batches(training_data, workers=2), strict=True):
+    for one, other in zip(alone, batches(digits, workers=2), strict=True):
         assert torch.equal(one, other)
-    assert not torch.equal(alone[0], batches(training_data, seed=1)[0])
+    assert not torch.equal(alone[0], batches(digits, seed=1)[0])
 
 
 def test_small_images_are_enlarged_before_they_are_cropped() -> None:
@@ -99,7 +100,7 @@ def test_targets_sum_to_one(mixup: float, cutmix: float, label_smoothing: float,
     finish = finisher(SETTINGS, recipe, num_classes=10, device=torch.device("cpu"))
     for place in epoch_places(num_examples, 64, seed=0, epoch=0, even=mixup > 0 or cutmix > 0):
         pixels = torch.randint(0, 256, (len(place.indices), *SETTINGS.input_size), dtype=torch.uint8)
-        images, targets = finish(place, pixels, torch.arange(len(pixels)) % 10)
+        images, targets = finish(place, pixels, torch.arange(len(pixels)) % 10).tensors
         assert images.shape == pixels.shape
         assert images.isfinite().all()
         assert targets.shape == (len(pixels), 10)
@@ -112,9 +113,9 @@ def test_mixup_is_a_convex_combination_of_images_and_targets_alike() -> None:
     place = epoch_places(4, 4, seed=0, epoch=0, even=True)[0]
     pixels, classes = torch.randint(0, 256, (4, *SETTINGS.input_size), dtype=torch.uint8), torch.arange(4)
     cpu = torch.device("cpu")
-    plain, _ = finisher(SETTINGS, finetune_recipe(), num_classes=4, device=cpu)(place, pixels, classes)
-    mixed, targets = finisher(SETTINGS, finetune_recipe(mixup=1.0), num_classes=4, device=cpu)(
-        place, pixels, classes
+    (plain, _), (mixed, targets) = (
+        finisher(SETTINGS, recipe, num_classes=4, device=cpu)(place, pixels, classes).tensors
+        for recipe in (finetune_recipe(), finetune_recipe(mixup=1.0))
     )
     share = targets[0, 0]
     assert 0 < share < 1

@@ -106,15 +106,15 @@ def test_another_number_of_classes_gets_a_new_head_the_same_for_every_seed(
     events: list[Event] = []
     values = {"base": str(base), "model": None, "data": str(tmp_path / "data"), "batch_size": 4}
     values |= {"num_train": 10, "num_held_out": 6, "num_test": 6}
-    one = prepare(finetune_recipe(seed=0, **values), events.append)
-    two = prepare(finetune_recipe(seed=1, **values), silent)
+    one = prepare(finetune_recipe(seed=0, **values), ALONE, events.append).task
+    two = prepare(finetune_recipe(seed=1, **values), ALONE, silent).task
     assert any(isinstance(event, Told) and "10 classes, the data 3" in event.message for event in events)
-    weights, old = arrays(one.model), Checkpoint(base)
+    weights, old = one.tensors(), Checkpoint(base)
     changed = [name for name in weights if not np.array_equal(weights[name], old[name])]
     assert sorted(changed) == ["fc.bias", "fc.weight"]
     assert weights["fc.weight"].shape[0] == 3
     assert np.abs(weights["fc.weight"]).max() > 0
-    assert all(np.array_equal(weights[name], other) for name, other in arrays(two.model).items())
+    assert all(np.array_equal(weights[name], other) for name, other in two.tensors().items())
 
 
 def test_dry_run_writes_nothing(base: Path, tmp_path: Path) -> None:

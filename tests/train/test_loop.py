@@ -10,38 +10,40 @@ import numpy as np
 import pytest
 import timm
 import torch
-from train.small import SETTINGS, SmallModel, finetune_recipe, small_model
+from train.small import SETTINGS, SmallModel, finetune_recipe, small_model, task_of
 
 from soupkit.errors import RecipeError, TaskError
 from soupkit.events import Advanced, Event, Finished, Started, silent
 from soupkit.recipe.train import Finetune
+from soupkit.task.images.batches import loader, train_transform
+from soupkit.task.images.data import Splits
+from soupkit.task.images.examples import ImageBatch
 from soupkit.task.images.transforms import eval_transform, normalize
-from soupkit.train.batches import loader, train_transform
-from soupkit.train.loop import TrainingData, fit, soft_cross_entropy
+from soupkit.train.loop import fit
 from soupkit.train.optimize import build_optimizer, build_schedule, warmup_updates
 
 CPU = torch.device("cpu")
 
 
-def trained(data: TrainingData, recipe: Finetune, seed: int = 0) -> tuple[SmallModel, list[float]]:
+def trained(digits: Splits, recipe: Finetune, seed: int = 0) -> tuple[SmallModel, list[float]]:
     model = small_model(seed)
-    return model, fit(model, data, recipe, device=CPU, report=silent).losses
+    return model, fit(task_of(model, digits), recipe, report=silent).losses
 
 
-def accuracy(model: torch.nn.Module, data: TrainingData) -> float:
+def accuracy(model: torch.nn.Module, digits: Splits) -> float:
     transform = eval_transform(SETTINGS)
-    images = torch.stack([transform(data.examples[i][0]) for i in range(len(data.examples))])
-    targets = torch.tensor([data.examples[i][1] for i in range(len(data.examples))])
+    images = torch.stack([transform(digits.train[i][0]) for i in range(len(digits.train))])
+    targets = torch.tensor([digits.train[i][1] for i in range(len(digits.train))])
     with torch.no_grad():
         return (model(normalize(images, SETTINGS)).argmax(1) == targets).float().mean().item()
 
 
-def test_training_learns(training_data: TrainingData) -> None:
-    model, losses = trained(training_data, finetune_recipe(epochs=8, lr=1e-2))
+def test_training_learns(digits: Splits) -> None:
+    model, losses = trained(digits, finetune_recipe(epochs=8, lr=1e-2))
     assert len(losses) == 8
     assert losses[-1] < 0.4 * losses[0]
     assert losses[0] == pytest.approx(math.log(10), rel=0.3)
-    assert accuracy(model, training_data) > 0.8 > 0.3 > accuracy(small_model(), training_data)
+    assert accuracy(model, digits) > 0.8 > 0.3 > accuracy(small_model(), digits)
     assert not any(module.training for module in model.modules())
 
 
@@ -55,19 +57,19 @@ def test_training_learns(training_data: TrainingData) -> None:
     ],
     ids=["plain", "augmented", "sgd", "bfloat16"],
 )
-def test_same_recipe_same_bits(training_data: TrainingData, values: dict[str, object]) -> None:
+def test_same_recipe_same_bits(digits: Splits, values: dict[str, object]) -> None:
     recipe = finetune_recipe(**values)
-    model, losses = trained(training_data, recipe)
+    model, losses = trained(digits, recipe)
     random.random(), np.random.rand(), torch.rand(1)  # another caller, who uses the global generators
-    again, same_losses = trained(training_data, recipe)
+    again, same_losses = trained(digits, recipe)
     assert losses == same_losses
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, again.state_dict()[name]), name
-    other, _ = trained(training_data, replace(recipe, seed=1))
+    other, _ = trained(digits, replace(recipe, seed=1))
     assert not torch.equal(model.head.weight, other.head.weight)
 
 
-def test_the_callers_generators_go_on_undisturbed(training_data: TrainingData) -> None:
+def test_the_callers_generators_go_on_undisturbed(digits: Splits) -> None:
     def draw() -> tuple[float, float, float]:
         return random.random(), float(np.random.rand()), float(torch.rand(1))
 
@@ -79,13 +81,13 @@ def test_the_callers_generators_go_on_undisturbed(training_data: TrainingData) -
     seed()
     expected = draw()
     seed()
-    trained(training_data, finetune_recipe(mixup=0.4, rand_augment=1))
+    trained(digits, finetune_recipe(mixup=0.4, rand_augment=1))
     assert draw() == expected
 
 
-def test_one_update_equals_plain_torch(training_data: TrainingData) -> None:
+def test_one_update_equals_plain_torch(digits: Splits) -> None:
     """SGD without warmup on one batch of the whole set: w − lr·(gradient + decay·w), computed by hand."""
-    num = len(training_data.examples)
+    num = len(digits.train)
     recipe = finetune_recipe(
         epochs=1, batch_size=num, optimizer="momentum", momentum=0.0, lr=0.1, weight_decay=0.01,
         warmup_epochs=0.0,
@@ -94,12 +96,12 @@ def test_one_update_equals_plain_torch(training_data: TrainingData) -> None:
     model, by_hand = small_model(), small_model()
     model.drop.p = by_hand.drop.p = 0.0
     transform = train_transform(SETTINGS, recipe, characters=True)
-    _, pixels, targets = next(loader(training_data.examples, transform, recipe, pin_memory=False))
+    _, pixels, targets = next(loader(digits.train, transform, recipe, pin_memory=False))
     assert len(pixels) == num
     logits = by_hand.train()((pixels.float() / 255 - 0.5) / 0.5)
     loss = torch.nn.functional.cross_entropy(logits, targets, label_smoothing=0.1)
     loss.backward()
-    losses = fit(model, training_data, recipe, device=CPU, report=silent).losses
+    losses = fit(task_of(model, digits), recipe, report=silent).losses
     assert losses == [pytest.approx(loss.item(), rel=1e-6)]
     for name, parameter in by_hand.named_parameters():
         decay = 0.01 if name in ("head.weight", "conv.weight") else 0.0
@@ -108,27 +110,27 @@ def test_one_update_equals_plain_torch(training_data: TrainingData) -> None:
         assert not torch.equal(model.get_parameter(name), parameter)
 
 
-def test_more_batch_than_examples_is_one_batch(training_data: TrainingData) -> None:
-    _, losses = trained(training_data, finetune_recipe(batch_size=100_000, mixup=0.2))
+def test_more_batch_than_examples_is_one_batch(digits: Splits) -> None:
+    _, losses = trained(digits, finetune_recipe(batch_size=100_000, mixup=0.2))
     assert len(losses) == 2
 
 
-def test_divergence_names_the_epoch(training_data: TrainingData) -> None:
+def test_divergence_names_the_epoch(digits: Splits) -> None:
     with pytest.raises(TaskError, match=r"training loss became (nan|inf) in epoch \d of 3") as caught:
-        trained(training_data, finetune_recipe(epochs=3, lr=1e30, optimizer="sgd", warmup_epochs=0.0))
+        trained(digits, finetune_recipe(epochs=3, lr=1e30, optimizer="sgd", warmup_epochs=0.0))
     assert "learning rate" in str(caught.value.hint)
 
 
-def test_a_last_update_that_spoils_the_weights_is_noticed(training_data: TrainingData) -> None:
+def test_a_last_update_that_spoils_the_weights_is_noticed(digits: Splits) -> None:
     values = {"lr": 3e38, "weight_decay": 1e3, "warmup_epochs": 0.0}
     recipe = finetune_recipe(epochs=1, batch_size=200, optimizer="sgd", **values)
     with pytest.raises(TaskError, match="not finite after the last epoch"):
-        trained(training_data, recipe)
+        trained(digits, recipe)
 
 
-def test_progress_adds_up(training_data: TrainingData) -> None:
+def test_progress_adds_up(digits: Splits) -> None:
     events: list[Event] = []
-    fit(small_model(), training_data, finetune_recipe(epochs=3), device=CPU, report=events.append)
+    fit(task_of(small_model(), digits), finetune_recipe(epochs=3), report=events.append)
     assert events[0] == Started("train", 21, "update")
     assert events[-1] == Finished("train")
     assert sum(event.by for event in events if isinstance(event, Advanced)) == 21
@@ -136,15 +138,15 @@ def test_progress_adds_up(training_data: TrainingData) -> None:
     assert "epoch 3/3, loss " in advanced[-1].note
 
 
-def test_soft_cross_entropy_against_numpy() -> None:
+def test_the_loss_of_shares_of_classes_against_numpy(digits: Splits) -> None:
     logits, targets = (
         np.random.default_rng(0).normal(size=(5, 4)),
         np.random.default_rng(1).dirichlet(np.ones(4), 5),
     )
-    expected = -(targets * (logits - np.log(np.exp(logits).sum(1, keepdims=True)))).sum(1).mean()
-    assert soft_cross_entropy(torch.tensor(logits), torch.tensor(targets).float()).item() == pytest.approx(
-        expected
-    )
+    expected = -(targets * (logits - np.log(np.exp(logits).sum(1, keepdims=True)))).sum()
+    task = task_of(torch.nn.Identity(), digits)
+    found = task.loss(ImageBatch(torch.tensor(logits), torch.tensor(targets).float()))
+    assert found.item() == pytest.approx(expected)
 
 
 def rates(recipe: Finetune, *, per_epoch: int) -> list[float]:

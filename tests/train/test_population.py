@@ -18,13 +18,13 @@ from train.population_small import (
     population_recipe,
     states,
 )
-from train.small import SETTINGS, small_model
+from train.small import small_model, task_of
 
 from soupkit.errors import RecipeError, TaskError
 from soupkit.events import Advanced, Event, silent
 from soupkit.task.images.data import open_data
 from soupkit.task.score import Score
-from soupkit.train.loop import TrainingData, fit
+from soupkit.train.loop import fit
 from soupkit.train.population.members import Member
 from soupkit.train.population.merging import pull_strength
 from soupkit.train.population.population import Seams
@@ -37,10 +37,10 @@ def test_members_that_are_left_alone_are_finetuned() -> None:
     recipe = population_recipe(method="none", mixup=(0.0, 0.4), random_erasing=(0.2,))
     trained = population(recipe, make=no_dropout)
     trained.train(silent)
-    data = TrainingData(open_data(recipe).train, SETTINGS, 10, characters=True)
+    splits = open_data(recipe)
     for number, (member, own) in enumerate(zip(trained.members, member_recipes(recipe))):
         alone = no_dropout(number)
-        losses = fit(alone, data, own, device=CPU, report=silent).losses
+        losses = fit(task_of(alone, splits), own, report=silent).losses
         assert losses == [epoch[number] for epoch in trained.history.losses]
         assert_same_bits([dict(member.model.state_dict())], [dict(alone.state_dict())])
 

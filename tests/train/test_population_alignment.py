@@ -32,9 +32,9 @@ def recipe(out: Path, **values: Any) -> TrainPopulation:
 
 def test_a_permuted_member_is_brought_back_and_repair_restores_a_weakened_child(tmp_path: Path) -> None:
     plan = job._plan(recipe(tmp_path / "run", align=True, repair="forward"), ALONE, silent)
-    seams, model = seams_of(plan.recipe, plan.start, CPU), plan.start.model.eval()
+    seams, model = seams_of(plan.recipe, plan.start.task), plan.start.task.model.eval()
     randomise(model, 0)  # fresh residual branches end in gains of zero: nothing in them would tell
-    inputs = example_inputs(model, plan.start.spec)
+    inputs = example_inputs(model, plan.start.task.spec)
     spec = permutation_spec(model, inputs)
     a = {name: tensor.clone() for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
     b = {**a, **permuted_state(model.state_dict(), spec, random_permutation(spec, 3))}

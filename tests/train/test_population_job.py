@@ -25,8 +25,8 @@ from soupkit.jobs.training.population import train_population
 from soupkit.manifest import Manifest
 from soupkit.recipe.population import TrainPopulation
 from soupkit.stages.training.population_results import mean_accuracy
+from soupkit.task.images.stem import for_small_images, stem_stride
 from soupkit.task.score import Predictions, share_error
-from soupkit.train.stem import for_small_images, stem_stride
 
 MODEL = "timm:test_resnet,img_size=32"
 

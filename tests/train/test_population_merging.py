@@ -12,8 +12,8 @@ from scipy.stats import chi2, chisquare
 from train.population_small import population_recipe
 
 from soupkit.errors import RecipeError
+from soupkit.task.randomness import Stream
 from soupkit.train.population.merging import generation, merges_after, mixing_matrix, pull_strength, survivors
-from soupkit.train.randomness import Stream
 
 METHODS = ("papa-all", "papa-2", "pair-75", "many-half", "many-75", "random")
 

@@ -3,20 +3,23 @@ told."""
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from task.fake import Fake, Rows
 from torch import nn
-from train.small import finetune_recipe, small_model
+from train.small import finetune_recipe, small_model, task_of
 
 from soupkit.errors import DivergedError
 from soupkit.events import Event, Measured, Warned
 from soupkit.merge.running import Swa
 from soupkit.recipe.train import Finetune
+from soupkit.task.images.data import Splits
 from soupkit.train.averaging import Averaging
-from soupkit.train.loop import HOPELESS, TrainingData, Updater, fit
+from soupkit.train.loop import HOPELESS, Updater, fit
 
 
 def updater(optimizer: str = "sgd", **options: Any) -> Updater:
@@ -25,11 +28,12 @@ def updater(optimizer: str = "sgd", **options: Any) -> Updater:
     recipe = Finetune(
         out=Path("x"), base="b", data="digits", amp="float16", optimizer=optimizer, lr=0.1, **options
     )
-    return Updater(model, recipe, device=torch.device("cpu"), num_updates=10, updates_per_epoch=10)
+    task = Fake(model, loss=partial(nn.functional.cross_entropy, reduction="sum"))
+    return Updater(task, recipe, num_updates=10, updates_per_epoch=10)
 
 
-def batch(size: float) -> tuple[torch.Tensor, torch.Tensor]:
-    return torch.full((4, 1, 8, 8), size), torch.eye(3)[[0, 1, 2, 0]]
+def batch(size: float) -> Rows:
+    return Rows(torch.full((4, 1, 8, 8), size), torch.eye(3)[[0, 1, 2, 0]])
 
 
 TOO_LARGE, USUAL = batch(3e4), batch(0.1)
@@ -39,21 +43,21 @@ TOO_LARGE, USUAL = batch(3e4), batch(0.1)
 @pytest.mark.parametrize("clip", [0.0, 1.0])
 def test_skipped_updates_move_nothing(optimizer: str, clip: float) -> None:
     update = updater(optimizer, clip_grad=clip)
-    before = [parameter.clone() for parameter in update.model.parameters()]
+    before = [parameter.clone() for parameter in update.task.model.parameters()]
     rate = update.optimizer.param_groups[0]["lr"]
     for _ in range(3):
-        update(*TOO_LARGE)
+        update(TOO_LARGE)
         assert not update.stepped
-    assert all(torch.equal(p, q) for p, q in zip(update.model.parameters(), before, strict=True))
+    assert all(torch.equal(p, q) for p, q in zip(update.task.model.parameters(), before, strict=True))
     assert (update.num_done, update.num_skipped, update.num_tried) == (0, 3, 3)
     assert update.optimizer.param_groups[0]["lr"] == rate
 
 
 def test_the_schedule_goes_on_where_it_stood() -> None:
     plain, skipping = updater(), updater()
-    plain(*USUAL)
+    plain(USUAL)
     for given in (TOO_LARGE, USUAL, TOO_LARGE):
-        skipping(*given)
+        skipping(given)
     assert plain.stepped
     assert (skipping.num_done, skipping.num_skipped) == (1, 2)
     assert skipping.optimizer.param_groups[0]["lr"] == plain.optimizer.param_groups[0]["lr"] < 0.1
@@ -62,22 +66,22 @@ def test_the_schedule_goes_on_where_it_stood() -> None:
 def test_nothing_but_skipped_updates_is_an_error() -> None:
     update, never = updater(), batch(float("nan"))
     for _ in range(HOPELESS - 1):
-        update(*never)
+        update(never)
     with pytest.raises(DivergedError, match=f"all {HOPELESS} updates were skipped") as caught:
-        update(*never)
+        update(never)
     assert "bfloat16" in str(caught.value.hint)
     fewer = updater()
-    fewer(*TOO_LARGE)
+    fewer(TOO_LARGE)
     with pytest.raises(DivergedError, match="all 1 updates were skipped"):
         fewer.check_skipped()
-    fewer(*USUAL)
+    fewer(USUAL)
     fewer.check_skipped()
 
 
 def test_without_a_scaler_every_update_is_one() -> None:
     update = updater()
     update.scaler = torch.amp.GradScaler("cpu", enabled=False)
-    update(*USUAL)
+    update(USUAL)
     assert update.stepped
     assert update.num_done == 1
 
@@ -109,7 +113,7 @@ class Skipping:
 
 
 def fitted(
-    data: TrainingData, monkeypatch: pytest.MonkeyPatch, *skipped: int
+    digits: Splits, monkeypatch: pytest.MonkeyPatch, *skipped: int
 ) -> tuple[Averaging, float, list[str]]:
     """14 updates of a tiny model; its average, its last learning rate, the warnings, and what a manifest
     would note."""
@@ -119,8 +123,7 @@ def fitted(
     model = small_model()
     average = Averaging(model, Swa())
     found = fit(
-        model, data, finetune_recipe(amp="float16"), device=torch.device("cpu"), report=events.append,
-        averages=[average],
+        task_of(model, digits), finetune_recipe(amp="float16"), report=events.append, averages=[average]
     )  # fmt: skip
     rates = [event.value for event in events if isinstance(event, Measured) and event.name == "train/lr"]
     assert found.notes == {"loss": found.losses} | ({"num_skipped": len(skipped)} if skipped else {})
@@ -129,10 +132,10 @@ def fitted(
 
 @pytest.mark.parametrize("skipped", [(3,), (1, 2), (14,), (5, 8, 13)])
 def test_a_whole_training_leaves_them_out(
-    training_data: TrainingData, monkeypatch: pytest.MonkeyPatch, skipped: tuple[int, ...]
+    digits: Splits, monkeypatch: pytest.MonkeyPatch, skipped: tuple[int, ...]
 ) -> None:
-    whole, lowest, nothing = fitted(training_data, monkeypatch)
-    average, rate, warnings = fitted(training_data, monkeypatch, *skipped)
+    whole, lowest, nothing = fitted(digits, monkeypatch)
+    average, rate, warnings = fitted(digits, monkeypatch, *skipped)
     assert nothing == []
     assert warnings == [
         f"{len(skipped)} of 14 updates were skipped: their gradients were not finite in float16"

@@ -24,15 +24,14 @@ from soupkit.recipe.train import Finetune
 from soupkit.report.curves import cycle_plot
 from soupkit.report.tables import score_cell, split_label, tell_plan
 from soupkit.stages.outputs.described import describe_inputs, describe_outputs
-from soupkit.stages.training.descent import precision, training_batches, updates_per_epoch
-from soupkit.stages.training.start import Start, model_bytes, prepare, task_of, write_model
+from soupkit.stages.training.start import Start, model_bytes, prepare, write_model
+from soupkit.task.epochs import num_batches
 from soupkit.task.images.ensembles import KINDS, RunningEnsemble
-from soupkit.task.images.task import saved
+from soupkit.task.randomness import Stream, seeded, torch_threads
 from soupkit.task.score import Predictions, scores_of, scores_to_json
-from soupkit.task.task import Batch
-from soupkit.task.weights import load_weights
+from soupkit.task.task import Batch, Trainee
+from soupkit.train.loop import precision
 from soupkit.train.optimize import build_optimizer
-from soupkit.train.randomness import Stream, seeded, torch_threads
 from soupkit.world import World
 
 COMMAND = "fge"
@@ -46,24 +45,21 @@ def fge(recipe: Fge, world: World, report: Report) -> Json:
     Raises TaskError, RecipeError or OutputError before training for whatever can be known then.
     """
     with torch_threads(world.num_threads):
-        device = world.torch_device()
         training = as_finetune(recipe, base=recipe.base, lr=recipe.lr_1)
-        start = prepare(training, report)
+        start = prepare(training, world, report)
         assert start.base is not None
-        load_weights(saved(start.model), start.base)  # strictly: members of an ensemble share its head
-        per_epoch = updates_per_epoch(start, training)
+        start.task.load(start.base)  # strictly: members of an ensemble share its head
+        per_epoch = num_batches(len(start.task.train), training.batch_size)
         cycles = Cycles(recipe.schedule, recipe.lr_1, recipe.lr_2, recipe.cycle * per_epoch)
         kept = [done for done in range(1, recipe.epochs * per_epoch + 1) if cycles.keeps(done)]
-        num_bytes = model_bytes(saved(start.model)) * len(kept)
+        num_bytes = model_bytes(start.task.saved) * len(kept)
         output = OutputDirectory(
             recipe.out, overwrite=recipe.overwrite, num_bytes=num_bytes, inputs=start.base.files
         )
         if recipe.dry_run:
-            return _show_plan(start, recipe, kept, per_epoch, report)
+            return _show_plan(start.task, recipe, kept, per_epoch, report)
         with output as directory:
-            run = _CyclicalTraining(
-                recipe, training, start, cycles, per_epoch, device, directory, world, report
-            )
+            run = _CyclicalTraining(recipe, training, start, cycles, per_epoch, directory, world, report)
             run.train()
             manifest = run.write()
     report(run.table())
@@ -85,7 +81,6 @@ class _CyclicalTraining:
     start: Start
     cycles: Cycles
     per_epoch: int
-    device: torch.device
     directory: Path
     world: World
     report: Report
@@ -100,20 +95,20 @@ class _CyclicalTraining:
         start = self.start
         assert start.base is not None
         self.base, self.content = start.base, content_hash(start.base, threads=self.world.num_threads)
-        self.task = task_of(start, self.recipe, self.device)
+        self.task = start.task
         self.examples = {"held_out": self.task.held_out, "test": self.task.test}
         self.ensembles = {split: RunningEnsemble() for split in SPLITS}
-        self.origin = [parameter.detach().clone() for parameter in start.model.parameters()]
+        self.origin = [parameter.detach().clone() for parameter in start.task.model.parameters()]
 
     def train(self) -> None:
         """All epochs; members are written as they come."""
         began = time.perf_counter()
-        model, recipe = self.start.model, self.recipe
+        model, recipe = self.task.model, self.recipe
         self._look(0)
         model.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
 
         def gradient(_: object, batch: Batch) -> Tensor:
-            with precision(self.training, self.device):
+            with precision(self.training, self.task.device):
                 loss = self.task.loss(batch) / len(batch)
             loss.backward()  # type: ignore[no-untyped-call]
             return loss.detach()
@@ -122,19 +117,15 @@ class _CyclicalTraining:
         descent = Descent(
             gradient, optimizer, self.cycles.rate, self.per_epoch, recipe.epochs, recipe.clip_grad
         )
-        with seeded(recipe.seed, Stream.FORWARD, device=self.device):
-            descent.run(
-                training_batches(self.start, self.training, device=self.device),
-                self.report,
-                after=self._after,
-            )
+        with seeded(recipe.seed, Stream.FORWARD, device=self.task.device):
+            descent.run(self.task.training(self.training), self.report, after=self._after)
         self.losses, self.seconds = descent.losses, time.perf_counter() - began
 
     def _after(self, num_done: int) -> None:
         """Look at the model at the end of an epoch and where it is kept."""
         if num_done % self.per_epoch and not self.cycles.keeps(num_done):
             return
-        model = self.start.model
+        model = self.task.model
         model.to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
         predictions = self._look(num_done)
         if self.cycles.keeps(num_done):
@@ -153,7 +144,7 @@ class _CyclicalTraining:
         return scores_to_json(scores_of(predictions, self.task.metrics))
 
     def _distance(self) -> float:
-        pairs = zip(self.start.model.parameters(), self.origin, strict=True)
+        pairs = zip(self.task.model.parameters(), self.origin, strict=True)
         return math.sqrt(sum(float((a.detach() - b).double().square().sum()) for a, b in pairs))
 
     def _keep(self, num_done: int, predictions: dict[str, Predictions]) -> None:
@@ -161,7 +152,7 @@ class _CyclicalTraining:
         name = f"snapshot-{len(self.members):03d}"
         folder = self.directory / name
         folder.mkdir()
-        content = write_model(folder, self.start)
+        content = write_model(folder, self.task)
         single = {split: self._scores(p) for split, p in predictions.items()}
         step: Json = {"member": name, "epoch": num_done / self.per_epoch, "single": single}
         for split, each in predictions.items():
@@ -185,8 +176,7 @@ class _CyclicalTraining:
         notes = {
             "members": self.members,
             "growth": self.steps,
-            "data": self.start.splits.description,
-            "images": self.start.settings.to_json(),
+            **self.task.notes,
             "loss": self.losses,
             "epochs": self.trace,
             "seconds": round(self.seconds, 3),
@@ -238,13 +228,13 @@ class _CyclicalTraining:
         return Table(f"{self.recipe.schedule}: top-1", columns, tuple(rows), "± is one standard error")
 
 
-def _show_plan(start: Start, recipe: Fge, kept: list[int], per_epoch: int, report: Report) -> Json:
+def _show_plan(task: Trainee, recipe: Fge, kept: list[int], per_epoch: int, report: Report) -> Json:
     """What --dry-run prints: everything is checked by now, nothing is trained or written."""
     values: dict[str, Cell] = {
-        "model": f"{start.spec.library}:{start.spec.name}",
+        "model": task.name,
         "base": recipe.base,
         "schedule": recipe.schedule,
-        "training examples": len(start.splits.train),
+        "training examples": len(task.train),
         "updates": recipe.epochs * per_epoch,
         "members": len(kept),
         "after epochs": ", ".join(f"{done / per_epoch:g}" for done in kept),

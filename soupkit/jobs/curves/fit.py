@@ -37,21 +37,13 @@ from soupkit.stages.inputs.download import download
 from soupkit.stages.inputs.ordered import say_order
 from soupkit.stages.inputs.seen import check_seen
 from soupkit.stages.outputs.described import describe_inputs, describe_outputs
-from soupkit.stages.training.descent import precision, refresh_statistics, training_batches, updates_per_epoch
-from soupkit.stages.training.start import (
-    Start,
-    file_name_of,
-    model_bytes,
-    prepare,
-    task_of,
-    write_config_of,
-    write_model,
-)
-from soupkit.task.images.task import saved
-from soupkit.task.task import Batch, Task
-from soupkit.task.weights import arrays, load_weights
+from soupkit.stages.scoring.scoring import refresh_statistics
+from soupkit.stages.training.start import model_bytes, prepare, write_model
+from soupkit.task.epochs import num_batches
+from soupkit.task.randomness import Stream, seeded, torch_threads
+from soupkit.task.task import Batch, Task, Trainee
+from soupkit.train.loop import precision
 from soupkit.train.optimize import build_optimizer
-from soupkit.train.randomness import Stream, seeded, torch_threads
 from soupkit.world import World
 
 COMMAND = "curve fit"
@@ -70,8 +62,7 @@ class _Fit:
     recipe: CurveFit
     training: Finetune
     ends: Sequence[Source]
-    start: Start
-    device: torch.device
+    task: Trainee
     alignment: Json | None
 
     @property
@@ -88,7 +79,7 @@ def curve_fit(recipe: CurveFit, world: World, report: Report) -> Json:
     began = time.perf_counter()
     with torch_threads(world.num_threads):
         fit = _open(recipe, world, report)
-        num_bytes = model_bytes(saved(fit.start.model)) * recipe.num_bends
+        num_bytes = model_bytes(fit.task.saved) * recipe.num_bends
         inputs = [file for end in fit.ends for file in end.files]
         output = OutputDirectory(recipe.out, overwrite=recipe.overwrite, num_bytes=num_bytes, inputs=inputs)
         if recipe.dry_run:
@@ -115,15 +106,15 @@ def _open(recipe: CurveFit, world: World, report: Report) -> _Fit:
     agreed(ends, recipe, report)
     download(ends, report)
     training = as_finetune(recipe, base=ends[0].reference)
-    start = prepare(training, report)
-    check_seen(ends[1:], start.splits, recipe, report, selects=False)
-    _check_heads(task_of(start, training, world.torch_device()), ends)
-    load_weights(saved(start.model), ends[0])  # strictly: a curve cannot begin with a new head
+    task = prepare(training, world, report).task
+    check_seen(ends[1:], task.splits, recipe, report, selects=False)
+    _check_heads(task, ends)
+    task.load(ends[0])  # strictly: a curve cannot begin with a new head
     alignment = None
     if recipe.align:
         aligned = permuted_ingredients(ends, to=0, recipe=recipe, world=world, report=report)
         ends, alignment = aligned.views, aligned.notes
-    return _Fit(recipe, training, ends, start, world.torch_device(), alignment)
+    return _Fit(recipe, training, ends, task, alignment)
 
 
 def _check_heads(task: Task, ends: Sequence[Source]) -> None:
@@ -148,11 +139,11 @@ def _train(fit: _Fit, state: Path, contents: Sequence[str], report: Report) -> t
 
     Garipov et al. 2018 (arXiv:1802.10026, §3.1, eq. 2).
     """
-    recipe, task = fit.recipe, task_of(fit.start, fit.training, fit.device)
+    recipe, task = fit.recipe, fit.task
     model = task.model
     model.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     bends = _bends(fit)
-    per_epoch = updates_per_epoch(fit.start, fit.training)
+    per_epoch = num_batches(len(fit.task.train), fit.training.batch_size)
     # The penalty is that of the sampled point, and comes with its gradient; the optimizer would shrink bends.
     optimizer = build_optimizer(bends, dataclasses.replace(fit.training, weight_decay=0.0))
     rate = curve_rate(recipe.lr, per_epoch * recipe.epochs)
@@ -166,11 +157,10 @@ def _train(fit: _Fit, state: Path, contents: Sequence[str], report: Report) -> t
             save_state(state, descent, bends, model, about=about)
 
     state.parent.mkdir(parents=True, exist_ok=True)
-    with seeded(recipe.seed, Stream.FORWARD, device=fit.device):
+    with seeded(recipe.seed, Stream.FORWARD, device=fit.task.device):
         if recipe.resume and load_state(state, descent, bends, model, about=about):
             report(Told(f"continues after epoch {len(descent.losses)} of {recipe.epochs}"))
-        batches = training_batches(fit.start, fit.training, device=fit.device, first=descent.num_done)
-        descent.run(batches, report, after=save)
+        descent.run(task.training(fit.training, first=descent.num_done), report, after=save)
     return bends, descent.losses
 
 
@@ -182,7 +172,7 @@ def _gradient(fit: _Fit, task: Task, bends: Bends) -> Gradient:
     def gradient(place: Place, batch: Batch) -> Tensor:
         t = float(np.random.default_rng([recipe.seed, POINTS_STREAM, place.epoch, place.number]).random())
         point = point_of.at(t)
-        with precision(fit.training, fit.device):
+        with precision(fit.training, fit.task.device):
             loss = point_of(point, batch) / len(batch)
         loss.backward()  # type: ignore[no-untyped-call]
         bends.take_gradient(t, point, weight_decay=recipe.weight_decay)
@@ -201,19 +191,19 @@ def _about(recipe: CurveFit, contents: Sequence[str]) -> Json:
 
 def _bends(fit: _Fit) -> Bends:
     """The bends on the straight line between the ends, in the model's memory format."""
-    model = fit.start.model
+    task = fit.task
 
     def weights_of(checkpoint: Source) -> Weights:
-        load_weights(saved(model), checkpoint)
+        task.load(checkpoint)
         return [
             parameter.detach().clone().requires_grad_(parameter.requires_grad)
-            for parameter in model.parameters()
+            for parameter in task.model.parameters()
         ]
 
     # The start comes last, since its buffers stay in the model.
     last, first = weights_of(fit.ends[1]), weights_of(fit.ends[0])
     bends = Bends(first, last, fit.curve, fix_start=fit.recipe.fix_start, fix_end=fit.recipe.fix_end)
-    return bends.to(fit.device)
+    return bends.to(fit.task.device)
 
 
 def _write(
@@ -240,8 +230,7 @@ def _write(
         "curve": fit.curve.to_json(),
         "bends": names,
         "members": names,
-        "data": fit.start.splits.description,
-        "images": fit.start.settings.to_json(),
+        **fit.task.notes,
         "loss": list(losses),
         "seconds": round(seconds, 3),
         **({"alignment": fit.alignment} if fit.alignment else {}),
@@ -258,31 +247,31 @@ def _manifest(recipe: CurveFit, fit: _Fit, contents: Sequence[str], out: Path, v
 
 def _write_bend(directory: Path, fit: _Fit, bends: Bends, bend: int) -> str:
     """A fixed end bit for bit as it came; a trained bend with batch-norm statistics of its own."""
-    model, start = fit.start.model, fit.start
+    model, task = fit.task.model, fit.task
     if not bends.trained[bend]:
         end = fit.ends[0 if bend == 0 else -1]
-        tensors = {name: end[name] for name in arrays(saved(model))}
-        write_tensors(directory, tensors, file_name=file_name_of(start))
-        write_config_of(directory, start)
+        tensors = {name: end[name] for name in task.tensors()}
+        write_tensors(directory, tensors, file_name=task.file_name)
+        task.write_config(directory)
         return content_hash(tensors, threads=1)
     bends.write_into(model, bend)
     # Training left the statistics of all points together, and in a layout that changes the last bits.
     model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    refresh_statistics(start, fit.training, num_batches=fit.recipe.bn_batches, device=fit.device)
-    return write_model(directory, start)
+    refresh_statistics(task, fit.training, num_batches=fit.recipe.bn_batches)
+    return write_model(directory, task)
 
 
 def _show_plan(fit: _Fit, num_bytes: int, report: Report) -> Json:
     """What --dry-run prints: everything is checked by now, nothing is trained or written."""
     recipe = fit.recipe
     values: dict[str, Cell] = {
-        "model": f"{fit.start.spec.library}:{fit.start.spec.name}",
+        "model": fit.task.name,
         "from": fit.ends[0].reference,
         "to": fit.ends[1].reference,
         "curve": f"{recipe.kind} of {recipe.num_bends} bends",
-        "parameters": sum(parameter.numel() for parameter in fit.start.model.parameters()),
-        "training examples": len(fit.start.splits.train),
-        "updates": recipe.epochs * updates_per_epoch(fit.start, fit.training),
+        "parameters": sum(parameter.numel() for parameter in fit.task.model.parameters()),
+        "training examples": len(fit.task.train),
+        "updates": recipe.epochs * num_batches(len(fit.task.train), fit.training.batch_size),
         "bytes to write": num_bytes,
     }
     return tell_plan(values, report, nothing="was trained")

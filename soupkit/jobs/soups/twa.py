@@ -22,8 +22,8 @@ from soupkit.stages.learning.learning import begin, dry_run, learn, settings_of
 from soupkit.stages.learning.search import Outcome, Search, open_search
 from soupkit.stages.learning.written import learned, write_learned
 from soupkit.stages.scoring.ranked import without_the_best
+from soupkit.task.images.augmented import Augmented
 from soupkit.task.images.task import ImageTask
-from soupkit.train.augmented import Augmented
 from soupkit.world import World
 
 

@@ -28,19 +28,19 @@ from soupkit.stages.outputs.described import describe_outputs
 from soupkit.stages.training.population_folder import RunFolder
 from soupkit.stages.training.population_results import finish_population, show_results
 from soupkit.stages.training.population_seams import seams_of
-from soupkit.stages.training.run import trajectory_of
 from soupkit.stages.training.start import (
     Start,
     describe_base,
     model_bytes,
     prepare,
     score_written,
-    training_data,
     write_model,
 )
-from soupkit.stages.training.trajectory import refresher
-from soupkit.task.images.examples import ImageExamples
-from soupkit.task.images.task import build_classifier, saved
+from soupkit.stages.training.trajectory import Trajectory
+from soupkit.task.images.stem import for_small_images
+from soupkit.task.images.task import build_classifier
+from soupkit.task.randomness import Stream, seeded, torch_threads
+from soupkit.task.task import Trainee
 from soupkit.train.folder import held
 from soupkit.train.population.flat import Flat
 from soupkit.train.population.grid import Grid
@@ -50,8 +50,6 @@ from soupkit.train.population.population import Population
 from soupkit.train.population.regularise import REGULARISATION, member_name, member_recipes
 from soupkit.train.population.state import load_state, save_state
 from soupkit.train.population.vectorised import choose_advance
-from soupkit.train.randomness import Stream, seeded, torch_threads
-from soupkit.train.stem import for_small_images
 from soupkit.world import World
 
 COMMAND = "train-population"
@@ -106,7 +104,7 @@ def _plan(recipe: TrainPopulation, world: World, report: Report) -> Plan:
         recipe = dataclasses.replace(recipe, model=for_small_images(recipe.model))
     members = member_recipes(recipe)
     grid = Grid(world, recipe.num_members, ranks_per_member=recipe.ranks_per_member)
-    start = prepare(members[0], report)
+    start = prepare(members[0], world, report)
     if grid.num_parts > recipe.batch_size // 2:
         raise RecipeError(
             f"{grid.num_parts} ranks cannot share batches of {recipe.batch_size}", hint="raise --batch-size"
@@ -131,7 +129,7 @@ def _held(run: RunFolder, world: World) -> Iterator[None]:
 def _train(plan: Plan, run: RunFolder, device: torch.device, world: World, report: Report) -> None:
     """Train from the last saved state on, and write this rank's members."""
     began = time.monotonic()
-    population = make_population(plan, device)
+    population = make_population(plan)
     state = run.last_state()
     if state is not None:
         load_state(population, state)
@@ -168,40 +166,40 @@ class Saving:
             self.last = time.monotonic()
 
 
-def make_population(plan: Plan, device: torch.device) -> Population:
+def make_population(plan: Plan) -> Population:
     """This rank's members at the start of training."""
-    recipe, grid, data = plan.recipe, plan.grid, training_data(plan.start)
-    models = [_initial(plan, number) for number in grid.members]
-    flat = Flat([saved(model) for model in models], device)
+    recipe, grid, own = plan.recipe, plan.grid, plan.start.task
+    tasks = [own.around(_initial(plan, number).to(own.device)) for number in grid.members]
+    flat = Flat([task.saved for task in tasks], own.device)
     members = []
-    for number, model in zip(grid.members, models, strict=True):
-        member = Member(number, plan.members[number], model.to(device), data, grid=grid, device=device)
+    for number, task in zip(grid.members, tasks, strict=True):
+        member = Member(number, plan.members[number], task, grid=grid)
         member.probe_for(recipe.linear_probe)
         members.append(member)
-    return Population(members, flat, recipe, grid, seams=seams_of(recipe, plan.start, device))
+    return Population(members, flat, recipe, grid, seams=seams_of(recipe, own))
 
 
 def _initial(plan: Plan, number: int) -> torch.nn.Module:
     """A member's model: the base, or random weights, its own or everyone's."""
-    start = plan.start
-    if start.base is not None or plan.recipe.same_init or number == 0:
-        return deepcopy(start.model)
+    base, task = plan.start.base, plan.start.task
+    if base is not None or plan.recipe.same_init or number == 0:
+        return deepcopy(task.model)
     with seeded(plan.members[number].seed, Stream.INITIALISATION):
-        return build_classifier(start.spec, start.splits, plan.members[number])
+        return build_classifier(task.spec, task.splits, plan.members[number])
 
 
 def _write_member(
     plan: Plan, member: Member, population: Population, world: World, report: Report, *, seconds: float
 ) -> None:
     """A member as a checkpoint directory that knows how it was trained and what it is worth."""
-    recipe, start = member.recipe, dataclasses.replace(plan.start, model=member.model)
+    recipe, task = member.recipe, plan.start.task.around(member.model)
     member.model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     with OutputDirectory(recipe.out, overwrite=True) as directory:
-        inputs = describe_base(start.base, recipe, world)
-        content = write_model(directory, start)
-        metrics = score_written(directory, start.splits, recipe, world.alone(), report)
-        chosen = chosen_on(start.splits) if plan.recipe.judges else {}
-        averages = _write_averages(directory, start, member, inputs, world, report, chosen=chosen)
+        inputs = describe_base(plan.start.base, recipe, world)
+        content = write_model(directory, task)
+        metrics = score_written(directory, task, recipe, world.alone(), report)
+        chosen = chosen_on(plan.start.task.splits) if plan.recipe.judges else {}
+        averages = _write_averages(directory, task, member, inputs, world, report, chosen=chosen)
         manifest = Manifest(
             command=COMMAND,
             recipe=recipe_to_json(plan.recipe),
@@ -212,8 +210,7 @@ def _write_member(
                 "member": member.number,
                 "hyper_parameters": {"seed": recipe.seed}
                 | {name: getattr(recipe, name) for name in REGULARISATION},
-                "data": start.splits.description,
-                "images": start.settings.to_json(),
+                **task.notes,
                 "loss": [losses[member.number] for losses in population.history.losses],
                 "seconds": round(seconds, 3),
             }
@@ -226,7 +223,7 @@ def _write_member(
 
 def _write_averages(
     directory: Path,
-    start: Start,
+    task: Trainee,
     member: Member,
     inputs: list[Json],
     world: World,
@@ -236,11 +233,9 @@ def _write_averages(
 ) -> Json:
     """EMA and SWA of a member, as checkpoint directories in its own; their scores for its manifest."""
     recipe = member.recipe
-    trajectory = trajectory_of(directory, start, recipe, member.averages, inputs, chosen=chosen)
-    examples = ImageExamples(start.splits.train, start.settings)
+    trajectory = Trajectory(directory, task, recipe, member.averages, inputs, chosen)
     scored = trajectory.finish(
-        refresher(start.model, examples, recipe, device=member.device),
-        lambda path: score_written(path, start.splits, recipe, world.alone(), report, name=path.name),
+        lambda path: score_written(path, task, recipe, world.alone(), report, name=path.name)
     )
     return {"averages": scored} if scored else {}
 
@@ -248,14 +243,14 @@ def _write_averages(
 def _finish(plan: Plan, run: RunFolder, world: World, report: Report) -> Manifest:
     """Soups, scores, plots and the manifest, by rank 0."""
     if world.is_main:
-        finish_population(plan.recipe, run, plan.start.splits, plan.members, world.alone(), report)
+        finish_population(plan.recipe, run, plan.start.task.splits, plan.members, world.alone(), report)
     world.barrier()
     return Manifest.read(run.out)
 
 
 def _bytes_to_write(recipe: TrainPopulation, start: Start) -> int:
     """Members, soups, and two states with an optimizer of two numbers per weight."""
-    return model_bytes(saved(start.model)) * (recipe.num_members * 7 + 2)
+    return model_bytes(start.task.saved) * (recipe.num_members * 7 + 2)
 
 
 def _show_plan(plan: Plan, report: Report) -> Json:
@@ -263,10 +258,10 @@ def _show_plan(plan: Plan, report: Report) -> Json:
     recipe, start, grid = plan.recipe, plan.start, plan.grid
     epochs = [epoch + 1 for epoch in range(recipe.epochs) if merges_after(recipe, epoch)]
     values: Json = {
-        "model": recipe.model or f"{start.spec.library}:{start.spec.name}",
+        "model": recipe.model or start.task.name,
         "base": start.base.reference if start.base else "random weights",
-        "parameters": sum(parameter.numel() for parameter in saved(start.model).parameters()),
-        "training examples": len(start.splits.train),
+        "parameters": sum(parameter.numel() for parameter in start.task.saved.parameters()),
+        "training examples": len(start.task.train),
         "method": recipe.method,
         "pull towards the mean": f"{recipe.pulls:g} every {recipe.average_every} updates"
         if recipe.pulls

@@ -33,7 +33,7 @@ from soupkit.train.sweep import (
     settings_table,
     write_sweep,
 )
-from soupkit.world import World, available_cores
+from soupkit.world import ALONE, World, available_cores
 
 
 def finetune_sweep(
@@ -242,7 +242,7 @@ def _check(todo: list[Run], recipe: FinetuneSweep, report: Report) -> None:
 
         require_ray()
     probe = plan_probe(recipe)
-    model = prepare(probe.recipe if probe else todo[0].recipe, report).model
+    model = prepare(probe.recipe if probe else todo[0].recipe, ALONE, report).task.model
     for run in todo:
         _naming(run.name, partial(build_optimizer, model, run.recipe))
 

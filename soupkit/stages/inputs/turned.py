@@ -18,8 +18,8 @@ from soupkit.checkpoint.source import Source, read_chunk
 from soupkit.checkpoint.views.view import View
 from soupkit.errors import CheckpointError
 from soupkit.jsons import Json, JsonView
+from soupkit.task.randomness import torch_threads
 from soupkit.task.weights import to_torch
-from soupkit.train.randomness import torch_threads
 
 TURN_FILE = "turn.npz"
 """Beside the weights of an output: the matrices that made it."""

@@ -27,10 +27,10 @@ from soupkit.stages.inputs.curve import is_one_checkpoint
 from soupkit.stages.inputs.download import download
 from soupkit.stages.scoring.scoring import JUDGED, contents_of, load_mixture, predict, refresh_statistics
 from soupkit.task.images.task import open_task
+from soupkit.task.randomness import torch_threads
 from soupkit.task.score import scores_to_json
 from soupkit.task.task import Role, Task
 from soupkit.train.pool import run_in_processes
-from soupkit.train.randomness import torch_threads
 from soupkit.world import World, available_cores
 
 TASK: Literal["points"] = "points"

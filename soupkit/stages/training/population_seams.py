@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import replace
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from soupkit.align.graph.trace import permutation_spec
@@ -18,8 +16,7 @@ from soupkit.recipe.population import TrainPopulation
 from soupkit.soup.greedy import greedy
 from soupkit.stages.alignment.examples import example_inputs
 from soupkit.stages.scoring.scoring import training_batches
-from soupkit.stages.training.start import Start, task_of
-from soupkit.task.images.task import saved
+from soupkit.task.images.task import ImageTask
 from soupkit.task.score import Score
 from soupkit.task.task import Task
 from soupkit.task.weights import to_numpy
@@ -28,14 +25,13 @@ from soupkit.train.population.population import Judge, Named, Seams
 NUM_CONTROLS = 4
 
 
-def seams_of(recipe: TrainPopulation, start: Start, device: torch.device) -> Seams:
+def seams_of(recipe: TrainPopulation, own: ImageTask) -> Seams:
     """The callables that the recipe's method needs; none that it does not."""
-    own = replace(start, model=deepcopy(start.model))  # no member's is touched
-    task = task_of(own, recipe, device) if recipe.judges or recipe.repair != "off" else None
+    task = own.twin() if recipe.judges or recipe.repair != "off" else None  # no member's is touched
     return Seams(
         judge=_judge(task) if recipe.judges and task else None,
         greedy=_greedy_picks if recipe.judges else None,
-        align=_aligner(start, recipe.seed) if recipe.align else None,
+        align=_aligner(own, recipe.seed) if recipe.align else None,
         repair=_repairer(task, recipe) if recipe.repair != "off" and task else None,
     )
 
@@ -56,10 +52,10 @@ def _greedy_picks(names: Sequence[str], score: Callable[[np.ndarray], Score]) ->
     return found.picks
 
 
-def _aligner(start: Start, seed: int) -> Callable[[Sequence[Named]], None]:
+def _aligner(task: ImageTask, seed: int) -> Callable[[Sequence[Named]], None]:
     """Groups are derived and proven once. Raises AlignError for a network that cannot be followed."""
-    model = deepcopy(saved(start.model)).cpu().eval()
-    inputs = example_inputs(model, start.spec)
+    model = deepcopy(task.saved).cpu().eval()
+    inputs = example_inputs(model, task.spec)
     spec = verify(model, permutation_spec(model, inputs), inputs, num_controls=NUM_CONTROLS).spec
 
     def align(members: Sequence[Named]) -> None:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -21,41 +20,27 @@ from soupkit.jsons import Json
 from soupkit.recipe.train import Finetune
 from soupkit.stages.inputs.seen import check_seen
 from soupkit.stages.outputs.described import describe_inputs
-from soupkit.task.images.data import Splits, open_data
-from soupkit.task.images.models import ModelSpec, describe, image_settings, write_config
-from soupkit.task.images.task import ImageTask, build_classifier, open_task, saved
-from soupkit.task.images.transforms import ImageSettings, for_characters, image_mode
-from soupkit.task.score import scores_to_json
+from soupkit.stages.scoring.scoring import JUDGED, measured
+from soupkit.task.images.data import open_data
+from soupkit.task.images.task import ImageTask, build_classifier, saved, task_of
+from soupkit.task.randomness import Stream, seeded
+from soupkit.task.spec import describe
+from soupkit.task.task import Trainee
 from soupkit.task.weights import arrays, load_weights
-from soupkit.train.loop import TrainingData
 from soupkit.train.optimize import build_optimizer
 from soupkit.train.probe import Probe, head_prefixes
-from soupkit.train.randomness import Stream, seeded
 from soupkit.world import World
 
 
 @dataclass(frozen=True)
 class Start:
-    """Where a run starts: the base (None: random weights), the model, the data, how images are shown to
-    it."""
+    """Where a run starts: the base (None: random weights), and what its model learns."""
 
     base: Checkpoint | None
-    spec: ModelSpec
-    model: torch.nn.Module
-    splits: Splits
-    settings: ImageSettings
+    task: ImageTask
 
 
-class Batched(Protocol):
-    """What a recipe says of batches."""
-
-    @property
-    def batch_size(self) -> int: ...
-    @property
-    def workers(self) -> int: ...
-
-
-def prepare(recipe: Finetune, report: Report) -> Start:
+def prepare(recipe: Finetune, world: World, report: Report) -> Start:
     """Open base and data and build the model; refuse settings that cannot work with them. Trains nothing."""
     base = open_checkpoint(recipe.base) if recipe.base is not None else None
     refuse_quantized([base] if base else [])
@@ -77,59 +62,28 @@ def prepare(recipe: Finetune, report: Report) -> Start:
     build_optimizer(model, recipe)
     if base is not None:
         load_weights(saved(model), _with_new_head(base, saved(model), report))
-    settings = image_settings(saved(model), spec)
-    image_mode(settings)  # refuses a number of channels that no image has
-    return Start(base, spec, model, splits, for_characters(settings) if splits.characters else settings)
-
-
-def task_of(start: Start, recipe: Batched, device: torch.device) -> ImageTask:
-    """The model and the data as a task, in evaluation mode on `device`."""
-    return ImageTask(
-        start.model,
-        start.spec,
-        start.splits,
-        start.settings,
-        device=device,
-        batch_size=recipe.batch_size,
-        workers=recipe.workers,
-    )
+    return Start(base, task_of(model, spec, splits, recipe, world.alone()))
 
 
 def score_written(
-    directory: Path, splits: Splits, recipe: Finetune, world: World, report: Report, *, name: str = ""
+    directory: Path, task: Trainee, recipe: Finetune, world: World, report: Report, *, name: str = ""
 ) -> Json:
     """Metrics on held-out and test of what was written, read back from the disk; `name`: of an average beside
     it."""
-    task = open_task(
-        Checkpoint(directory), replace(recipe, base=str(directory), model=None), world, splits=splits
-    )
-    metrics = {}
-    for split, examples in (("held_out", task.held_out), ("test", task.test)):
-        scores = task.scores(examples)
-        metrics[split] = scores_to_json(scores)
-        top1 = scores["top1"]
-        note = f"{recipe.out.name}/{name}" if name else recipe.out.name
-        report(Scored(split, "top1", top1.value, top1.standard_error, top1.num_examples, note))
+    metrics = measured(task.reopened(directory, recipe, world))
+    for split in JUDGED:
+        metric, score = next(iter(metrics[split].items()))
+        numbers = (score["value"], score["standard_error"], score["num_examples"])
+        report(Scored(split, metric, *numbers, f"{recipe.out.name}/{name}" if name else recipe.out.name))
     return metrics
 
 
-def write_model(directory: Path, start: Start) -> str:
+def write_model(directory: Path, task: Trainee) -> str:
     """Weights and configuration; returns the content hash of the weights."""
-    weights = arrays(saved(start.model))
-    write_tensors(directory, weights, file_name=file_name_of(start))
-    write_config_of(directory, start)
+    weights = task.tensors()
+    write_tensors(directory, weights, file_name=task.file_name)
+    task.write_config(directory)
     return content_hash(weights, threads=1)
-
-
-def file_name_of(start: Start) -> str:
-    """The name under which the weights' library looks for them."""
-    return "open_clip_model.safetensors" if start.spec.library == "open_clip" else "model.safetensors"
-
-
-def write_config_of(directory: Path, start: Start) -> None:
-    """The configuration that the weights' library reads."""
-    names = start.splits.class_names
-    write_config(start.spec, saved(start.model), directory, class_names=names, settings=start.settings)
 
 
 def _with_new_head(base: Checkpoint, model: torch.nn.Module, report: Report) -> Mapping[str, np.ndarray]:
@@ -149,12 +103,6 @@ def _with_new_head(base: Checkpoint, model: torch.nn.Module, report: Report) -> 
     )
     kept = {name: base[name] for name in base if not name.startswith(prefixes)}
     return kept | {name: own[name] for name in head}
-
-
-def training_data(start: Start) -> TrainingData:
-    """What the training split is to the loop."""
-    splits = start.splits
-    return TrainingData(splits.train, start.settings, splits.num_classes, splits.characters)
 
 
 def describe_base(base: Checkpoint | None, recipe: Finetune, world: World) -> list[Json]:

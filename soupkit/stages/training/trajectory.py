@@ -15,7 +15,6 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -28,9 +27,10 @@ from soupkit.merge.running import PowerEma
 from soupkit.recipe.parse import recipe_to_json
 from soupkit.recipe.train import Finetune
 from soupkit.stages.outputs.described import describe_outputs
-from soupkit.task.batch_norm import refresh
-from soupkit.task.images.examples import ImageExamples, shown_to
-from soupkit.task.weights import arrays, to_numpy
+from soupkit.stages.scoring.scoring import refresh_statistics
+from soupkit.task.epochs import num_batches
+from soupkit.task.task import Trainee
+from soupkit.task.weights import to_numpy
 from soupkit.train.averaging import Averaging
 
 METADATA_KEY = "soupkit.weights"
@@ -49,27 +49,25 @@ def num_written(recipe: Finetune) -> int:
 class Trajectory:
     """Writes them into the directory of a run that is under way.
 
-    write_config: writes a model's configuration into a directory. file_name: what its weights are called.
-    inputs: the manifest's record of the base, as seen from OUT. fitted: notes on what the run is fitted to.
+    task: whose model is trained. inputs: the manifest's record of the base, as seen from OUT. chosen: notes on
+    what chose among them.
     """
 
     directory: Path
-    model: torch.nn.Module
+    task: Trainee
     recipe: Finetune
     averages: Mapping[str, Averaging]
-    write_config: Callable[[Path], None]
-    file_name: str
     inputs: list[Json]
-    fitted: Json
-    updates_per_epoch: int
+    chosen: JsonView = MappingProxyType({})
     members: dict[str, list[str]] = field(default_factory=dict)
 
     def after_epoch(self, epoch: int) -> None:
         """Write the snapshots that are due after an epoch."""
-        recipe, step = self.recipe, epoch * self.updates_per_epoch
+        recipe = self.recipe
+        step = epoch * num_batches(len(self.task.train), recipe.batch_size)
         if recipe.snapshot_every and epoch % recipe.snapshot_every == 0:
             self._snapshot(
-                "snapshots", f"epoch-{epoch:04d}", arrays(self.model), {"epoch": epoch, "update": step}
+                "snapshots", f"epoch-{epoch:04d}", self.task.tensors(), {"epoch": epoch, "update": step}
             )
         if epoch % recipe.posthoc_every and epoch != recipe.epochs:
             return
@@ -80,7 +78,7 @@ class Trajectory:
                 name = f"sigma-{width:.4g}-update-{step:08d}"
                 self._snapshot("posthoc", name, _arrays(averaging.averaged_state()), note)
 
-    def finish(self, refresh_with: Callable[[torch.nn.Module], Any], measure: Measure) -> Json:
+    def finish(self, measure: Measure) -> Json:
         """Write EMA and SWA, each with its scores, and name the snapshots; returns the averages' scores by
         name."""
         for family, names in self.members.items():
@@ -91,10 +89,19 @@ class Trajectory:
         for name, averaging in self.averages.items():
             if isinstance(averaging.rule, PowerEma) or not averaging.is_ready:
                 continue
-            state = averaging.averaged_state(refresh=refresh_with if averaging.buffers == "refresh" else None)
+            refresh = self._refresh if averaging.buffers == "refresh" else None
+            state = averaging.averaged_state(refresh=refresh)
             note = {"average": name, "updates": averaging.num_steps, "buffers": averaging.buffers}
             metrics[name] = self._write(self.directory / name, _arrays(state), note, measure)
         return metrics
+
+    @property
+    def _fitted(self) -> Json:
+        """What a later reader must know that this was fitted to."""
+        return {"data": self.task.notes["data"]} if "data" in self.task.notes else {}
+
+    def _refresh(self, _model: torch.nn.Module) -> None:
+        refresh_statistics(self.task, self.recipe, num_batches=MOST_REFRESH_BATCHES)
 
     def _snapshot(self, family: str, name: str, tensors: Mapping[str, np.ndarray], note: Json) -> None:
         self._write(self.directory / family / name, tensors, note)
@@ -106,8 +113,8 @@ class Trajectory:
         """One checkpoint directory, complete; returns its metrics."""
         directory.mkdir(parents=True)
         metadata = {"format": "pt", METADATA_KEY: directory.relative_to(self.directory).as_posix()}
-        write_tensors(directory, tensors, file_name=self.file_name, metadata=metadata)
-        self.write_config(directory)
+        write_tensors(directory, tensors, file_name=self.task.file_name, metadata=metadata)
+        self.task.write_config(directory)
         outputs = describe_outputs(directory, content_hash(tensors, threads=1))
         metrics = measure(directory) if measure else {}
         self._manifest(directory, outputs, metrics=metrics, notes=note).write(directory)
@@ -126,7 +133,7 @@ class Trajectory:
             ],
             outputs=outputs,
             metrics=metrics or {},
-            notes={**notes, **self.fitted},
+            notes={**notes, **self._fitted, **self.chosen},
         )
 
 
@@ -136,15 +143,3 @@ def _arrays(state: JsonView) -> dict[str, np.ndarray]:
     for name, tensor in state.items():
         once.setdefault(id(tensor), name)
     return {name: to_numpy(state[name]) for name in once.values() if isinstance(state[name], torch.Tensor)}
-
-
-def refresher(
-    model: torch.nn.Module, examples: ImageExamples, recipe: Finetune, *, device: torch.device
-) -> Callable[[torch.nn.Module], Any]:
-    """Re-estimates a model's batch-norm statistics on at most MOST_REFRESH_BATCHES batches of training
-    examples."""
-    order = np.random.default_rng(recipe.split_seed).permutation(len(examples))
-    chosen = order[: MOST_REFRESH_BATCHES * recipe.batch_size]
-    return lambda _: refresh(
-        model, examples.batches(batch_size=recipe.batch_size, indices=chosen), shown_to(model, device)
-    )

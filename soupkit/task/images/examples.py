@@ -27,6 +27,15 @@ class ImageBatch:
     def __len__(self) -> int:
         return len(self.images)
 
+    @property
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """Images and targets."""
+        return self.images, self.targets
+
+    def of(self, *tensors: torch.Tensor) -> ImageBatch:
+        """Other images and targets."""
+        return ImageBatch(*tensors)
+
 
 def shown_to(model: torch.nn.Module, device: torch.device) -> Callable[[Batch], torch.Tensor]:
     """Passes batches of images through a model: what a task does with its own."""

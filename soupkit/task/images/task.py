@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 
 import torch
 
-from soupkit.asked import Runs
+from soupkit.asked import ReadsData, Runs
+from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.checkpoint.layout import companions
+from soupkit.checkpoint.source import Source
 from soupkit.errors import TaskError
 from soupkit.identity import digest, files_identity, versions
+from soupkit.jsons import Json
+from soupkit.recipe.train import Finetune
 from soupkit.task.activations import kept_by_one_more
+from soupkit.task.epochs import Place
+from soupkit.task.images.batches import finisher, loader, train_transform
 from soupkit.task.images.data import ROLES, Splits, open_data
 from soupkit.task.images.examples import DEFAULT_LIMIT, ImageBatch, ImageExamples, shown_to
 from soupkit.task.images.metrics import METRICS
-from soupkit.task.images.models import build, build_tokenizer, image_settings
+from soupkit.task.images.models import build, build_tokenizer, image_settings, write_config
 from soupkit.task.images.transforms import ImageSettings, for_characters
 from soupkit.task.images.zero_shot import ZeroShotClassifier
 from soupkit.task.spec import ModelSpec, describe
-from soupkit.task.task import Batch, Role, Task
+from soupkit.task.task import Batch, Role, Trainee
 from soupkit.world import ALONE, World
 
-if TYPE_CHECKING:
-    from soupkit.checkpoint.source import Source
 
-
-class ImageTask(Task):
+class ImageTask(Trainee):
     """Image classification: a timm model, or CLIP with a head of class names."""
 
     metrics = METRICS
@@ -75,11 +80,22 @@ class ImageTask(Task):
         return shown_to(self.model, self.device)(batch)
 
     def loss(self, batch: Batch, temperature: torch.Tensor | None = None) -> torch.Tensor:
-        """The cross-entropy of β · logits and the class (or the classes' shares, which sum to one)."""
+        """The cross-entropy of β · logits and the class (or the classes' shares, which sum to one).
+
+        −Σ_c t_c log softmax(β · logits)_c, in float32 whatever the logits' precision.
+        """
         assert isinstance(batch, ImageBatch)
         logits = self.outputs(batch)
         scaled = logits if temperature is None else logits * temperature.to(logits)
         return torch.nn.functional.cross_entropy(scaled, batch.targets.to(logits.device), reduction="sum")
+
+    def training(self, how: Finetune, *, first: int = 0) -> Iterator[tuple[Place, ImageBatch]]:
+        """Augmented and mixed images, channels last, and the shares of the classes in them."""
+        part, pin_memory = self.splits.train, self.device.type == "cuda"
+        finish = finisher(self.settings, how, num_classes=self.splits.num_classes, device=self.device)
+        transform = train_transform(self.settings, how, characters=self.splits.characters)
+        read = loader(part, transform, how, pin_memory=pin_memory, first=first)
+        return ((place, finish(place, pixels, classes)) for place, pixels, classes in read)
 
     def example_bytes(self) -> int:
         """Measured, on one image more than one."""
@@ -100,6 +116,31 @@ class ImageTask(Task):
             self.device.type,
             versions(),
         )
+
+    @property
+    def name(self) -> str:
+        """The library's name of the model, and the library."""
+        return f"{self.spec.library}:{self.spec.name}"
+
+    @property
+    def file_name(self) -> str:
+        """As timm and open_clip name it."""
+        return "open_clip_model.safetensors" if self.spec.library == "open_clip" else "model.safetensors"
+
+    @property
+    def notes(self) -> Json:
+        """The data with the sizes of its splits, and how images are shown."""
+        return {"data": self.splits.description, "images": self.settings.to_json()}
+
+    def write_config(self, directory: Path) -> None:
+        """config.json of timm, open_clip_config.json of open_clip."""
+        names = self.splits.class_names
+        write_config(self.spec, self.saved, directory, class_names=names, settings=self.settings)
+
+    def reopened(self, directory: Path, how: Finetune, world: World) -> ImageTask:
+        """Built anew, as the configuration beside the weights says."""
+        again = replace(how, base=str(directory), model=None)
+        return open_task(Checkpoint(directory), again, world, splits=self.splits)
 
 
 def saved(model: torch.nn.Module) -> torch.nn.Module:
@@ -128,23 +169,26 @@ def open_task(checkpoint: Source, recipe: Runs, world: World, *, splits: Splits 
         raise TaskError("scoring needs data", hint="give --data, or a scorer of your own: --score-command")
     spec = describe(checkpoint, recipe.model)
     splits = splits or open_data(recipe)
-    device = world.torch_device()
-    model = _classifier(spec, splits, recipe)
+    task = task_of(_classifier(spec, splits, recipe), spec, splits, recipe, world)
+    task.load(checkpoint)
+    return task
+
+
+def task_of(
+    model: torch.nn.Module, spec: ModelSpec, splits: Splits, recipe: ReadsData, world: World
+) -> ImageTask:
+    """The task of a model on some data, which shows images as the model wants to see them."""
     settings = image_settings(saved(model), spec)
-    if splits.characters:
-        settings = for_characters(settings)
-    task = ImageTask(
+    return ImageTask(
         model,
         spec,
         splits,
-        settings,
-        device=device,
+        for_characters(settings) if splits.characters else settings,
+        device=world.torch_device(),
         batch_size=recipe.batch_size,
         workers=recipe.workers,
         world=world,
     )
-    task.load(checkpoint)
-    return task
 
 
 def _classifier(spec: ModelSpec, splits: Splits, recipe: Runs) -> torch.nn.Module:

@@ -12,9 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from soupkit.task.randomness import Stream
 from soupkit.train.population.flat import Flat, Row
 from soupkit.train.population.grid import Grid
-from soupkit.train.randomness import Stream
 
 CHUNK = 1 << 20
 """Elements of a row that are mixed at a time."""

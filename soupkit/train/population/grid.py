@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from soupkit.errors import RecipeError
-from soupkit.task.images.task import saved
+from soupkit.task.task import Batch, Task
 from soupkit.world import World
 
 
@@ -63,18 +63,20 @@ class Grid:
 
         return dist.all_reduce(tensor, group=self._mesh["population"].get_group(), async_op=True)
 
-    def shared(self, model: nn.Module) -> nn.Module:
+    def shared(self, task: Task) -> nn.Module:
         """The model, whose gradients are averaged over the ranks that share its batches
         (DistributedDataParallel)."""
+        model = task.model
         if self.num_parts == 1 or self._mesh is None:
             return model
-        group, unused = self._mesh["data"].get_group(), saved(model) is not model  # its text tower rests
+        group, unused = self._mesh["data"].get_group(), task.saved is not model  # what made its head rests
         return nn.parallel.DistributedDataParallel(model, process_group=group, find_unused_parameters=unused)
 
-    def share(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, float]:
+    def share(self, batch: Batch) -> tuple[Batch, float]:
         """This rank's part of a batch, and its weight: with it, the mean of the ranks' gradients is the
         batch's."""
         if self.num_parts == 1:
-            return images, targets, 1.0
-        chosen = torch.tensor_split(torch.arange(len(images)), self.num_parts)[self.part].to(images.device)
-        return images[chosen], targets[chosen], len(chosen) * self.num_parts / len(images)
+            return batch, 1.0
+        chosen = torch.tensor_split(torch.arange(len(batch)), self.num_parts)[self.part]
+        part = batch.of(*(tensor[chosen.to(tensor.device)] for tensor in batch.tensors))
+        return part, len(chosen) * self.num_parts / len(batch)

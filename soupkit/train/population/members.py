@@ -4,27 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from typing import NamedTuple
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from soupkit.recipe.train import Finetune
-from soupkit.task.images.task import saved
+from soupkit.task.epochs import Place, num_batches
+from soupkit.task.randomness import Stream, seeded
+from soupkit.task.task import Batch, Task
 from soupkit.train.averages import averagings
-from soupkit.train.batches import Place, finisher, loader, num_batches, train_transform
-from soupkit.train.loop import TrainingData, Updater
+from soupkit.train.loop import Updater
 from soupkit.train.population.grid import Grid
 from soupkit.train.probe import Probe
-from soupkit.train.randomness import Stream, seeded
-
-
-class Batch(NamedTuple):
-    """One rank's part of a batch: images, soft targets, and what its gradient is multiplied by."""
-
-    images: Tensor
-    targets: Tensor
-    weight: float
 
 
 class Member:
@@ -35,32 +25,18 @@ class Member:
     member's weights.
     """
 
-    def __init__(
-        self,
-        number: int,
-        recipe: Finetune,
-        model: nn.Module,
-        data: TrainingData,
-        *,
-        grid: Grid,
-        device: torch.device,
-    ) -> None:
-        self.number, self.recipe, self.model, self.data = number, recipe, model, data
-        self.grid, self.device = grid, device
-        self.per_epoch = num_batches(len(data.examples), recipe.batch_size)
+    def __init__(self, number: int, recipe: Finetune, task: Task, *, grid: Grid) -> None:
+        self.number, self.recipe, self.task, self.grid = number, recipe, task, grid
+        self.model, self.device = task.model, task.device
+        self.per_epoch = num_batches(len(task.train), recipe.batch_size)
         self.num_updates = recipe.epochs * self.per_epoch
-        self.updater = Updater(
-            model, recipe, device=device, num_updates=self.num_updates, updates_per_epoch=self.per_epoch
-        )
-        self.averages = averagings(
-            recipe, saved(model), epochs=recipe.epochs, updates_per_epoch=self.per_epoch
-        )
+        self.updater = Updater(task, recipe, num_updates=self.num_updates, updates_per_epoch=self.per_epoch)
+        self.averages = averagings(recipe, task.saved, epochs=recipe.epochs, updates_per_epoch=self.per_epoch)
         for average in self.averages.values():
             average.attach(self.updater.optimizer)
         self.probe: Probe | None = None
         self.probe_updates = 0
-        self.finish = finisher(data.settings, recipe, num_classes=data.num_classes, device=device)
-        self.batches: Iterator[tuple[Place, Tensor, Tensor]] = iter(())
+        self.batches: Iterator[tuple[Place, Batch]] = iter(())
         self._probing: bool | None = None
 
     @property
@@ -77,9 +53,7 @@ class Member:
 
     def begin(self) -> None:
         """Make ready for update number `updater.num_tried`: its batches and modes."""
-        transform = train_transform(self.data.settings, self.recipe, characters=self.data.characters)
-        pin_memory, first = self.device.type == "cuda", self.updater.num_tried
-        self.batches = loader(self.data.examples, transform, self.recipe, pin_memory=pin_memory, first=first)
+        self.batches = self.task.training(self.recipe, first=self.updater.num_tried)
         self.model.train()
         self._switch()
 
@@ -91,18 +65,19 @@ class Member:
     def advance(self) -> tuple[Tensor, int]:
         """One update: the loss before it, summed over this rank's part of the batch, and the size of that
         part."""
-        return self.learn(self.next_batch())
+        return self.learn(*self.next_batch())
 
-    def next_batch(self) -> Batch:
-        """This rank's part of the coming batch, on the device."""
+    def next_batch(self) -> tuple[Batch, float]:
+        """This rank's part of the coming batch, and what its gradient is multiplied by."""
         self._switch()
-        return Batch(*self.grid.share(*self.finish(*next(self.batches))))
+        _, batch = next(self.batches)
+        return self.grid.share(batch)
 
-    def learn(self, batch: Batch) -> tuple[Tensor, int]:
+    def learn(self, batch: Batch, weight: float) -> tuple[Tensor, int]:
         """The update that a batch makes; returns as `advance`."""
         with self.forward_randomness():
-            loss = self.updater(batch.images, batch.targets, weight=batch.weight)
-        return loss.double() * len(batch.images), len(batch.images)
+            loss = self.updater(batch, weight=weight)
+        return loss.double() * len(batch), len(batch)
 
     def forward_randomness(self) -> AbstractContextManager[None]:
         """The generators that dropout and stochastic depth draw from in the coming update."""
@@ -123,4 +98,4 @@ class Member:
             self._probing = self.probing
             if self.probe is not None:
                 self.probe.switch(probing=self.probing)
-            self.updater.model = self.grid.shared(self.model)
+            self.updater.task = self.task.around(self.grid.shared(self.task))

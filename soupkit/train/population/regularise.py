@@ -10,7 +10,7 @@ import numpy as np
 from soupkit.errors import RecipeError
 from soupkit.recipe.population import TrainPopulation
 from soupkit.recipe.train import Finetune
-from soupkit.train.randomness import Stream
+from soupkit.task.randomness import Stream
 
 REGULARISATION = ("mixup", "label_smoothing", "cutmix", "random_erasing")
 

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from soupkit.jsons import Json
+from soupkit.task.randomness import Stream
 from soupkit.task.score import Score
 from soupkit.train.population.exchange import everyone, mix, mixed_row, mutate
 from soupkit.train.population.merging import Matrix, generation, mixing_matrix, survivors
 from soupkit.train.population.regularise import member_name
-from soupkit.train.randomness import Stream
 
 if TYPE_CHECKING:
     from soupkit.train.population.population import Population

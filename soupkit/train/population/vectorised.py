@@ -9,14 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from soupkit.errors import RecipeError
+from soupkit.task.randomness import Stream, seeded
+from soupkit.task.task import Batch, Task
+from soupkit.train.loop import precision
 from soupkit.train.population.flat import Flat
-from soupkit.train.population.members import Batch, Member
-from soupkit.train.randomness import Stream, seeded
+from soupkit.train.population.members import Member
 
 Advance = Callable[[Sequence[Member]], list[tuple[Tensor, int]]]
 """Members → for each the loss before the update, summed over its examples, and their number."""
@@ -85,17 +88,17 @@ class Vectorised:
         self.buffers = [name for name in flat.spans if name not in trained]
 
     def problem(self) -> str | None:
-        """Why the model cannot be vectorised, None when it can: found by trying, on two images."""
+        """Why the model cannot be vectorised, None when it can: found by trying, on two examples."""
         if self.flat.models[0] is not self.model:
             return "its head is made by another tower"
         if self.members[0].grid.num_parts > 1:
             return "a member has several ranks"
-        shape = self.members[0].data.settings.input_size
-        images = torch.zeros(len(self.members), 2, *shape, device=self.members[0].device)
+        first = self.members[0]
+        two = next(first.task.train.batches(batch_size=2, indices=np.arange(min(2, len(first.task.train)))))
         self.model.train()
         try:
-            with torch.no_grad(), seeded(0, Stream.FORWARD, device=images.device):
-                self._logits(self._stacked(), self._statistics(), images)
+            with torch.no_grad(), seeded(0, Stream.FORWARD, device=first.device):
+                self._losses(self._stacked(), self._statistics(), [two] * len(self.members))
         except Exception as error:  # whatever a model does that vmap has no rule for
             return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
         return None
@@ -103,38 +106,37 @@ class Vectorised:
     def __call__(self, members: Sequence[Member]) -> list[tuple[Tensor, int]]:
         """One update of every member."""
         batches = [member.next_batch() for member in members]
-        if len({batch.images.shape for batch in batches}) > 1 or any(member.probing for member in members):
-            return [member.learn(batch) for member, batch in zip(members, batches, strict=True)]
-        return self._learn(batches)
+        shapes = {tuple(tensor.shape for tensor in batch.tensors) for batch, _ in batches}
+        if len(shapes) > 1 or any(member.probing for member in members):
+            return [member.learn(*batch) for member, batch in zip(members, batches, strict=True)]
+        return self._learn([batch for batch, _ in batches])
 
     def _learn(self, batches: Sequence[Batch]) -> list[tuple[Tensor, int]]:
         first = self.members[0]
         parameters = {name: tensor.requires_grad_() for name, tensor in self._stacked().items()}
         statistics = self._statistics()
-        images, targets = torch.stack([b.images for b in batches]), torch.stack([b.targets for b in batches])
-        amp = first.updater.dtype
-        with (
-            first.forward_randomness(),
-            torch.autocast(first.device.type, dtype=amp or torch.bfloat16, enabled=amp is not None),
-        ):
-            logits = self._logits(parameters, statistics, images)
-        losses = nn.functional.cross_entropy(
-            logits.float().flatten(0, 1), targets.flatten(0, 1), reduction="none"
-        ).view(len(batches), -1)
-        scaled = [m.updater.scaler.scale(loss) for m, loss in zip(self.members, losses.mean(1), strict=True)]
+        with first.forward_randomness(), precision(first.recipe, first.device):
+            losses = self._losses(parameters, statistics, batches)
+        scaled = [m.updater.scaler.scale(loss) for m, loss in zip(self.members, losses, strict=True)]
         torch.stack(scaled).sum().backward()  # type: ignore[no-untyped-call]
         self._descend(parameters)
         self._put_statistics(statistics)
-        return [(loss.detach().double().mean() * len(loss), len(loss)) for loss in losses]
+        num = len(batches[0])
+        return [(loss.double() * num, num) for loss in losses.detach()]
 
-    def _logits(self, parameters: dict[str, Tensor], statistics: dict[str, Tensor], images: Tensor) -> Tensor:
-        """float[M × B × classes]; statistics [M × …] change in place."""
+    def _losses(
+        self, parameters: dict[str, Tensor], statistics: dict[str, Tensor], batches: Sequence[Batch]
+    ) -> Tensor:
+        """The mean loss of each member on its batch, float[M]; statistics [M × …] change in place."""
+        loss, like = _MeanLoss(self.members[0].task), batches[0]
 
-        def one(weights: dict[str, Tensor], buffers: dict[str, Tensor], batch: Tensor) -> Any:
-            return functional_call(self.model, {**weights, **buffers}, (batch,))
+        def one(weights: dict[str, Tensor], buffers: dict[str, Tensor], *tensors: Tensor) -> Any:
+            own = {f"model.{name}": tensor for name, tensor in {**weights, **buffers}.items()}
+            return functional_call(loss, own, (like.of(*tensors),))
 
-        logits: Tensor = vmap(one, randomness="different")(parameters, statistics, images)
-        return logits
+        stacked = map(torch.stack, zip(*(batch.tensors for batch in batches), strict=True))
+        losses: Tensor = vmap(one, randomness="different")(parameters, statistics, *stacked)
+        return losses
 
     def _stacked(self) -> dict[str, Tensor]:
         """The parameters of all members [M × …]: views of the rows, leaves of a new graph."""
@@ -163,3 +165,14 @@ class Vectorised:
             for name, stacked in parameters.items():
                 own[name].grad = None if stacked.grad is None else stacked.grad[row]
             member.updater.descend()
+
+
+class _MeanLoss(nn.Module):
+    """The mean loss of a batch as a module, into whose model torch.func can put other weights."""
+
+    def __init__(self, task: Task) -> None:
+        super().__init__()
+        self.task, self.model = task, task.model
+
+    def forward(self, batch: Batch) -> Tensor:
+        return self.task.loss(batch) / len(batch)

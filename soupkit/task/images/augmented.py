@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from soupkit.recipe.train import Finetune
+from soupkit.task.images.batches import train_transform
 from soupkit.task.images.data import Part
 from soupkit.task.images.examples import ImageBatch
 from soupkit.task.images.task import ImageTask
 from soupkit.task.images.transforms import Transform, normalize
-from soupkit.train.batches import train_transform
-from soupkit.train.randomness import Stream, seeded
+from soupkit.task.randomness import Stream, seeded
 
 
 class Augmented:

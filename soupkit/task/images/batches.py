@@ -1,12 +1,10 @@
-"""Training batches: shuffled, augmented, mixed, and the same for the same seed whoever decodes them."""
+"""Training batches of images: augmented, mixed, and the same for the same seed whoever decodes them."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Iterator
+from typing import Any
 
-import numpy as np
 import timm.data
 import torch
 from PIL import Image
@@ -14,42 +12,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from soupkit.recipe.train import Finetune
+from soupkit.task.epochs import Epochs, Place
+from soupkit.task.images.data import Part
+from soupkit.task.images.examples import ImageBatch
 from soupkit.task.images.transforms import ImageSettings, Transform, image_mode, normalize
-from soupkit.train.randomness import Stream, seeded
-
-
-class Labelled(Protocol):
-    """A map-style data set of images and class numbers."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]: ...
-
-
-class Place(NamedTuple):
-    """Which examples make up batch `number` of epoch `epoch`."""
-
-    epoch: int
-    number: int
-    indices: tuple[int, ...]
-
-
-def num_batches(num_examples: int, batch_size: int) -> int:
-    """Updates per epoch."""
-    return math.ceil(num_examples / batch_size)
-
-
-def epoch_places(num_examples: int, batch_size: int, *, seed: int, epoch: int, even: bool) -> list[Place]:
-    """Every example once, in a new order each epoch, in batches whose sizes differ by at most one.
-
-    A short last batch would weigh its examples more and estimate batch-norm statistics from few. even: mixing
-    takes pairs, so a batch of an odd size repeats its first example.
-    """
-    order = np.random.default_rng([seed, Stream.ORDER, epoch]).permutation(num_examples)
-    split = [part.tolist() for part in np.array_split(order, num_batches(num_examples, batch_size))]
-    if even:
-        split = [part + part[:1] if len(part) % 2 else part for part in split]
-    return [Place(epoch, number, tuple(part)) for number, part in enumerate(split)]
+from soupkit.task.randomness import Stream, seeded
 
 
 def train_transform(settings: ImageSettings, recipe: Finetune, *, characters: bool) -> Transform:
@@ -84,14 +51,14 @@ def train_transform(settings: ImageSettings, recipe: Finetune, *, characters: bo
 
 
 def loader(
-    examples: Labelled, transform: Transform, recipe: Finetune, *, pin_memory: bool, first: int = 0
+    examples: Part, transform: Transform, recipe: Finetune, *, pin_memory: bool, first: int = 0
 ) -> Iterator[tuple[Place, Tensor, Tensor]]:
     """All batches of all epochs, in order: their place, uint8[b, C, H, W] and int64[b]; decoded by
     recipe.workers.
 
     first: the batch to begin with, counted over all epochs; those before it are not decoded.
     """
-    places = _Places(len(examples), recipe, first)
+    places = Epochs(len(examples), recipe, first=first, even=mixes(recipe))
     batches: Any = _Augmented(examples, transform, recipe.seed)
     return iter(
         DataLoader(
@@ -105,11 +72,13 @@ def loader(
     )
 
 
-Finish = Callable[[Place, Tensor, Tensor], tuple[Tensor, Tensor]]
+Finish = Callable[[Place, Tensor, Tensor], ImageBatch]
 
 
 def finisher(settings: ImageSettings, recipe: Finetune, *, num_classes: int, device: torch.device) -> Finish:
     """What is done to a whole batch on `device`: normalise, erase, mix; targets become float32[b, classes].
+
+    Images lie channels last: convolutions run up to 1.6 times as fast, on CPUs too.
 
     Random erasing: Zhong et al. 2020, arXiv:1708.04896. mixup: Zhang et al. 2018, arXiv:1710.09412. CutMix:
     Yun et al. 2019, arXiv:1905.04899; with both, each batch takes one of them by a fair coin. Targets of
@@ -121,15 +90,16 @@ def finisher(settings: ImageSettings, recipe: Finetune, *, num_classes: int, dev
     mix.mixup_enabled = mixes(recipe)
     erase = timm.data.random_erasing.RandomErasing(recipe.random_erasing, device=device.type)
 
-    def finish(place: Place, pixels: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def finish(place: Place, pixels: Tensor, classes: Tensor) -> ImageBatch:
         images = normalize(pixels.to(device, non_blocking=True), settings)
-        targets = targets.to(device, non_blocking=True)
+        classes = classes.to(device, non_blocking=True)
         with seeded(recipe.seed, Stream.MIXING, place.epoch, place.number):
             images = erase(images) if recipe.random_erasing else images
-            if not mix.mixup_enabled:
-                return images, timm.data.mixup.mixup_target(targets, num_classes, 1.0, recipe.label_smoothing)
-            mixed: tuple[Tensor, Tensor] = mix(images, targets)
-            return mixed
+            if mix.mixup_enabled:
+                images, shares = mix(images, classes)
+            else:
+                shares = timm.data.mixup.mixup_target(classes, num_classes, 1.0, recipe.label_smoothing)
+        return ImageBatch(images.contiguous(memory_format=torch.channels_last), shares)
 
     return finish
 
@@ -147,40 +117,14 @@ def _at_least(image: Image.Image, width: int, height: int) -> Image.Image:
     return image.resize(size, Image.Resampling.BICUBIC)
 
 
-class _Places:
-    """The sampler: the places of all epochs from the batch `first` on, made when they are needed."""
-
-    def __init__(self, num_examples: int, recipe: Finetune, first: int) -> None:
-        self.num_examples, self.recipe, self.first = num_examples, recipe, first
-
-    def __iter__(self) -> Iterator[Place]:
-        epoch, skipped = divmod(self.first, num_batches(self.num_examples, self.recipe.batch_size))
-        for number in range(epoch, self.recipe.epochs):
-            places = epoch_places(
-                self.num_examples,
-                self.recipe.batch_size,
-                seed=self.recipe.seed,
-                epoch=number,
-                even=mixes(self.recipe),
-            )
-            yield from places[skipped if number == epoch else 0 :]
-
-    def __len__(self) -> int:
-        return self.recipe.epochs * num_batches(self.num_examples, self.recipe.batch_size) - self.first
-
-
 class _Augmented:
     """The data set: a place → its batch."""
 
-    def __init__(self, examples: Labelled, transform: Transform, seed: int) -> None:
+    def __init__(self, examples: Part, transform: Transform, seed: int) -> None:
         self.examples, self.transform, self.seed = examples, transform, seed
 
     def __getitem__(self, place: Place) -> tuple[Place, Tensor, Tensor]:
         with seeded(self.seed, Stream.AUGMENTATION, place.epoch, place.number):
             pairs = [self.examples[index] for index in place.indices]
             images = torch.stack([self.transform(image) for image, _ in pairs])
-        return place, images, torch.tensor(_classes(pairs))
-
-
-def _classes(pairs: Sequence[tuple[Image.Image, int]]) -> list[int]:
-    return [int(target) for _, target in pairs]
+        return place, images, torch.tensor([int(target) for _, target in pairs])
