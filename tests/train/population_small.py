@@ -11,6 +11,7 @@ from train.small import small_model, task_of
 
 from soupkit.recipe.population import TrainPopulation
 from soupkit.task.images.data import Splits, open_data
+from soupkit.task.task import Task
 from soupkit.train.population.flat import Flat
 from soupkit.train.population.grid import Grid
 from soupkit.train.population.members import Member
@@ -55,12 +56,22 @@ def population(
     world: World = ALONE,
     splits: Splits | None = None,
 ) -> Population:
-    grid = Grid(world, recipe.num_members, ranks_per_member=recipe.ranks_per_member)
     splits = splits or open_data(recipe)
-    recipes = member_recipes(recipe)
-    tasks = [task_of(make(number), splits) for number in grid.members]
-    flat = Flat([task.model for task in tasks], CPU)
-    members = [Member(number, recipes[number], task, grid=grid) for number, task in zip(grid.members, tasks)]
+    return population_of(recipe, lambda number: task_of(make(number), splits), seams=seams, world=world)
+
+
+def population_of(
+    recipe: TrainPopulation,
+    task: Callable[[int], Task],
+    *,
+    seams: Seams = NO_SEAMS,
+    world: World = ALONE,
+) -> Population:
+    """Of members that learn any task, by their numbers."""
+    grid = Grid(world, recipe.num_members, ranks_per_member=recipe.ranks_per_member)
+    recipes, tasks = member_recipes(recipe), {number: task(number) for number in grid.members}
+    flat = Flat([each.model for each in tasks.values()], CPU)
+    members = [Member(number, recipes[number], each, grid=grid) for number, each in tasks.items()]
     for member in members:
         member.probe_for(recipe.linear_probe)
     return Population(members, flat, recipe, grid, seams=seams)
