@@ -16,17 +16,24 @@ that move whole, with free units inside.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import count
+from typing import ClassVar
 
 _numbers = count()
 
 
-class _Clock:
-    """Counts what may make a normal form stale: symbols that are bound or pinned."""
+class Algebra:
+    """What all expressions share.
+
+    now: counts what may make a normal form stale: symbols that are bound or pinned. unify: `.unify.unify`,
+    which is written in terms of normal forms, as one of them is in terms of it; it is put here when the room
+    is entered.
+    """
 
     now = 0
+    unify: ClassVar[Callable[[Node, Node], None]]
 
 
 class Symbol:
@@ -47,13 +54,13 @@ class Symbol:
     def bind(self, node: Node) -> None:
         """Stand for an expression from now on."""
         self.bound = node
-        _Clock.now += 1
+        Algebra.now += 1
 
     def pin(self, reason: str) -> None:
         """Stay as it is; the first reason is kept."""
         if self.reason is None:
             self.reason = reason
-            _Clock.now += 1
+            Algebra.now += 1
 
     def __repr__(self) -> str:
         return f"{'!' if self.reason else 's'}{self.number}[{self.size}]"
@@ -107,7 +114,7 @@ def resolve(node: Node) -> Node:
             return node
         node.bound = resolve(node.bound)
         return node.bound
-    if node.stamp == _Clock.now:
+    if node.stamp == Algebra.now:
         return node
     match node:
         case Times(factors):
@@ -121,7 +128,7 @@ def resolve(node: Node) -> Node:
 def times(*factors: Node) -> Node:
     """A product in normal form: no single positions, and no blocks at fixed places: those are a
     concatenation."""
-    now = _Clock.now
+    now = Algebra.now
     flat: list[Node] = []
     for factor in map(resolve, factors):
         flat.extend(factor.factors if isinstance(factor, Times) else [factor] if size(factor) != 1 else [])
@@ -141,7 +148,7 @@ def times(*factors: Node) -> Node:
 
 def plus(*parts: Node) -> Node:
     """A concatenation in normal form: flat."""
-    now = _Clock.now
+    now = Algebra.now
     flat: list[Node] = []
     for part in map(resolve, parts):
         flat.extend(part.parts if isinstance(part, Plus) else [part])
@@ -150,7 +157,7 @@ def plus(*parts: Node) -> Node:
 
 def varying(over: Node, parts: tuple[Node, ...]) -> Node:
     """A family in normal form: products and concatenations outside, members that are all the same as one."""
-    now = _Clock.now
+    now = Algebra.now
     over, parts = resolve(over), tuple(map(resolve, parts))
     first = parts[0]
     if all(is_pinned(part) for part in parts):
@@ -163,10 +170,8 @@ def varying(over: Node, parts: tuple[Node, ...]) -> Node:
     if isinstance(over, Times):
         return _varying_over_product(over, parts)
     if not isinstance(over, Symbol):
-        from soupkit.align.graph.unify import unify  # the two files are one algebra
-
         for part in parts[1:]:
-            unify(first, part)
+            Algebra.unify(first, part)
         return resolve(first)
     for kind, build in ((Times, times), (Plus, plus)):
         inner = [children(part) for part in parts if isinstance(part, kind)]

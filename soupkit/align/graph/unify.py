@@ -9,6 +9,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 from soupkit.align.graph.axes import (
+    Algebra,
     Node,
     Plus,
     Symbol,
@@ -248,3 +249,6 @@ def _split_parts(node: Plus, num: int, reason: str) -> tuple[Node, Node]:
 def _pin_both(x: Node, y: Node, reason: str) -> None:
     pin(x, reason)
     pin(y, reason)
+
+
+Algebra.unify = unify
