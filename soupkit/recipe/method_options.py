@@ -140,3 +140,14 @@ def density_option(default: float) -> Any:
     """The fraction that is kept of each task vector's entries, as every method that trims or drops has it."""
     kept = "fraction of the entries to keep, one or one per checkpoint"
     return option((default,), help=kept, low=0, high=1, above=True)
+
+
+def epsilon_option() -> Any:
+    """How far DELLA's probabilities lie apart."""
+    spread = "spread of the probabilities: density ± epsilon / 2, by magnitude"
+    return option((0.2,), help=spread, low=0, high=1)
+
+
+def gamma_option() -> Any:
+    """The fraction that breadcrumbs takes for outliers."""
+    return option((0.01,), help="fraction of the largest entries to drop", low=0, high=1)

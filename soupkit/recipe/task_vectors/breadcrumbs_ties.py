@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from soupkit.recipe.fields import option
-from soupkit.recipe.method_options import ElectionOptions, density_option
+from soupkit.recipe.method_options import ElectionOptions, density_option, gamma_option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,4 +18,4 @@ class MergeBreadcrumbsTies(ElectionOptions):
     FAMILY = "breadcrumbs"
 
     density: tuple[float, ...] = density_option(0.9)
-    gamma: tuple[float, ...] = option((0.01,), help="fraction of the largest entries to drop", low=0, high=1)
+    gamma: tuple[float, ...] = gamma_option()

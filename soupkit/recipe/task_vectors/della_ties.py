@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from soupkit.recipe.fields import option
-from soupkit.recipe.method_options import ElectionOptions, RandomOptions, density_option
+from soupkit.recipe.method_options import ElectionOptions, RandomOptions, density_option, epsilon_option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +19,4 @@ class MergeDellaTies(RandomOptions, ElectionOptions):
     PIECES = "row"
 
     density: tuple[float, ...] = density_option(0.5)
-    epsilon: tuple[float, ...] = option(
-        (0.2,), help="spread of the probabilities: density ± epsilon / 2, by magnitude", low=0, high=1
-    )
+    epsilon: tuple[float, ...] = epsilon_option()
