@@ -9,11 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import log_softmax
 
 from soupkit.jsons import Json
-from soupkit.task.images.metrics import num_ahead
-from soupkit.task.score import Predictions, share_error
+from soupkit.task.score import share_error
 
 
 @dataclass(frozen=True)
@@ -58,12 +56,3 @@ def barrier(values_pn: np.ndarray, at: Sequence[float], *, shares: bool = False)
     if shares:
         error = share_error(float(excess_n.var()), n)
     return Barrier(float(means[highest]), error, float(at[highest]), n)
-
-
-def losses_and_errors(predictions: Predictions) -> tuple[np.ndarray, np.ndarray]:
-    """−log p of the right class, in nats, and 0 or 1 for right or wrong, float64[N] each."""
-    log_p = log_softmax(predictions.outputs.astype(np.float64), axis=1)
-    rows = np.arange(len(predictions.targets))
-    return -log_p[rows, predictions.targets], (
-        num_ahead(predictions.outputs, predictions.targets) > 0
-    ).astype(float)

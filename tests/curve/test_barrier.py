@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from scipy.special import log_softmax
 
-from soupkit.curve.barrier import barrier, excess, losses_and_errors
-from soupkit.task.score import Predictions
+from soupkit.curve.barrier import barrier, excess
 
 
 def test_the_barrier_of_a_parabola() -> None:
@@ -31,13 +29,6 @@ def test_its_standard_error_is_of_paired_differences() -> None:
     found = barrier(values, [0, 0.5, 1])
     assert found.height == pytest.approx(differences.mean())
     assert found.standard_error == pytest.approx(differences.std(ddof=1) / np.sqrt(50))
-
-
-def test_losses_and_errors() -> None:
-    logits = np.array([[2.0, 0.0], [0.0, 1.0], [3.0, 1.0]], np.float32)
-    losses, errors = losses_and_errors(Predictions(logits, np.array([0, 0, 1])))
-    assert errors.tolist() == [0, 1, 1]
-    assert np.allclose(losses, -log_softmax(logits.astype(np.float64), 1)[np.arange(3), [0, 0, 1]])
 
 
 def test_a_barrier_of_errors_that_no_example_shows_has_an_error() -> None:

@@ -11,7 +11,9 @@ import torch
 from safetensors.torch import save_file
 
 from soupkit.recipe.evaluate import Evaluate
+from soupkit.task.images.metrics import METRICS
 from soupkit.task.images.models import build, parse_model, write_config
+from soupkit.task.score import Predictions, Score
 
 CLIP_CONFIG = {
     "model_cfg": {
@@ -27,6 +29,10 @@ FEW_WORDS = CLIP_CONFIG | {
     | {"text_cfg": CLIP_CONFIG["model_cfg"]["text_cfg"] | {"vocab_size": 500}}
 }
 """The same with a small vocabulary, where no text is read: words were nine tenths of its weights."""
+
+
+def score_predictions(predictions: Predictions, metric: str) -> Score:
+    return METRICS[metric].of(predictions.outputs, predictions.targets)
 
 
 def described(directory: Path, name: str = "config.json") -> Any:

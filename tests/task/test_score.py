@@ -14,6 +14,7 @@ from hypothesis.extra import numpy as hnp
 from scipy.special import softmax
 from scipy.stats import binom
 from sklearn.metrics import log_loss, top_k_accuracy_score
+from task.small import score_predictions
 
 from soupkit.errors import TaskError
 from soupkit.task.images.metrics import (
@@ -21,9 +22,10 @@ from soupkit.task.images.metrics import (
     all_scores,
     direction_of,
     ensemble,
+    errors_of,
+    losses_of,
     margins,
     num_ahead,
-    score_predictions,
 )
 from soupkit.task.score import Predictions, better, compare, scores_to_json, share_error
 
@@ -142,9 +144,18 @@ def test_a_model_that_answers_nothing_is_not_right() -> None:
     broken = Predictions(np.full((10, 10), np.nan, np.float32), np.arange(10))
     assert score_predictions(broken, "top1").num_right == 0
     assert (margins(broken.outputs, broken.targets) == -np.inf).all()
+    assert np.isnan(losses_of(broken.outputs, broken.targets)).all()
+    assert errors_of(broken.outputs, broken.targets).tolist() == [1] * 10
     for metric in ("nll", "ece"):
         with pytest.raises(TaskError, match="not numbers for 10 examples"):
             score_predictions(broken, metric)
+
+
+def test_losses_and_errors_of_examples() -> None:
+    logits, targets = np.array([[2.0, 0.0], [0.0, 1.0], [3.0, 1.0]], np.float32), np.array([0, 0, 1])
+    assert errors_of(logits, targets).tolist() == [0, 1, 1]
+    expected = -np.log(softmax(logits.astype(np.float64), 1)[np.arange(3), targets])
+    assert np.allclose(losses_of(logits, targets), expected)
 
 
 def test_margins_by_sorting() -> None:

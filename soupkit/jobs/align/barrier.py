@@ -18,7 +18,7 @@ from soupkit.checkpoint.output import OutputDirectory
 from soupkit.checkpoint.quantized import refuse_quantized
 from soupkit.checkpoint.reference import open_references
 from soupkit.checkpoint.source import Source
-from soupkit.curve.barrier import Barrier, barrier, losses_and_errors
+from soupkit.curve.barrier import Barrier, barrier
 from soupkit.errors import RecipeError
 from soupkit.events import Advanced, Cell, Finished, Report, Started, Table, Wrote
 from soupkit.jsons import Json
@@ -36,6 +36,7 @@ from soupkit.stages.outputs.findings import write_findings
 from soupkit.stages.scoring.points import PointModel
 from soupkit.stages.scoring.scoring import predict, training_batches
 from soupkit.task.batch_norm import refresh
+from soupkit.task.images.metrics import errors_of, losses_of
 from soupkit.task.images.task import open_task
 from soupkit.task.score import share_error
 from soupkit.task.task import Task
@@ -163,7 +164,8 @@ def _score(
     scored = []
     for point in at:
         model.load(interpolate("a", "b", point))
-        scored.append(losses_and_errors(predict(task, recipe.split)))
+        said = predict(task, recipe.split)
+        scored.append([each(said.outputs, said.targets) for each in (losses_of, errors_of)])
         report(Advanced("barrier"))
     losses, errors = zip(*scored, strict=True)
     return Line(np.stack(losses), np.stack(errors), at)

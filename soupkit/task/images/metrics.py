@@ -41,14 +41,13 @@ def margins(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
 
 
 def losses_of(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """−log p of the right class, in nats, float64[N]. Raises TaskError for logits that are not numbers."""
-    return np.asarray(-_log_p(logits)[np.arange(len(targets)), targets])
+    """−log p of the right class, in nats, float64[N]; NaN where a logit is no number."""
+    return _losses(_log_p(logits), targets)
 
 
-def score_predictions(predictions: Predictions, metric: str) -> Score:
-    """One metric, by its name. Raises TaskError for an unknown one, and as `Metric.of` does."""
-    direction_of(metric)
-    return METRICS[metric].of(predictions.outputs, predictions.targets)
+def errors_of(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """1 where the right class is not the first, else 0, float64[N]. NaN is merely wrong."""
+    return (num_ahead(logits, targets) > 0).astype(np.float64)
 
 
 def all_scores(predictions: Predictions) -> dict[str, Score]:
@@ -95,6 +94,14 @@ def _tells(logits: np.ndarray, k: int) -> bool:
 def _log_p(logits: np.ndarray) -> np.ndarray:
     with np.errstate(invalid="ignore"):
         log_p: np.ndarray = log_softmax(logits.astype(np.float64), axis=1)
+    return log_p
+
+
+def _losses(log_p: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    return np.asarray(-log_p[np.arange(len(targets)), targets])
+
+
+def _numbers(log_p: np.ndarray) -> np.ndarray:
     if np.isnan(log_p).any():
         raise TaskError(
             f"the model's outputs are not numbers for {int(np.isnan(log_p).any(1).sum())} examples"
@@ -104,7 +111,7 @@ def _log_p(logits: np.ndarray) -> np.ndarray:
 
 def _gaps(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """Right less confidence, each example in the bin of its confidence: float64[N, bins]."""
-    confidence = np.exp(_log_p(logits).max(1))
+    confidence = np.exp(_numbers(_log_p(logits)).max(1))
     bins = np.clip(np.ceil(confidence * NUM_BINS).astype(np.int64) - 1, 0, NUM_BINS - 1)
     gaps = np.zeros((len(targets), NUM_BINS))
     gaps[np.arange(len(targets)), bins] = (num_ahead(logits, targets) < 1) - confidence
@@ -121,7 +128,7 @@ METRICS = {
     for metric in (
         Metric("top1", "max", partial(_right, k=1), margins=margins),
         Metric("top5", "max", partial(_right, k=5), margins=margins, applies=partial(_tells, k=5)),
-        Metric("nll", "min", lambda logits, targets: losses_of(logits, targets)[:, None]),
+        Metric("nll", "min", lambda logits, targets: _losses(_numbers(_log_p(logits)), targets)[:, None]),
         Metric("ece", "min", _gaps, _calibration_error),
     )
 }

@@ -10,12 +10,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from task.small import described, recipe, saved
+from task.small import described, recipe, saved, score_predictions
 
 from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.errors import TaskError
 from soupkit.task.images.data import Part, Splits, open_data
-from soupkit.task.images.metrics import score_predictions
 from soupkit.task.images.task import ImageTask, open_task
 from soupkit.task.images.transforms import ImageSettings
 from soupkit.task.spec import ModelSpec
