@@ -162,7 +162,7 @@ class _CyclicalTraining:
         self.members.append(name)
         self.steps.append(step)
         self.outputs[name] = describe_outputs(folder, content)
-        notes = {"epoch": step["epoch"], "data": self.start.splits.description}
+        notes = {"epoch": step["epoch"], "data": self.task.splits.description}
         self._manifest(self.recipe.out / name, self.outputs[name], single, notes).write(folder)
         for split in SPLITS:
             score = step["softmax"][split]["top1"]

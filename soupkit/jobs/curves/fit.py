@@ -224,7 +224,7 @@ def _write(
         outputs[name] = describe_outputs(directory / name, content)
         values: Json = {"outputs": outputs[name]}
         if bends.trained[bend]:
-            values["notes"] = {"data": fit.start.splits.description}
+            values["notes"] = {"data": fit.task.notes["data"]}
         _manifest(recipe, fit, contents, recipe.out / name, values).write(directory / name)
     notes = {
         "curve": fit.curve.to_json(),

@@ -118,7 +118,7 @@ class Search:
         return self.layout.mixture(names, coefficients_KB, self.ingredients.plan.slots, keep_first=keep)
 
 
-def examples_of(recipe: Any, soup: SoupTask) -> Examples:
+def examples_of(recipe: LearnedRecipe, soup: SoupTask) -> Examples:
     """What coefficients are learned from."""
     trains = isinstance(recipe, MergeTwa) and recipe.fit == "train"
     return soup.task.train if trains else soup.task.held_out

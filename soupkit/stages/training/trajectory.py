@@ -49,8 +49,8 @@ def num_written(recipe: Finetune) -> int:
 class Trajectory:
     """Writes them into the directory of a run that is under way.
 
-    task: whose model is trained. inputs: the manifest's record of the base, as seen from OUT. chosen: notes on
-    what chose among them.
+    task: whose model is trained. inputs: the manifest's record of the base, as seen from OUT. chosen: notes
+    on what chose among them.
     """
 
     directory: Path
@@ -58,7 +58,7 @@ class Trajectory:
     recipe: Finetune
     averages: Mapping[str, Averaging]
     inputs: list[Json]
-    chosen: JsonView = MappingProxyType({})
+    chosen: Json = field(default_factory=dict)
     members: dict[str, list[str]] = field(default_factory=dict)
 
     def after_epoch(self, epoch: int) -> None:
