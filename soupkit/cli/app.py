@@ -19,6 +19,7 @@ import typer
 from soupkit import __version__
 from soupkit.asked import Recipe
 from soupkit.cli import render
+from soupkit.cli.help import ALL, InOrder, basic, shelf_of
 from soupkit.cli.options import describe, escape, given, parameters, refuse_contradictions
 from soupkit.cli.terminal import lost_output, open_streams, paragraph, write
 from soupkit.commands import COMMANDS, Command
@@ -64,9 +65,12 @@ def run_command_line(arguments: Sequence[str]) -> int:
 def _run(arguments: Sequence[str]) -> int:
     try:
         refuse_contradictions(arguments)
-        named = [word for word in _words_to_complete() or arguments if not word.startswith("-")]
-        command = _built(named)
-        return command.main(args=list(arguments), prog_name="soupkit", standalone_mode=False) or 0
+        completing = _words_to_complete()
+        named = [word for word in completing or arguments if not word.startswith("-")]
+        everything = bool(completing) or ALL in arguments
+        words = ["--help" if word == ALL else word for word in arguments]
+        command = _built(named, everything=everything)
+        return command.main(args=words, prog_name="soupkit", standalone_mode=False) or 0
     except CLICK_ERROR as error:
         return _report_usage(error)
     except RecipeError as error:
@@ -79,19 +83,19 @@ def _run(arguments: Sequence[str]) -> int:
         return _report_system(error)
 
 
-def _built(arguments: Sequence[str]) -> Any:
+def _built(arguments: Sequence[str], *, everything: bool) -> Any:
     """What parses the arguments. A process that runs one command again and again builds it once."""
     name = _named(arguments)
     if name is None:
-        return typer.main.get_command(build_app(arguments))
+        return typer.main.get_command(build_app(arguments, everything=everything))
     recipe_type = COMMANDS[name].recipe_type()
-    return _built_once(name, COMMANDS[name], recipe_type, "NO_COLOR" in os.environ)
+    return _built_once(name, COMMANDS[name], recipe_type, "NO_COLOR" in os.environ, everything=everything)
 
 
 @lru_cache(maxsize=32)
-def _built_once(name: str, _command: Command, _recipe_type: type, _plain: bool) -> Any:
+def _built_once(name: str, _command: Command, _recipe_type: type, _plain: bool, *, everything: bool) -> Any:
     """One command; the other arguments are what else it is built from."""
-    return typer.main.get_command(build_app(name.split()))
+    return typer.main.get_command(build_app(name.split(), everything=everything))
 
 
 def _words_to_complete() -> list[str]:
@@ -105,11 +109,12 @@ def _words_to_complete() -> list[str]:
     return line.split()[1:]
 
 
-def build_app(arguments: Sequence[str] = ()) -> typer.Typer:
+def build_app(arguments: Sequence[str] = (), *, everything: bool = True) -> typer.Typer:
     """The typer application: one command per entry of COMMANDS, "merge uniform" as `uniform` in the group
     `merge`.
 
     What the arguments cannot reach is left out: building every command takes longer than most of them do.
+    everything: help shows every option, not the basic ones alone.
     """
     app = _typer(
         "Turn many model checkpoints into one better model.", _examples(ROOT_EXAMPLES), completion=True
@@ -118,15 +123,15 @@ def build_app(arguments: Sequence[str] = ()) -> typer.Typer:
     groups: dict[str, typer.Typer] = {}
     named = _named(arguments)
     for name, command in COMMANDS.items():
-        group, _, leaf = name.rpartition(" ")
+        group = name.rpartition(" ")[0]
         if group and group not in groups and (name == named or (named is None and group not in COMMANDS)):
             members = [other for other in COMMANDS if other.startswith(f"{group} ")]
             groups[group] = _typer(
                 GROUPS.get(group, f"Commands of {group}."), _examples(members[:NUM_EXAMPLES])
             )
-            app.add_typer(groups[group], name=group)
+            app.add_typer(groups[group], name=group, rich_help_panel=shelf_of(group))
         if name == named or (named is None and group == _group(arguments)):
-            _add_command(groups.get(group, app), leaf, command, listed=name != named)
+            _add_command(groups.get(group, app), name, command, listed=name != named, everything=everything)
     return app
 
 
@@ -150,13 +155,14 @@ def _typer(help: str, examples: Iterable[str], *, completion: bool = False) -> t
         add_completion=completion,
         context_settings=SETTINGS,
         pretty_exceptions_enable=False,
+        cls=InOrder,
         rich_markup_mode=None if "NO_COLOR" in os.environ else "rich",
     )
 
 
 def _root(
     context: typer.Context,
-    version: bool = typer.Option(False, "--version", help="print the version and exit"),
+    version: bool = typer.Option(False, "--version", metavar="", help="print the version and exit"),
 ) -> None:
     if version:
         write(sys.stdout, f"soupkit {__version__}")
@@ -164,16 +170,19 @@ def _root(
         typer.echo(context.get_help())
 
 
-def _add_command(app: typer.Typer, name: str, command: Command, *, listed: bool) -> None:
+def _add_command(app: typer.Typer, name: str, command: Command, *, listed: bool, everything: bool) -> None:
     kind = command.recipe_type()
     description = describe(kind)
+    details = description.details if everything else ""
+    more = () if everything else (f"every option: soupkit {name} {ALL}",)
     app.command(
-        name,
-        help=escape(f"{description.summary}\n\n{description.details}".strip()),
+        name.rpartition(" ")[2],
+        help=escape(f"{description.summary}\n\n{details}".strip()),
         short_help=escape(description.summary),
-        epilog=_epilog(description.examples),
+        epilog=_epilog(description.examples, more),
         context_settings=SETTINGS,
-    )(_listed if listed else _callback(kind, command))
+        rich_help_panel=shelf_of(name),
+    )(_listed if listed else _callback(kind, command, shown=None if everything else basic(kind)))
 
 
 def _listed() -> None:
@@ -181,7 +190,7 @@ def _listed() -> None:
     raise AssertionError("this command line names another command")
 
 
-def _callback(kind: type[Recipe], command: Command) -> Callable[..., None]:
+def _callback(kind: type[Recipe], command: Command, *, shown: Sequence[str] | None) -> Callable[..., None]:
     """The function behind one command, with the recipe's fields as its signature."""
 
     def run(*, json: bool, quiet: bool, **values: object) -> None:
@@ -189,13 +198,14 @@ def _callback(kind: type[Recipe], command: Command) -> Callable[..., None]:
         if code:
             raise typer.Exit(code)
 
-    signature = inspect.Signature([*parameters(kind), *_common_parameters()])
+    common = _common_parameters(hidden=shown is not None)
+    signature = inspect.Signature([*parameters(kind, shown), *common])
     run.__signature__ = signature  # type: ignore[attr-defined]
     run.__annotations__ = {name: parameter.annotation for name, parameter in signature.parameters.items()}
     return run
 
 
-def _common_parameters() -> list[inspect.Parameter]:
+def _common_parameters(*, hidden: bool) -> list[inspect.Parameter]:
     helps = {
         "json": "print the result as one JSON object on stdout, and no tables",
         "quiet": "no progress and no notes; warnings and errors stay",
@@ -205,7 +215,9 @@ def _common_parameters() -> list[inspect.Parameter]:
             name,
             inspect.Parameter.KEYWORD_ONLY,
             annotation=bool,
-            default=typer.Option(False, f"--{name}", help=help, rich_help_panel="What is printed"),
+            default=typer.Option(
+                False, f"--{name}", help=help, metavar="", hidden=hidden, rich_help_panel="What is printed"
+            ),
         )
         for name, help in helps.items()
     ]
@@ -257,6 +269,6 @@ def _examples(names: Iterable[str]) -> list[str]:
     return [example for examples in found for example in examples]
 
 
-def _epilog(examples: Iterable[str]) -> str | None:
+def _epilog(examples: Iterable[str], more: Iterable[str] = ()) -> str | None:
     """Paragraphs, since typer joins the lines of one."""
-    return "\n\n".join(f"Example: {escape(example)}" for example in examples) or None
+    return "\n\n".join([*(f"Example: {escape(example)}" for example in examples), *more]) or None

@@ -43,16 +43,20 @@ def describe(kind: type[Recipe]) -> Description:
     return Description(" ".join(summary.split()), _EXAMPLE.sub("", rest).strip(), examples)
 
 
-def parameters(kind: type[Recipe]) -> Iterator[inspect.Parameter]:
-    """The arguments and options of a recipe type, in the signature form that typer reads."""
+def parameters(kind: type[Recipe], shown: Sequence[str] | None = None) -> Iterator[inspect.Parameter]:
+    """The arguments and options of a recipe type, in the signature form that typer reads; help shows those
+    that are `shown`, in that order, and hides the others."""
     hints = field_types(kind)
     panels = _panels(kind)
-    order = [
-        name for base in kind.__mro__ for name in inspect.get_annotations(base)
-    ]  # its own, then mixin by mixin
+    own_first = [name for base in kind.__mro__ for name in inspect.get_annotations(base)]
+    order = [*(shown or ()), *own_first]
     for field in sorted(dataclasses.fields(kind), key=lambda field: order.index(field.name)):
         make = _argument if field.metadata["positional"] else _option
-        annotation, info = make(field, hints[field.name], panels[field.name])
+        look: Json = {
+            "rich_help_panel": panels[field.name] if shown is None else None,
+            "hidden": shown is not None and field.name not in shown,
+        }
+        annotation, info = make(field, hints[field.name], look)
         yield inspect.Parameter(
             field.name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=info
         )
@@ -103,30 +107,28 @@ def _panels(kind: type[Recipe]) -> dict[str, str | None]:
     return panels
 
 
-def _argument(field: dataclasses.Field[Any], hint: object, panel: str | None) -> tuple[object, object]:
+def _argument(field: dataclasses.Field[Any], hint: object, look: Json) -> tuple[object, object]:
     metavar = field.name.removesuffix("s").upper() if get_origin(hint) is tuple else field.name.upper()
     annotation = list[str] if get_origin(hint) is tuple else str
     required = field.default is dataclasses.MISSING
     default = ... if required else _text(field.default)
-    info = typer.Argument(
-        default, metavar=metavar, help=escape(field.metadata["help"]), rich_help_panel=panel
-    )
+    info = typer.Argument(default, metavar=metavar, help=escape(field.metadata["help"]), **look)
     return annotation if required else annotation | None, info
 
 
-def _option(field: dataclasses.Field[Any], hint: object, panel: str | None) -> tuple[object, object]:
+def _option(field: dataclasses.Field[Any], hint: object, look: Json) -> tuple[object, object]:
     name = _dashed(field.name)
     required = field.default is dataclasses.MISSING
     metavar, text = _metavar(hint), field.metadata["help"]
     if len(metavar) > WIDEST_METAVAR:
         metavar, text = "CHOICE", f"{text} ({metavar.replace('|', ', ')})"
-    common: Json = {"help": escape(text), "rich_help_panel": panel}
+    common: Json = {"help": escape(text), **look}
     if hint is bool:
         default = ... if required else field.default
         flag = (
             f"--{name}" if default is False else f"--{name}/--no-{name}"
         )  # what is off need not be turned off
-        return bool, typer.Option(default, flag, show_default=default is True, **common)
+        return bool, typer.Option(default, flag, metavar="", show_default=default is True, **common)
     default = ... if required else _text(field.default)
     shown = bool(default) and default is not ...
     several = [default] if isinstance(default, str) else default  # a list, to see when one is given twice

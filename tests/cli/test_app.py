@@ -13,6 +13,7 @@ import pytest
 
 from soupkit import __version__
 from soupkit.cli.app import run_command_line
+from soupkit.cli.help import SHELVES, shelf_of
 from soupkit.cli.options import given, parameters, repeats
 from soupkit.commands import COMMANDS, Command
 from soupkit.errors import ExpectationError, RecipeError, TaskError
@@ -198,7 +199,7 @@ def test_no_arguments_print_the_help(call: Call) -> None:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_help_has_summary_example_and_options(call: Call, name: str) -> None:
-    code, out, _ = call(*name.split(), "--help")
+    code, out, _ = call(*name.split(), "--help-all")
     text = " ".join(out.replace("│", " ").split())
     kind = COMMANDS[name].recipe_type()
     assert code == 0
@@ -211,8 +212,52 @@ def test_every_help_has_summary_example_and_options(call: Call, name: str) -> No
     assert "--quiet" in text
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_basic_help_fits_a_screen_and_leads_to_the_rest(
+    call: Call, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    code, out, _ = call(*name.split(), "--help")
+    assert code == 0
+    assert len(out.strip("\n ").splitlines()) <= 40
+    assert f"every option: soupkit {name} --help-all" in " ".join(out.split())
+    assert "<bool>" not in out.replace("Show this message", "").split("--help")[0]
+    for field in dataclasses.fields(COMMANDS[name].recipe_type()):
+        option = f"--{field.name.rstrip('_').replace('_', '-')}"
+        if field.metadata["positional"]:
+            assert field.name.removesuffix("s").upper() in out
+        elif field.name in ("out", "data") or field.default is dataclasses.MISSING:
+            assert option in out
+
+
+def test_every_command_stands_on_one_shelf_in_the_order_of_a_job(call: Call) -> None:
+    for name in COMMANDS:
+        known = name.startswith(("merge ", "odd ", "curve ")) or name in ("align groups", "fake")
+        assert known or sum(name in names for names in SHELVES.values()) == 1
+        assert not name.startswith("merge ") or shelf_of(name)
+    _, root, _ = call("--help")
+    places = [root.index(f"─ {title} ─") for title in SHELVES]
+    assert places == sorted(places)
+    _, group, _ = call("merge", "--help")
+    shelf = group[group.index("─ Of task vectors: weights minus --base ─") :]
+    assert "│ ties " in shelf
+    assert "│ slerp " not in shelf
+
+
+def test_options_that_basic_help_leaves_out_are_completed(
+    call: Call, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "--early-stop" not in call("merge", "greedy", "--help")[1]
+    monkeypatch.setenv("_SOUPKIT_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", "soupkit merge greedy --early")
+    monkeypatch.setenv("COMP_CWORD", "3")
+    with pytest.raises(SystemExit):
+        call()
+    assert "--early-stop" in capsys.readouterr().out
+
+
 def test_help_shows_panels_defaults_choices_and_brackets(call: Call) -> None:
-    _, out, _ = call("fake", "--help")
+    _, out, _ = call("fake", "--help-all")
     assert "Do nothing, [completely]." in out
     assert "A second paragraph." in out
     assert "a [rate=number]" in out
