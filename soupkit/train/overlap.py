@@ -7,7 +7,7 @@ gradients only; before the optimizer changes the weights, `release` waits until 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
 
@@ -33,7 +33,7 @@ def lane_for(average: Sequence[Tensor], live: Sequence[Tensor], *, asynchronous:
     if not asynchronous or not live:
         return AtOnce()
     if average[0].is_cuda:
-        return SideStream(average[0].device)
+        return SideStream(average)
     return OffloadedThread(live) if live[0].is_cuda else InThread()
 
 
@@ -82,12 +82,14 @@ class InThread:
 class SideStream:
     """A CUDA stream of its own: the update runs beside the kernels of the next batch."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    def __init__(self, average: Sequence[Tensor]) -> None:
+        self.device = average[0].device
+        self._stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+        _keep(average, self._stream)
 
     def lerp(self, average: Sequence[Tensor], live: Sequence[Tensor], rate: float) -> None:
         """Queue the update behind what has been queued by now."""
+        _keep(live, self._stream)
         self._stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(self._stream):
             lerp(average, live, rate)
@@ -113,6 +115,7 @@ class OffloadedThread:
     def lerp(self, average: Sequence[Tensor], live: Sequence[Tensor], rate: float) -> None:
         """Queue the copies, and let the thread average once they have arrived."""
         self._thread.finish()
+        _keep(live, self._stream)
         self._stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(self._stream):
             torch._foreach_copy_(self._staged, list(live), non_blocking=True)
@@ -131,6 +134,15 @@ class OffloadedThread:
     def finish(self) -> None:
         """Wait for the thread."""
         self._thread.finish()
+
+
+def _keep(tensors: Iterable[Tensor], stream: torch.cuda.Stream) -> None:
+    """Whoever lets go of these, their memory is not given away before the stream is done with it.
+
+    A model that is laid out anew, as at the end of a training, frees its weights under the update's hands.
+    """
+    for tensor in tensors:
+        tensor.record_stream(stream)
 
 
 @torch.no_grad()
