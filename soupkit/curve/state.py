@@ -34,7 +34,7 @@ def save_state(path: Path, descent: Descent, bends: Bends, model: nn.Module, *, 
         "buffers": dict(model.named_buffers()),
         "optimizer": descent.optimizer.state_dict(),
         "generator": torch.get_rng_state(),
-        "cuda_generator": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+        "cuda_generator": torch.cuda.get_rng_state(gpu) if (gpu := _gpu_of(model)) else None,
     }
     with whole_file(path, sync=True) as temporary:
         torch.save(state, temporary)
@@ -57,10 +57,16 @@ def load_state(path: Path, descent: Descent, bends: Bends, model: nn.Module, *, 
         descent.optimizer.load_state_dict(state["optimizer"])
         descent.num_done, descent.losses = state["num_done"], state["losses"]
         torch.set_rng_state(state["generator"])
-        if state["cuda_generator"] is not None and torch.cuda.is_available():
-            torch.cuda.set_rng_state(state["cuda_generator"])
+        if state["cuda_generator"] is not None and (gpu := _gpu_of(model)):
+            torch.cuda.set_rng_state(state["cuda_generator"], gpu)
     except (OSError, RuntimeError, KeyError, ValueError, EOFError, pickle.UnpicklingError) as error:
         raise CheckpointError(
             f"{path}: cannot be read: {error}", hint="remove it: the fit then starts anew"
         ) from error
     return True
+
+
+def _gpu_of(model: nn.Module) -> torch.device | None:
+    """Where dropout draws from a generator of the device."""
+    device = next(model.parameters()).device
+    return device if device.type == "cuda" else None

@@ -55,12 +55,12 @@ class OnStreams:
     """
 
     def __init__(self, num_members: int, device: torch.device) -> None:
-        self._module = torch.get_device_module(device)
-        self._streams = [self._module.Stream() for _ in range(num_members)]
+        self._module, self._device = torch.get_device_module(device), device
+        self._streams = [self._module.Stream(device) for _ in range(num_members)]
 
     def __call__(self, members: Sequence[Member]) -> list[tuple[Tensor, int]]:
         """One update of every member."""
-        here, found = self._module.current_stream(), []
+        here, found = self._module.current_stream(self._device), []
         for member, stream in zip(members, self._streams, strict=True):
             stream.wait_stream(here)
             with self._module.stream(stream):
