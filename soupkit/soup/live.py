@@ -112,12 +112,14 @@ class LiveModel:
         finite.
         """
         self.gradient.zero_()
-        head, total = self.task.head if self.head_moves else None, torch.zeros((), dtype=torch.float64)
+        head = self.task.head if self.head_moves else None
+        sums = torch.zeros((), dtype=torch.float64, device=self.weights.device)  # read once: reading waits
         with head.opened(self.at_once, self.world) if head else nullcontext():
             for batch in batches:
                 loss = self.task.loss(batch, temperature) / num_examples
                 loss.backward()  # type: ignore[no-untyped-call]
-                total += loss.detach().double().cpu()
+                sums += loss.detach()
+            total = sums.cpu()
             self.world.all_reduce(total)
         self.world.all_reduce(self.gradient)
         if temperature is not None:

@@ -115,16 +115,21 @@ class Subspace:
         One pass over the own directions, and one all-reduce of the small result. The gradient must be the
         same on every rank.
         """
-        found = torch.zeros(len(self.rows) + 1, self.layout.num_blocks, dtype=torch.float64)
+        shape = (
+            len(self.rows) + 1,
+            self.layout.num_blocks,
+        )  # on the device: a copy per tensor would wait for it
+        sums = torch.zeros(shape, dtype=torch.float64, device=gradient.device)
         share = self.world.share(len(self.rows))
         for span in self.layout.spans:
             part = gradient[span.slice]
             matrix_RC = part.view(span.matrix)
             for rows in self._pieces(span):
                 products = self._rows[span.name].project(matrix_RC[rows], rows)
-                found[share.start : share.stop, span.block] += products.cpu()
+                sums[share.start : share.stop, span.block] += products
             if self.world.is_main:
-                found[-1, span.block] += float(torch.dot(self.center[span.slice], part))
+                sums[-1, span.block] += torch.dot(self.center[span.slice], part)
+        found = sums.cpu()
         self.world.all_reduce(found)
         return found[:-1], found[-1]
 

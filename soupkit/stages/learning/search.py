@@ -277,8 +277,9 @@ def _memory_now(soup: SoupTask) -> tuple[int, int, int]:
     device."""
     task = soup.task
     if task.device.type == "cuda":
-        own = torch.cuda.memory_allocated(task.device)
-        return own, torch.cuda.mem_get_info(task.device)[0] + own, 0
+        free = torch.cuda.mem_get_info(task.device)[0] + torch.cuda.memory_reserved(task.device)
+        ranks = task.world.size if task.world.shares_device else 1
+        return torch.cuda.memory_allocated(task.device), free // ranks, 0
     give_back_memory()
     examples = sum(part.num_bytes for part in (task.held_out, task.test, task.train))
     return resident_bytes(), free_bytes() // task.world.size, examples

@@ -15,7 +15,7 @@ from soupkit.recipe.train import Finetune
 from soupkit.task.epochs import Epochs, Place
 from soupkit.task.images.data import Part
 from soupkit.task.images.examples import ImageBatch
-from soupkit.task.images.transforms import ImageSettings, Transform, image_mode, normalize
+from soupkit.task.images.transforms import ImageSettings, Transform, image_mode, normalizer
 from soupkit.task.randomness import Stream, seeded
 
 
@@ -88,10 +88,11 @@ def finisher(settings: ImageSettings, recipe: Finetune, *, num_classes: int, dev
         recipe.mixup, recipe.cutmix, label_smoothing=recipe.label_smoothing, num_classes=num_classes
     )
     mix.mixup_enabled = mixes(recipe)
+    normalized = normalizer(settings, device)
     erase = timm.data.random_erasing.RandomErasing(recipe.random_erasing, device=device.type)
 
     def finish(place: Place, pixels: Tensor, classes: Tensor) -> ImageBatch:
-        images = normalize(pixels.to(device, non_blocking=True), settings)
+        images = normalized(pixels.to(device, non_blocking=True))
         classes = classes.to(device, non_blocking=True)
         with seeded(recipe.seed, Stream.MIXING, place.epoch, place.number):
             images = erase(images) if recipe.random_erasing else images

@@ -94,5 +94,10 @@ def image_mode(settings: ImageSettings) -> str:
 
 def normalize(pixels: torch.Tensor, settings: ImageSettings) -> torch.Tensor:
     """uint8[…, C, H, W] → float32, (pixels / 255 − mean) / std: what ToTensor and Normalize compute."""
-    mean, std = (torch.tensor(x, device=pixels.device).view(-1, 1, 1) for x in (settings.mean, settings.std))
-    return pixels.float().div_(255).sub_(mean).div_(std)
+    return normalizer(settings, pixels.device)(pixels)
+
+
+def normalizer(settings: ImageSettings, device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The same for many batches on a device, whose work need not be waited for at each."""
+    mean, std = (torch.tensor(x, device=device).view(-1, 1, 1) for x in (settings.mean, settings.std))
+    return lambda pixels: pixels.float().div_(255).sub_(mean).div_(std)
