@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import wraps
 from importlib import import_module
 from pkgutil import iter_modules
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import soupkit.recipe.methods as recipe_methods
 import soupkit.recipe.task_vectors as recipe_task_vectors
 from soupkit.asked import Recipe
+from soupkit.exhausted import explained
 from soupkit.jsons import Json
 
 if TYPE_CHECKING:
@@ -43,9 +45,17 @@ class Command:
         return kind
 
     def load_job(self) -> Job:
-        """Import the job and what it needs."""
+        """Import the job and what it needs. It refuses a device that is not there, and explains when memory
+        runs out."""
         job: Job = _load(self.job)
-        return job
+
+        @wraps(job)
+        def checked(recipe: Recipe, world: World, report: Report) -> Json:
+            world.check_device()
+            with explained(recipe):
+                return job(recipe, world, report)
+
+        return checked
 
     def run(self, recipe: Recipe, world: World, report: Report) -> Json:
         """Run the job: in every rank where it has ranks, else in rank 0, whose result or error is every

@@ -107,27 +107,54 @@ class World:
         return replace(self, rank=0, size=1)
 
     def torch_device(self) -> torch.device:
-        """Resolve `device`, once models come in. Raises RecipeError when there is no such device."""
+        """Resolve `device`, once models come in; a GPU becomes torch's current one, whose streams, generator
+        and pinned memory are meant where none is named. Raises RecipeError when there is no such device."""
         import torch
 
         torch.set_num_threads(self.num_threads)
-        if self.device == "auto":
-            return torch.device("cuda", self.local_rank) if torch.cuda.is_available() else torch.device("cpu")
-        kind, _, index = self.device.partition(":")
-        if kind not in ("cpu", "cuda") or (index and not index.isdigit()):
-            raise RecipeError(f"device {self.device!r} is not known", hint="use auto, cpu, cuda or cuda:0")
-        number = int(index or self.local_rank)
-        if kind == "cuda" and number >= torch.cuda.device_count():
+        number = self._number()
+        if number is None:
+            return torch.device("cpu")
+        torch.cuda.set_device(number)
+        return torch.device("cuda", number)
+
+    def check_device(self) -> None:
+        """Refuse a device that is not there, before any work. Raises RecipeError."""
+        if self.device != "auto":  # which takes what there is, and needs no torch before models come in
+            self._number()
+
+    def _number(self) -> int | None:
+        """Which GPU; None: the CPU."""
+        if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,4})?", self.device):
             raise RecipeError(
-                f"device {self.device!r}: this torch sees {torch.cuda.device_count()} CUDA devices",
-                hint="use --device cpu, or install a CUDA build of torch",
+                f"device is {brief(self.device)}, expected auto, cpu, cuda or cuda:i", hint="--device cuda:0"
             )
-        return torch.device("cuda", number) if kind == "cuda" else torch.device("cpu")
+        if self.device == "cpu":
+            return None
+        import torch
+
+        there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if self.device == "auto" and not there:
+            return None
+        number = int(self.device.partition(":")[2] or self.local_rank)
+        if number >= there:
+            one = "give all ranks one device (--device cuda:0), or start fewer"
+            none = "--device cpu, or install a CUDA build of torch"
+            raise RecipeError(
+                f"device {self.device!r}: there is no GPU {number}; this torch sees {there}",
+                hint="--device cuda:0" if there and self.size == 1 else one if there else none,
+            )
+        return number
+
+    @property
+    def shares_device(self) -> bool:
+        """Whether the ranks of this machine are all on one GPU, which nccl refuses: they sum by gloo."""
+        return ":" in self.device and self.size > 1 and environment_number("LOCAL_WORLD_SIZE", self.size) > 1
 
     @contextmanager
     def group(self) -> Iterator[None]:
-        """The ranks' process group: gloo, and nccl for tensors on CUDA. Nothing alone, or inside another
-        `group`.
+        """The ranks' process group: gloo, and nccl for tensors on CUDA, unless ranks share a device. Nothing
+        alone, or inside another `group`.
 
         Raises RecipeError when the ranks cannot find each other.
         """
@@ -137,12 +164,9 @@ class World:
         import torch.distributed as dist
 
         device = self.torch_device()
-        if device.type == "cuda":
-            import torch
-
-            torch.cuda.set_device(device)
+        by_nccl = device.type == "cuda" and not self.shares_device
         try:
-            backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+            backend = "cpu:gloo,cuda:nccl" if by_nccl else "gloo"
             store = dist.PrefixStore(  # type: ignore[attr-defined]
                 f"group {next(_GROUPS)}", _meeting(self.rank, self.size)
             )

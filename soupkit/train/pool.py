@@ -26,10 +26,12 @@ from typing import Any, Protocol
 
 from soupkit.errors import SoupkitError, TaskError, WorkerDiedError
 from soupkit.events import Event, Report
+from soupkit.exhausted import ran_out
 
 Work = Callable[..., Any]
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 GRACE_SECONDS = 10
+FEWER = "lower --jobs or --batch-size; the same command continues where this ended"
 HEAVY = "soupkit.task.images.models"
 """What every work of ours imports, with torch and timm: the fork server has it before the first worker."""
 
@@ -213,7 +215,7 @@ def _died(worker: Worker) -> WorkerDiedError:
     )
     return WorkerDiedError(
         f"its worker process {how}",
-        hint="if memory ran out, lower --jobs or --batch-size; the same command continues where this ended",
+        hint=f"if memory ran out, {FEWER}",
     )
 
 
@@ -238,8 +240,9 @@ def _serve(connection: Connection, work: Work, environment: Mapping[str, str]) -
             connection.send(Result(work(*arguments, report)))
         except SoupkitError as error:
             connection.send(Failure(error, ""))
-        except Exception:
-            connection.send(Failure(None, traceback.format_exc()))
+        except Exception as error:
+            told = TaskError(f"memory ran out: {error}", hint=FEWER) if ran_out(error) else None
+            connection.send(Failure(told, traceback.format_exc()))
 
 
 def _die_with_parent() -> None:

@@ -21,7 +21,7 @@ FLOOR = {
         "commands",
         "recipe",
     ),
-    *("identity", "command_identity", "given", "jsons", "remembered", "asked"),
+    *("identity", "command_identity", "given", "jsons", "remembered", "asked", "exhausted"),
 }
 LEVELS = [
     FLOOR,
