@@ -33,6 +33,8 @@ QUICK = {
     "fge": ("fge", "m0", *CYCLES, "--out", "OUT"),
 }
 """What also runs on the stand-in, in about a second each."""
+SLOW = ("fge",)
+"""On the stand-in."""
 LONG = {
     "learned": ("merge", "learned", "m0", "m1", *LEARNING, "--out", "OUT"),
     "mehl": ("merge", "mehl", "m0", "m1", "m2", *LEARNING, "--out", "OUT"),
@@ -118,7 +120,9 @@ def same_on(gpu: Gpu, models: Path, words: tuple[str, ...], folder: Path, told: 
         assert there[name] == pytest.approx(value, rel=1e-3, abs=1e-6), name
 
 
-@pytest.mark.parametrize("name", QUICK)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in QUICK]
+)
 def test_a_command_tells_the_numbers_of_the_cpu(
     gpu: Gpu, models: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -132,6 +136,7 @@ def test_a_long_command_tells_the_numbers_of_the_cpu(
     same_on(real_gpu, models, LONG[name], tmp_path, capsys)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["int8", pytest.param("float32", marks=pytest.mark.cuda)])
 def test_a_learned_soup_takes_no_more_than_it_plans(
     gpu: Gpu, models: Path, tmp_path: Path, form: str, capsys: pytest.CaptureFixture[str]

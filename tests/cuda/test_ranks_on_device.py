@@ -45,7 +45,7 @@ def test_a_rank_without_a_device_of_its_own_is_told_how_to_share(gpu: Gpu, devic
 @pytest.mark.parametrize(
     "device",
     [
-        "cpu",
+        pytest.param("cpu", marks=pytest.mark.slow),
         pytest.param("cuda:0", marks=pytest.mark.cuda),
         pytest.param("cuda", marks=pytest.mark.cuda),
     ],
