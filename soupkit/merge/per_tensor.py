@@ -64,15 +64,14 @@ def merge_tensors(
     merge = _Merge(writer, inputs, method, parameters, seed)
     order = sorted(slots, key=lambda name: (slots[name].dtype in FLOATING, -slots[name].num_elements))
     num_bytes = sum(slot.num_bytes for slot in slots.values())
-    return writer.run(
+    writer.run(
         [Unit(name, 0, slots[name].num_elements) for name in order],
         merge.merge,
-        lambda _: merge.ingredients,
-        base=merge.base,
         batch=BATCH,
         threads=1 if method.pieces == "tensor" else threads_for(options, num_bytes, len(slots)),
         advance=advance,
     )
+    return writer.found()
 
 
 def piece_of(method: MergeMethod, slot: Slot, values: JsonView) -> int:
@@ -100,6 +99,9 @@ class _Merge:
         """Merge a tensor on the calling thread."""
         name = unit.name
         slot, values = self.writer.slots[name], self.parameters(name)
+        if slot.dtype not in FLOATING:
+            self.writer.settle(name, self.ingredients, self.base)
+            return
         piece = piece_of(self.method, slot, values)
         buffers = self._buffers(piece)
         pieces = TensorPieces(

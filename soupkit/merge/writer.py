@@ -7,12 +7,12 @@ What differs is the work on a `Unit`: see stream.py (mixtures) and per_tensor.py
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
 import numpy as np
 
-from soupkit.checkpoint.dtypes import FLOATING, NUMPY_DTYPES, Array, Rounding
+from soupkit.checkpoint.dtypes import NUMPY_DTYPES, Array, Rounding
 from soupkit.checkpoint.hashing import BLOCK, ContentHash, hashed_slots
 from soupkit.checkpoint.header import Slot
 from soupkit.merge.integers import settle
@@ -117,42 +117,45 @@ class Writer:
         hashes.update(written)
         self._sink.write(name, start, written)
 
-    def run(
-        self,
-        units: Sequence[Unit],
-        work: Callable[[Unit], None],
-        voters: Callable[[str], Sequence[Source]],
-        *,
-        base: Source | None = None,
-        batch: int,
-        threads: int,
-        advance: Callable[[int], None],
-    ) -> Streamed:
-        """Do the work on all floating units, about `batch` elements at a time, and settle integers among the
-        voters."""
+    def into(self, sink: Sink) -> Writer:
+        """One that takes into another sink what is made of the same sources, which are hashed here."""
+        other = Writer([], sink, self.slots, self.options)
+        other.sources = [replace(source, hashes=None) for source in self.sources]
+        return other
 
-        def each(some: Sequence[Unit]) -> int:
-            with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-                for unit in some:
-                    if self.slots[unit.name].dtype in FLOATING:
-                        work(unit)
-                    else:
-                        self._settle(unit.name, voters(unit.name), base)
-            return sum(
-                (unit.stop - unit.start) * NUMPY_DTYPES[self.slots[unit.name].dtype].itemsize for unit in some
-            )
-
-        run_batches(each, _batches(units, batch), threads=threads, advance=advance)
-        inputs = [source.hashes.digest() for source in self.sources if source.hashes]
-        return Streamed(inputs, self._output.digest() if self._output else "", sorted(self._differing))
-
-    def _settle(self, name: str, voters: Sequence[Source], base: Source | None) -> None:
+    def settle(self, name: str, voters: Sequence[Source], base: Source | None = None) -> None:
         """Integers and booleans: copied where all voters hold the same, else by policy."""
         policy, slot = self.options.integers, self.slots[name]
         if settle(
             name, slot, self.sources, voters, self._sink, policy=policy, output=self._output, base=base
         ):
             self._differing.add(name)
+
+    def run(
+        self,
+        units: Sequence[Unit],
+        work: Callable[[Unit], None],
+        *,
+        batch: int,
+        threads: int,
+        advance: Callable[[int], None],
+    ) -> None:
+        """Do the work on all units, about `batch` elements at a time."""
+
+        def each(some: Sequence[Unit]) -> int:
+            with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+                for unit in some:
+                    work(unit)
+            return sum(
+                (unit.stop - unit.start) * NUMPY_DTYPES[self.slots[unit.name].dtype].itemsize for unit in some
+            )
+
+        run_batches(each, _batches(units, batch), threads=threads, advance=advance)
+
+    def found(self) -> Streamed:
+        """What came out, once all work is done."""
+        inputs = [source.hashes.digest() for source in self.sources if source.hashes]
+        return Streamed(inputs, self._output.digest() if self._output else "", sorted(self._differing))
 
 
 def threads_for(options: StreamOptions, num_bytes: int, num_units: int) -> int:
