@@ -37,6 +37,7 @@ from soupkit.jobs.files.inspect import inspect
 from soupkit.jobs.files.report import report
 from soupkit.jobs.files.verify import reproduce, verify
 from soupkit.manifest import MANIFEST_NAME, Manifest
+from soupkit.merge.windows import rows_of
 from soupkit.recipe.expect import parse_condition
 from soupkit.recipe.inspect import Inspect, Reproduce, Verify
 from soupkit.recipe.report import Report
@@ -49,6 +50,7 @@ from soupkit.train.ranges import DRAWN, in_order, parse_range
 from soupkit.world import World
 
 ALONE = World(threads=1)
+STEPS = np.array([10e3, 20e3, 40e3, 80e3, 100e3])
 
 
 @dataclass(frozen=True)
@@ -208,6 +210,12 @@ def read_size(text: str) -> None:
     assert parse_bytes(text) >= 0
 
 
+def read_window(text: str) -> None:
+    """Read a window; it holds checkpoints."""
+    losses = STEPS, np.array([3.0, 1, 1, 2, 2])
+    assert len(rows_of(text, STEPS, tokens_per_step=100.0, losses=losses, swad=(2, 2, 1.1)))
+
+
 def draw_remembered(rng: Random) -> bytes:
     """An entry with the hash of its damaged rest, or with a wrong one."""
     store, key = Remembered("scores"), "0" * 32
@@ -323,6 +331,7 @@ PARSERS = {
     "references": Parser(texts(samples.REFERENCES), read_reference, 40),
     "expectations": Parser(texts(samples.EXPECTATIONS), read_expectation, 40),
     "sizes": Parser(texts(samples.SIZES), read_size, 40),
+    "windows": Parser(texts(samples.WINDOWS), read_window, 40),
     "ranges": Parser(texts(samples.RANGES), read_range, 40),
     "remembered": Parser(draw_remembered, read_remembered, 3),
     "adapter": Parser(

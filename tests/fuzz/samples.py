@@ -104,6 +104,7 @@ RESULT: dict[str, Any] = {
     "metrics": {"held_out": {"top1": _SCORE}, "test": {"top1": _SCORE}}, "inputs": [{"reference": "a.v1.5"}],
     "trace": [{"value": 1}, 2, "x"], "x y": {"z": 1}, "big": 10**400,
 }  # fmt: skip
+WINDOWS = ["..", "20k..80k", "2e4..0.08M", "40%..80%", "1Mtok..", "last2", "swad", "..1.5e6"]
 SIZES = ["500MB", "5GB", "8GiB", "1.5 TiB", "100", " 3 kb ", "0.5G", "00012B"]
 RANGES = [
     "lr:log(1e-5,1e-3)", "mixup:uniform(0,0.1)", "epochs:int(4,16)", "weight_decay:choice(0,0.1,0.2)",
