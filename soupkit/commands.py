@@ -101,6 +101,7 @@ COMMANDS: dict[str, Command] = {
     "merge swa": _command("averages:MergeSwa", "merge.averages:merge_swa"),
     "merge ema": _command("averages:MergeEma", "merge.averages:merge_ema"),
     "merge posthoc-ema": _command("averages:MergePosthocEma", "merge.averages:merge_posthoc_ema"),
+    "merge trajectory": _command("averages:MergeTrajectory", "merge.trajectory:merge_trajectory"),
     "merge greedy": _command("merge:MergeGreedy", "soups.greedy:merge_greedy", ranks=True),
     "merge learned": _command("soup:MergeLearned", "soups.learned:merge_learned", ranks=True),
     "merge mehl": _command("soup:MergeMehl", "soups.mehl:merge_mehl", ranks=True),

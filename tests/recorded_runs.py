@@ -60,6 +60,7 @@ MADE_OF_WEIGHTS = {
     "merge linear": f"{PLAIN} --weight 1,2,3 --threads 1 --out {{o}}",
     "merge swa": f"{PLAIN} --threads 1 --out {{o}}",
     "merge ema": f"{PLAIN} --decay 0.7 --threads 1 --out {{o}}",
+    "merge trajectory": f"{PLAIN} --shape linear --no-plots --threads 1 --out {{o}}",
     "merge slerp": "{i}/plain0 {i}/plain1 --threads 1 --out {o}",
     "merge nuslerp": "{i}/plain0 {i}/plain1 --threads 1 --out {o}",
     "merge multislerp": f"{PLAIN} --threads 1 --out {{o}}",

@@ -14,7 +14,7 @@ from types import TracebackType
 import numpy as np
 
 from soupkit.checkpoint.dtypes import NUMPY_DTYPES, Array
-from soupkit.checkpoint.header import Slot, canonical_order, header_bytes
+from soupkit.checkpoint.header import Slot, TensorSpec, canonical_order, header_bytes
 from soupkit.checkpoint.layout import INDEX_SUFFIX, read_layout
 from soupkit.checkpoint.source import slots_of
 from soupkit.errors import CheckpointError, RecipeError, brief
@@ -159,6 +159,17 @@ def write_tensors(
     with TensorFiles(directory, plan) as files:
         for name in plan.slots:
             files.write(name, 0, np.ascontiguousarray(tensors[name]).reshape(-1))
+
+
+def overwrite_values(specs: Mapping[str, TensorSpec], tensors: Mapping[str, Array]) -> None:
+    """Put other values in the place of written tensors; who holds their files open must open them again."""
+    for name, values in tensors.items():
+        spec = specs[name]
+        descriptor = os.open(spec.file, os.O_WRONLY)
+        try:
+            _write_all(descriptor, np.ascontiguousarray(values).reshape(-1).view(np.uint8).data, spec.start)
+        finally:
+            os.close(descriptor)
 
 
 def _reserve(descriptor: int, num_bytes: int) -> None:

@@ -4,14 +4,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import inf, sqrt
+from pathlib import Path
 from typing import Literal
 
 from soupkit.errors import RecipeError
 from soupkit.recipe.fields import argument, option
-from soupkit.recipe.shared import DataOptions, HubOptions, ModelOptions, OutputOptions, WeightOptions
+from soupkit.recipe.shared import (
+    DataOptions,
+    HubOptions,
+    ModelOptions,
+    OutputOptions,
+    RememberOptions,
+    ScoreOptions,
+    WeightOptions,
+)
 
 FLATTEST = 1 / sqrt(12)
 """The relative width of the plain mean of all weights."""
+SHAPES = ("uniform", "linear", "minus-sqrt", "cosine", "power", "ema", "bema")
+"""Of `merge trajectory`; any other is a file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,6 +185,112 @@ class MergePosthocEma(OutputOptions, TrajectoryOptions, WeightOptions, HubOption
             0 < self.sigma_rel < FLATTEST, "sigma_rel", self.sigma_rel, f"above 0 and below {FLATTEST:.4f}"
         )
         _require(self.at is None or self.at >= 1, "at", self.at, "at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeTrajectory(
+    OutputOptions,
+    WeightOptions,
+    HubOptions,
+    DataOptions,
+    ModelOptions,
+    ScoreOptions,
+    RememberOptions,
+):
+    """Average the checkpoints of one training in place of a learning-rate decay: WSM, PMA, LAWA, EMA, BEMA,
+    SWAD.
+
+    Every --window is combined with every --shape, all from one read of the checkpoints. Several need either
+    data, and then the best on held-out is written, or --write all.
+
+    Example: soupkit merge trajectory runs/long --window 50%.. --window last5 --shape uniform --shape
+    minus-sqrt --data digits --out soups/decayed
+    """
+
+    refs: tuple[str, ...] = argument(
+        help="the folder of a training with its numbered checkpoints, or checkpoints: directories, globs, "
+        "snapshot directories, Hub revisions; steps are read from trainer_state.json, soupkit.json or names"
+    )
+    window: tuple[str, ...] = option(
+        ("..",),
+        help="checkpoints from one step to another: 40k..880k, 40k.., 50%..100% of the steps, "
+        "1Btok..2Btok (with --tokens-per-step), last10, or swad (with --losses); repeat for more",
+    )
+    shape: tuple[str, ...] = option(
+        ("uniform",),
+        help="uniform (the mean); the decay that is simulated: linear, minus-sqrt, cosine, power (1 − s^p), "
+        "or a FILE of lines `share-of-window learning-rate`; an average: ema, bema; repeat for more",
+    )
+    half_life: str | None = option(
+        None, help="of ema: steps (20k), a share of the window (10%) or tokens (2Btok) in which weights halve"
+    )
+    debias: bool = option(False, help="ema begins as zero and is divided by what it has seen")
+    power: float | None = option(None, help="p of the shape power")
+    bema: tuple[float, ...] = option(
+        (0.5, 0.2, 10.0), help="powers of bema's average and of its correction, and its lag"
+    )
+    tokens_per_step: float | None = option(
+        None, help="tokens of one step, for windows and half-lives in tokens"
+    )
+    losses: Path | None = option(
+        None, help="validation losses for the window swad: lines `step loss`, or a trainer_state.json"
+    )
+    swad: tuple[float, ...] = option(
+        (3, 6, 1.3),
+        help="swad begins at the least of so many losses, ends before so many above so many times it",
+    )
+    write: Literal["best", "all"] = option(
+        "best", help="write the best on held-out data, or each as OUT/SHAPE-FIRST-LAST"
+    )
+    optimizer: bool = option(
+        False,
+        help="also merge the optimizer states beside the weights (optimizer.pt, optimizer.bin), and copy the "
+        "rest of the last checkpoint's training state, so that training can go on",
+    )
+    bn: Literal["average", "refresh", "last"] = option(
+        "average",
+        help="batch-norm statistics: averaged alike, re-estimated on training data, or the last checkpoint's",
+    )
+    bn_batches: int = option(20, help="training batches for --bn refresh")
+    test: bool = option(True, help="report the written soup on the test split too")
+    plots: bool = option(True, help="draw coefficients.png and windows.png")
+
+    def __post_init__(self) -> None:
+        for name in ("window", "shape"):
+            values = getattr(self, name)
+            _require(bool(values), name, "empty", "at least one")
+            _require(len(set(values)) == len(values), name, ", ".join(values), "each once")
+        _require(self.power is None or 0 < self.power < inf, "power", self.power, "above 0")
+        _require(len(self.bema) == 3 and min(self.bema) > 0, "bema", self.bema, "three numbers above 0")
+        tokens = self.tokens_per_step
+        _require(tokens is None or 0 < tokens < inf, "tokens_per_step", tokens, "above 0")
+        _require(_is_swad(self.swad), "swad", self.swad, "two whole numbers above 0, and a factor above 1")
+        self._check_used()
+
+    def _check_used(self) -> None:
+        """Nothing that was given is without effect."""
+        defaults = type(self).__dataclass_fields__
+        for name, where, needed in (
+            ("half_life", "shape", "ema"),
+            ("debias", "shape", "ema"),
+            ("power", "shape", "power"),
+            ("bema", "shape", "bema"),
+            ("losses", "window", "swad"),
+            ("swad", "window", "swad"),
+        ):
+            if getattr(self, name) != defaults[name].default and needed not in getattr(self, where):
+                raise RecipeError(f"{name} is given, but no --{where} {needed}", hint=f"--{where} {needed}")
+        for name, where in (("half_life", "ema"), ("power", "power")):
+            if where in self.shape and getattr(self, name) is None:
+                raise RecipeError(f"shape {where} needs {name}", hint=f"--{name.replace('_', '-')} says it")
+        if "swad" in self.window and self.losses is None:
+            raise RecipeError("window swad needs losses", hint="--losses FILE gives one per step")
+        if self.bn == "refresh" and not self.data:
+            raise RecipeError("--bn refresh needs --data", hint="name the data, or use --bn average")
+
+
+def _is_swad(values: tuple[float, ...]) -> bool:
+    return len(values) == 3 and all(each >= 1 and each == int(each) for each in values[:2]) and values[2] > 1
 
 
 def _require(holds: bool, name: str, value: object, expected: str) -> None:

@@ -37,6 +37,7 @@ _MAY_SCORE = (
     "merge swa",
     "merge ema",
     "merge posthoc-ema",
+    "merge trajectory",
     "merge mergekit",
 )
 _RESULTS: dict[str, tuple[str, ...]] = {

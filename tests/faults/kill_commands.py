@@ -90,6 +90,10 @@ COMMANDS = {
     "ema": KillCommand(f"merge ema {PLAIN} --threads 1 --out {{o}}", models=False),
     "ema-glob": KillCommand("merge ema {i}/plain[0-2] --threads 1 --out {o}", models=False),
     "mergekit": KillCommand("merge mergekit {i}/mergekit.yaml --threads 1 --out {o}", models=False),
+    "trajectory": KillCommand(
+        f"merge trajectory {PLAIN} {BY_SCORER} --window .. --window last2 --threads 1 --out {{o}} --no-plots",
+        models=False,
+    ),
     "greedy": KillCommand(f"merge greedy {MODELS} DATA --threads 1 --out {{o}}"),
     "greedy-scorer": KillCommand(f"merge greedy {PLAIN} {BY_SCORER} --threads 1 --out {{o}}", models=False),
     "evolve-scorer": KillCommand(

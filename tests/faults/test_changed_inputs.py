@@ -58,6 +58,7 @@ COMMANDS = {
     "ties": "merge ties {b} --base {a}",
     "task arithmetic": "merge task-arithmetic {b} --base {a}",
     "ema": "merge ema {a} {b} --decay 0.5",
+    "trajectory": "merge trajectory {a} {b} --shape uniform --shape linear --write all",
     "interpolate": "merge interpolate {a} {b} --at 0,0.5 --write all",
     "extract-lora": "extract-lora {b} --base {a}",
 }

@@ -24,6 +24,7 @@ COMMANDS = [
     "merge interpolate CODES PLAIN --at 0.5",
     "merge swa PLAIN CODES",
     "merge ema CODES PLAIN",
+    "merge trajectory CODES PLAIN",
     f"merge greedy CODES PLAIN {SCORED}",
     f"merge greedy CODES PLAIN {DATA}",
     f"merge evolve PLAIN CODES {SCORED} --evaluations 4",

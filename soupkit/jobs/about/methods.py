@@ -46,6 +46,14 @@ SOUPS = (
     ("swa", "Izmailov et al. 2018", f"{ARXIV}1803.05407", NO_DATA, "1 or more", CHUNKS),
     ("ema", "Polyak & Juditsky 1992", "", NO_DATA, "1 or more", CHUNKS),
     ("posthoc-ema", "Karras et al. 2024", f"{ARXIV}2312.02696", NO_DATA, "of a training", CHUNKS),
+    (
+        "trajectory",
+        "Tian et al. 2025 (WSM)",
+        f"{ARXIV}2507.17634",
+        "to choose of several",
+        "of a training",
+        "a few chunks, one more for each output",
+    ),
 )
 CAPTION = (
     "data: what selects or weighs; statistics are files of yours. A chunk is 131,072 elements per "

@@ -10,7 +10,14 @@ from typing import Any, Literal
 from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.checkpoint.hub import hub
 from soupkit.checkpoint.order import last_number, shared_folder, without_number
-from soupkit.checkpoint.reference import expand, glob_paths, local_path, open_references, sweep_members
+from soupkit.checkpoint.reference import (
+    expand,
+    glob_paths,
+    local_path,
+    open_references,
+    spelled_out,
+    sweep_members,
+)
 from soupkit.errors import RecipeError
 from soupkit.events import Report, Told
 from soupkit.jsons import Json
@@ -31,17 +38,24 @@ def open_in_order(
         refuse_unplaced(refs)
         say_order(refs, report, option="--order text")
         return open_references(refs, stream=stream)
+    named = named_checkpoints(refs, stream=stream)
+    names = [name for name, _ in named]
+    key: Callable[[str], Any] = str if order == "text" else _numbers(names).__getitem__
+    return [checkpoint for _, checkpoint in sorted(named, key=lambda pair: key(pair[0]))]
+
+
+def named_checkpoints(refs: Sequence[str], *, stream: bool = False) -> list[tuple[str, Checkpoint]]:
+    """Open references; each checkpoint with what it was typed as, or found as on the disk."""
     named: list[tuple[str, Checkpoint]] = []
     for ref in refs:
-        for text in hub.expand_braces(ref) if hub.looks_like_hub(ref) else [ref]:
+        texts = hub.expand_braces(ref) if hub.looks_like_hub(ref) else spelled_out(ref)
+        for text in texts:
             opened = open_references([text], stream=stream)
             # what is opened on the Hub is called by its commit, whose digits say nothing
             named += [(text if each.remote and len(opened) == 1 else _inside(each), each) for each in opened]
     if stream:
         hub.share_buffers([checkpoint for _, checkpoint in named])
-    names = [name for name, _ in named]
-    key: Callable[[str], Any] = str if order == "text" else _numbers(names).__getitem__
-    return [checkpoint for _, checkpoint in sorted(named, key=lambda pair: key(pair[0]))]
+    return named
 
 
 def _inside(checkpoint: Checkpoint) -> str:

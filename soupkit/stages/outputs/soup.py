@@ -158,24 +158,51 @@ def write_soup(
     ) as directory:
         write_companions(ingredients.model, directory, ingredients.plan.slots)
         streamed = _stream_into(directory, ingredients, mixture, recipe, world, report, replaced or {})
-        _warn(streamed, ingredients, report, counted=command != "merge passthrough")
+        warn_of_streamed(streamed, ingredients, report, counted=command != "merge passthrough")
         metrics = measure(Checkpoint(directory, reference=str(out))) if measure else {}
         if illustrate:
             illustrate(directory)
-        manifest = Manifest(
+        manifest = describe_soup(
+            directory,
+            ingredients,
+            mixture,
+            streamed,
+            recipe,
             command=command,
-            recipe=recipe_to_json(recipe),
-            inputs=describe_inputs(ingredients.checkpoints, out, streamed.inputs, sha256=recipe.sha256),
-            outputs=describe_outputs(directory, streamed.output, sha256=recipe.sha256),
-            metrics=dict(metrics),
-            mixture=mixture.to_json() if isinstance(mixture, Mixture) else None,
-            trace=[dict(step) for step in record.trace],
-            notes={**record.notes, **ingredients.agreement.notes},
+            record=record,
+            metrics=metrics,
+            out=out,
         )
-        manifest.write(directory)
-        (directory / "README.md").write_text(model_card(manifest, out, ingredients.model), encoding="utf-8")
     report(Wrote(out, ingredients.plan.num_bytes))
     return manifest.to_json()
+
+
+def describe_soup(
+    directory: Path,
+    ingredients: Ingredients,
+    mixture: Mixture | Engine,
+    streamed: Streamed,
+    recipe: Weighs,
+    *,
+    command: str,
+    record: Record,
+    metrics: JsonView,
+    out: Path,
+) -> Manifest:
+    """Write the manifest and the model card of a soup whose weights lie in `directory` and will be `out`."""
+    manifest = Manifest(
+        command=command,
+        recipe=recipe_to_json(recipe),
+        inputs=describe_inputs(ingredients.checkpoints, out, streamed.inputs, sha256=recipe.sha256),
+        outputs=describe_outputs(directory, streamed.output, sha256=recipe.sha256),
+        metrics=dict(metrics),
+        mixture=mixture.to_json() if isinstance(mixture, Mixture) else None,
+        trace=[dict(step) for step in record.trace],
+        notes={**record.notes, **ingredients.agreement.notes},
+    )
+    manifest.write(directory)
+    (directory / "README.md").write_text(model_card(manifest, out, ingredients.model), encoding="utf-8")
+    return manifest
 
 
 def _stream_into(
@@ -235,7 +262,10 @@ def copying(ingredients: Ingredients) -> Engine:
     return _mixing(ingredients, uniform(ingredients.names))
 
 
-def _warn(streamed: Streamed, ingredients: Ingredients, report: Report, *, counted: bool) -> None:
+def warn_of_streamed(
+    streamed: Streamed, ingredients: Ingredients, report: Report, *, counted: bool = True
+) -> None:
+    """Tell of integers that differ, and warn of ingredients that are the same."""
     if streamed.differing_integers:
         names = streamed.differing_integers
         report(

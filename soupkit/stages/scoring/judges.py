@@ -55,6 +55,11 @@ class HeldOutScorer:
         needed = bar.score.num_right + (bar.accept == "gt") if self._early_stop else None
         return task.trial(task.held_out, metric=self._metric, order=order, needed_right=needed)
 
+    def of_written(self, checkpoint: Checkpoint) -> Score:
+        """The score of a checkpoint as it lies there."""
+        self.soup.task.load(checkpoint)
+        return self.soup.task.score(self.soup.task.held_out, self._metric)
+
     def measure(self, checkpoint: Checkpoint) -> Json:
         """All metrics of a written checkpoint, as a manifest holds them."""
         recipe = self.soup.recipe
@@ -120,6 +125,10 @@ class WrittenScorer:
         return checkpoint.path.is_dir() and all(
             checkpoint.slots[name].dtype == slot.dtype for name, slot in slots
         )
+
+    def of_written(self, checkpoint: Checkpoint) -> Score:
+        """The command's score of a checkpoint as it lies there."""
+        return self._command.score(checkpoint.fetch())
 
     def measure(self, checkpoint: Checkpoint) -> Json:
         """The command's score of a written checkpoint, as a manifest holds it."""
@@ -205,9 +214,7 @@ class RememberingScorer:
             return score
         score = self._judge(mixture, bar)
         if not score.stopped and self._world.is_main:
-            values = {field.name: getattr(score, field.name) for field in dataclasses.fields(score)}
-            margins = values.pop("margins")
-            self._memory.write(key, values, {} if margins is None else {"margins": margins})
+            remember_score(self._memory, key, score)
         return score
 
     def tell(self, report: Report) -> None:
@@ -228,11 +235,23 @@ class RememberingScorer:
         return self._beside[which]
 
     def _read(self, key: str) -> Score | None:
-        found = self._memory.read(key)
-        try:
-            return None if found is None else Score(**found[0], margins=found[1].get("margins"))
-        except TypeError:  # a score of another form
-            return None
+        return remembered_score(self._memory, key)
+
+
+def remember_score(memory: Remembered, key: str, score: Score) -> None:
+    """Keep a score with its margins."""
+    values = {field.name: getattr(score, field.name) for field in dataclasses.fields(score)}
+    margins = values.pop("margins")
+    memory.write(key, values, {} if margins is None else {"margins": margins})
+
+
+def remembered_score(memory: Remembered, key: str) -> Score | None:
+    """A score that was kept; None where there is none, or one of another form."""
+    found = memory.read(key)
+    try:
+        return None if found is None else Score(**found[0], margins=found[1].get("margins"))
+    except TypeError:
+        return None
 
 
 def write_judged(judge: Judge, world: World, write: Callable[[World], Json]) -> Json:
