@@ -54,6 +54,12 @@ class Ema:
         _require(0 < self.power < math.inf, "power", self.power, "above 0")
         _check_steps(self.every, self.start)
 
+    @classmethod
+    def of_half_life(cls, half_life: float, *, every: int = 1, start: int = 0) -> Ema:
+        """The one whose weights halve within so many steps: d = 2^(−every / half-life)."""
+        _require(0 < half_life < math.inf, "half_life", half_life, "above 0")
+        return cls(2 ** (-every / half_life), every=every, start=start)
+
     def rate(self, step: int) -> float | None:
         """1 − d_t, 1 at the first averaging, None between averagings."""
         since = step - self.start - 1
@@ -63,6 +69,70 @@ class Ema:
             return 1.0
         slowest = math.inf if self.gamma is None else (1 + since / self.gamma) ** -self.power
         return 1 - self.decay if self.gamma is None else max(1 - self.decay, slowest)
+
+
+@dataclass(frozen=True)
+class Bema:
+    """Bias-corrected EMA: EMA_t + α_t (θ_t − θ_0) (Block & Zhang 2025, arXiv:2508.00180, Algorithm 1).
+
+    The average moves by β_t = (ρ + t)^−κ at the steps start + every, start + 2·every, …; the correction is
+    α_t = (ρ + t)^−η times the way from θ_0, the weights at step `start` (at step 1 for 0). ema: κ, bias: η,
+    lag: ρ. Raises RecipeError.
+    """
+
+    ema: float = 0.5
+    bias: float = 0.2
+    lag: float = 10.0
+    every: int = 1
+    start: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("ema", "bias", "lag"):
+            _require(0 < getattr(self, name) < math.inf, name, getattr(self, name), "above 0")
+        _check_steps(self.every, self.start)
+
+    def rate(self, step: int) -> float | None:
+        """β_t, 1 where it begins, None between averagings."""
+        since = step - max(self.start, 1)
+        if since <= 0:
+            return 1.0 if since == 0 else None
+        return None if (step - self.start) % self.every else self.beta(step)
+
+    def beta(self, step: float) -> float:
+        """How far the average moves at a step."""
+        return float((self.lag + step) ** -self.ema)
+
+    def alpha(self, step: float) -> float:
+        """The share of the way from θ_0 that is added at a step."""
+        return float((self.lag + step) ** -self.bias)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A mixture of the weights at steps that are known before, such as a learning-rate decay that is not run.
+
+    coefficients: of the weights at `steps`, which ascend; divided by their sum. rate = c_j / (c_0 + … + c_j),
+    so the average is whole at any time, and as planned from the last step on. Raises RecipeError for
+    coefficients that sum to zero or less on the way.
+    """
+
+    steps: tuple[int, ...]
+    coefficients: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        ascend = all(a < b for a, b in zip((0, *self.steps), self.steps, strict=False))
+        _require(ascend and bool(self.steps), "steps", self.steps, "ascending, from 1 on")
+        same = len(self.steps) == len(self.coefficients)
+        _require(same, "coefficients", self.coefficients, "one for each step")
+        sums = [sum(self.coefficients[: place + 1]) for place in range(len(self.steps))]
+        _require(min(sums) > 0, "coefficients", self.coefficients, "sums above 0 from the first on")
+
+    def rate(self, step: int) -> float | None:
+        """What the weights of a step weigh against those before; None at other steps."""
+        if step not in self.steps:
+            return None
+        place = self.steps.index(step)
+        return self.coefficients[place] / sum(self.coefficients[: place + 1])
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,12 @@ checkpoint, 1 its last.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from soupkit.errors import RecipeError
+from soupkit.merge.running import Bema
 
 Vector = NDArray[np.float64]
 Integral = Callable[[Vector], Vector]
@@ -84,37 +84,19 @@ def ema(steps_K: Vector, half_life: float, *, debias: bool = False) -> Vector:
     return found / found.sum() if debias else found
 
 
-@dataclass(frozen=True)
-class BemaPowers:
-    """κ (how fast the average slows down), η (how fast the correction fades), ρ (the age at which it
-    begins)."""
+def bema(steps_K: Vector, rule: Bema = Bema()) -> Vector:  # noqa: B008  (frozen)
+    """Bias-corrected EMA over checkpoints: the average takes β_t of each, and θ_0 is the first of the window.
 
-    ema: float = 0.5
-    bias: float = 0.2
-    lag: float = 10.0
-
-    def rate(self, step: float) -> float:
-        """β_t = (ρ + t)^−κ."""
-        return float((self.lag + step) ** -self.ema)
-
-    def pull(self, step: float) -> float:
-        """α_t = (ρ + t)^−η."""
-        return float((self.lag + step) ** -self.bias)
-
-
-def bema(steps_K: Vector, powers: BemaPowers = BemaPowers()) -> Vector:
-    """Bias-corrected EMA: EMA_t + α_t (θ_t − θ_0) (Block & Zhang 2025, arXiv:2508.00180, Algorithm 1).
-
-    The average takes β_t of each checkpoint; θ_0 is the first of the window. Sums to one; c_0 may be
-    negative.
+    Sums to one; c_0 may be negative. See `soupkit.merge.running.Bema`, whose `every` and `start` say nothing
+    here.
     """
     found = np.zeros(len(steps_K))
     found[0] = 1.0
     for place, step in enumerate(steps_K[1:], start=1):
-        rate = powers.rate(step)
+        rate = rule.beta(step)
         found *= 1 - rate
         found[place] += rate
-    pull = powers.pull(steps_K[-1])
+    pull = rule.alpha(steps_K[-1])
     found[-1] += pull
     found[0] -= pull
     return found

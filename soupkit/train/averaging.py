@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from soupkit.errors import TaskError
 from soupkit.jsons import Json, JsonView
-from soupkit.merge.running import Rule
+from soupkit.merge.running import Bema, Rule
 from soupkit.train.live import Buffers, Guard, copied_state, getters_of, is_buffer, split_names
 from soupkit.train.overlap import Lane, lane_for
 
@@ -31,12 +31,13 @@ class Averaging:
     expressions, searched) of names that are not averaged but the live model's too. device: where the average
     is kept ("cpu" takes it off a GPU); None: beside each tensor. asynchronous: on a side CUDA stream or in a
     thread; then `release()` must come before the next optimizer step, which `attach(optimizer)` sees to.
+    A Bema's correction is that of the weights at the time of use; buffers have none.
     switch_every: write the average back into the model after every so many steps (Switch EMA: Li et al. 2024,
     arXiv:2402.09240, do so after each epoch); 0: never.
 
     source: a module, or the tensors of its state by name (they must stay the same objects). A deep or pickled
     copy averages its own copy of the source; an optimizer that was attached is not.
-    Memory: one copy of what is averaged, from the first averaging on; while swapped, another.
+    Memory: one copy of what is averaged (two with Bema), from the first averaging on; while swapped, another.
     Cost per averaging: one read of the weights, one read and write of the average.
     """
 
@@ -56,6 +57,7 @@ class Averaging:
         self.num_steps = 0
         self.ignore = tuple(ignore)
         self._average: list[Tensor] = []
+        self._origin: list[Tensor] = []
         self._begin()
 
     def _begin(self) -> None:
@@ -78,6 +80,7 @@ class Averaging:
             "switch_every",
             "num_steps",
             "_average",
+            "_origin",
         )
         return {name: getattr(self, name) for name in kept}
 
@@ -115,7 +118,7 @@ class Averaging:
         """Write the average into the live model."""
         self.finish()
         if self._average:
-            torch._foreach_copy_(self._live(), self._average)
+            torch._foreach_copy_(self._live(), self._corrected())
 
     def release(self) -> None:
         """Return when the weights may change. Raises TaskError while swapped, when they must not."""
@@ -141,11 +144,11 @@ class Averaging:
         self._refuse_swapped("read")
         self._refuse_changed()
         self.finish()
-        average = dict(zip(self.names, self._average, strict=True)) if self._average else {}
+        average = dict(zip(self.names, self._corrected(), strict=True)) if self._average else {}
         return {name: average.get(name, get().detach()) for name, get in self._getters.items()}
 
     def state(self) -> Json:
-        """What a resume needs: {"num_steps", "average": {name: tensor}}; references, not copies.
+        """What a resume needs: {"num_steps", "average": {name: tensor}}, of a Bema "origin" too; references.
 
         Raises TaskError while swapped: the weights of the model are then not those that are trained.
         """
@@ -153,13 +156,20 @@ class Averaging:
         self._refuse_changed()
         self.finish()
         names = self.names if self._average else []
-        return {"num_steps": self.num_steps, "average": dict(zip(names, self._average, strict=True))}
+        kept = {"num_steps": self.num_steps, "average": dict(zip(names, self._average, strict=True))}
+        if isinstance(self.rule, Bema):
+            kept["origin"] = dict(zip(self._averaged, self._origin, strict=False))
+        return kept
 
     @torch.no_grad()
     def load(self, state: JsonView) -> None:
         """Go on from `state()`. Raises TaskError for a state of another model, and then changed nothing."""
         self._refuse_swapped("loaded")
         self.finish()
+        if isinstance(self.rule, Bema) != ("origin" in state):
+            raise TaskError(
+                "the saved average is of another rule", hint="resume with the options it was made with"
+            )
         saved, shapes = state["average"], {name: self._getters[name]().shape for name in self.names}
         if saved and {name: tensor.shape for name, tensor in saved.items()} != shapes:
             raise TaskError(
@@ -168,6 +178,10 @@ class Averaging:
         self.num_steps = int(state["num_steps"])
         pairs = zip(self.names, self._live(), strict=True)
         self._average = [self._kept(saved[name], live) for name, live in pairs] if saved else []
+        origins = state["origin"] if isinstance(self.rule, Bema) else {}
+        self._origin = [
+            self._kept(origins[name], self._getters[name]()) for name in self._averaged if origins
+        ]
         self._lane = None
 
     @contextmanager
@@ -189,7 +203,7 @@ class Averaging:
         try:
             with torch.no_grad():
                 if live:
-                    torch._foreach_copy_(live, self._average)
+                    torch._foreach_copy_(live, self._corrected())
             if refresh and isinstance(self.source, nn.Module):
                 refresh(self.source)
             yield
@@ -225,6 +239,8 @@ class Averaging:
                 )
         if not self._average:
             self._average = [self._kept(tensor, tensor) for tensor in live]
+            if isinstance(self.rule, Bema):
+                self._origin = [tensor.clone() for tensor in self._average[: len(self._averaged)]]
             return
         lane = self._lane = self._lane or self._new_lane(live)
         number = len(self._averaged)
@@ -232,6 +248,18 @@ class Averaging:
         lane.lerp(self._average[:number], live[:number], rate)
         if number < len(live):  # the next forward pass changes these, so they cannot wait
             lane_for((), (), asynchronous=False).lerp(self._average[number:], live[number:], rate)
+
+    def _corrected(self) -> list[Tensor]:
+        """The average, and of a Bema what its correction makes of it."""
+        if not isinstance(self.rule, Bema):
+            return self._average
+        alpha, number = self.rule.alpha(self.num_steps), len(self._averaged)
+        ways = [
+            live.to(origin.device, origin.dtype) - origin
+            for live, origin in zip(self._live(), self._origin, strict=False)
+        ]
+        pairs = zip(self._average[:number], ways, strict=True)
+        return [*(average.add(way, alpha=alpha) for average, way in pairs), *self._average[number:]]
 
     def _new_lane(self, live: Sequence[Tensor]) -> Lane:
         return lane_for(self._average, live[: len(self._averaged)], asynchronous=self.asynchronous)

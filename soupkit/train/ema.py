@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from soupkit.errors import TaskError
-from soupkit.merge.running import Ema
+from soupkit.merge.running import Ema, Rule
 from soupkit.train.averaging import Averaging
 from soupkit.train.live import Buffers
 
@@ -28,26 +28,34 @@ KEY = "soupkit.ema"
 """Where the average and its counter stand in the optimizer's state_dict; a second average's at KEY.2."""
 
 
-class EMAOptimizer:
-    """Any torch optimizer and an EMA of the model's weights; everything that is not said here is the
+class EMAOptimizer(torch.optim.Optimizer):
+    """Any torch optimizer and an average of the model's weights; everything that is not said here is the
     optimizer's own.
 
-    It hooks into the optimizer, so a learning-rate scheduler or GradScaler that holds the inner one
-    (`.optimizer`, of which it is the wrapper) works as ever: a step that the scaler skips is not averaged.
-    The options are those of soupkit.merge.running.Ema and soupkit.train.averaging.Averaging. Unlike the
-    wrapper proposed for torch (PR 94820) it swaps batch-norm statistics too, and its state_dict() holds the
-    average and the number of steps. While swapped, step(), state_dict() and model.state_dict() raise
-    TaskError. One optimizer may have several, of other decays. copy.deepcopy and pickle copy optimizer, model
-    and average together: the copy trains and averages a model of its own, `.averaging.source`. To copy it
-    beside a model of yours, copy both at once: copy.deepcopy((model, optimizer)).
+    It is a torch.optim.Optimizer to whoever asks (schedulers, GradScaler, the Trainer of transformers,
+    accelerate, Lightning), and hooks into the one that it wraps (`.optimizer`), so that a step of either is
+    averaged, and one that a scaler skips is not. The options are those of soupkit.merge.running.Ema and
+    soupkit.train.averaging.Averaging. half_life: steps in which a weight halves, in the place of decay; rule:
+    any other rule of soupkit.merge.running (Bema, Swa, Planned, PowerEma) in the place of all that describes
+    an EMA. Unlike the wrapper proposed for torch (PR 94820) it swaps batch-norm statistics too, and its
+    state_dict() holds the average and the number of steps. While swapped, step(), state_dict() and
+    model.state_dict() raise TaskError. One optimizer may have several, of other decays. copy.deepcopy and
+    pickle copy optimizer, model and average together: the copy trains and averages a model of its own,
+    `.averaging.source`. To copy it beside a model of yours, copy both at once: copy.deepcopy((model,
+    optimizer)).
     """
 
-    def __init__(
+    _step_supports_amp_scaling = False
+    """A scaler decides before the step whether there is one, else a skipped one would be averaged."""
+
+    def __init__(  # the wrapped optimizer keeps groups and states: torch's own __init__ would make others
         self,
         optimizer: torch.optim.Optimizer,
         model: nn.Module,
         *,
         decay: float = 0.999,
+        half_life: float | None = None,
+        rule: Rule | None = None,
         every: int = 1,
         start: int = 0,
         gamma: float | None = None,
@@ -64,10 +72,16 @@ class EMAOptimizer:
                 "the optimizer trains none of the model's parameters, so their average would never move",
                 hint="give the model that it trains; beside an optimizer of copies, update an Averaging",
             )
+        if rule is not None and (decay, half_life, every, start, gamma) != (0.999, None, 1, 0, None):
+            raise TaskError("rule stands in the place of decay, half_life, every, start and gamma")
+        if half_life is not None and decay != 0.999:
+            raise TaskError("decay and half_life say the same", hint="give one of them")
         self.optimizer = optimizer
+        if half_life is not None:
+            decay = Ema.of_half_life(half_life, every=every).decay
         self.averaging = Averaging(
             model,
-            Ema(decay, every=every, start=start, gamma=gamma, power=power),
+            rule or Ema(decay, every=every, start=start, gamma=gamma, power=power),
             buffers=buffers,
             ignore=ignore,
             device=device,
@@ -75,6 +89,56 @@ class EMAOptimizer:
             switch_every=switch_every,
         )
         self._hook_in()
+
+    @property
+    def state(self) -> Any:
+        """The optimizer's own, as are the groups and the defaults."""
+        return self.optimizer.state
+
+    @state.setter
+    def state(self, state: Any) -> None:
+        self.optimizer.state = state
+
+    @property
+    def param_groups(self) -> Any:
+        """The optimizer's own."""
+        return self.optimizer.param_groups
+
+    @param_groups.setter
+    def param_groups(self, groups: Any) -> None:
+        self.optimizer.param_groups = groups
+
+    @property
+    def defaults(self) -> Any:
+        """The optimizer's own."""
+        return self.optimizer.defaults
+
+    @defaults.setter
+    def defaults(self, defaults: Any) -> None:
+        self.optimizer.defaults = defaults
+
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """A step of the optimizer, and with it of the average."""
+        return self.optimizer.step(closure) if closure is not None else self.optimizer.step()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """As the optimizer does."""
+        self.optimizer.zero_grad(set_to_none=set_to_none)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """To the optimizer; what is averaged is the model's."""
+        self.optimizer.add_param_group(param_group)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The optimizer's, with the average and its counter."""
+        return self.optimizer.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Into the optimizer, and into the average. Raises TaskError for a state without one."""
+        self.optimizer.load_state_dict(state_dict)
+
+    def __repr__(self) -> str:
+        return f"EMAOptimizer({self.optimizer!r})"
 
     def _hook_in(self) -> None:
         """Follow what the inner optimizer does; its own copies lose their hooks."""

@@ -12,7 +12,8 @@ from soupkit.errors import RecipeError
 from soupkit.events import Table
 from soupkit.jsons import Json
 from soupkit.merge import trajectory, windows
-from soupkit.merge.trajectory import BemaPowers, Vector
+from soupkit.merge.running import Bema
+from soupkit.merge.trajectory import Vector
 from soupkit.recipe.averages import SHAPES, MergeTrajectory
 from soupkit.recipe.parse import suggestion
 from soupkit.stages.inputs.trajectory import Member, shown
@@ -77,7 +78,7 @@ def _values(shape: str, steps_K: Vector, recipe: MergeTrajectory) -> tuple[str, 
         half_life = windows.half_life(recipe.half_life or "", units)
         return shape, trajectory.ema(steps_K, half_life, debias=recipe.debias)
     if shape == "bema":
-        return shape, trajectory.bema(steps_K, BemaPowers(*recipe.bema))
+        return shape, trajectory.bema(steps_K, Bema(recipe.bema[0], recipe.bema[1], recipe.bema[2]))
     known = {
         "linear": trajectory.linear,
         "cosine": trajectory.cosine,
