@@ -5,6 +5,7 @@ import importlib
 import re
 from collections import Counter
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 from house.package import FILES, PACKAGE, name_of, tree_of
@@ -69,7 +70,13 @@ def test_public_names_exist_and_are_documented() -> None:
 
 def test_every_module_of_the_package_can_be_imported() -> None:
     for path in FILES:
-        importlib.import_module(name_of(path))
+        inside = path.parent.name == "integrations" and path.stem in (
+            "accelerate",
+            "lightning",
+            "transformers",
+        )
+        if not inside or find_spec(path.stem):  # the libraries of others, which only their users have
+            importlib.import_module(name_of(path))
 
 
 def test_any_is_rare_and_no_recipe_is_any() -> None:

@@ -28,7 +28,7 @@ LEVELS = [
     {"checkpoint"},
     {"task"},
     {"soup", "merge", "align", "curve", "train", "report"},
-    {"stages"},
+    {"stages", "integrations"},
     {"jobs"},
     {"api"},
     {"soups", "cli"},

@@ -166,7 +166,7 @@ def test_what_is_no_one_training_is_refused(
         return said(capsys, "merge", "trajectory", *arguments, *out, code=code)
 
     assert "2 kinds, such as" in refused(tmp_path / "both", code=1)
-    assert "of which step" in refused(tmp_path / "bare/a")
+    assert "of which step" in refused(tmp_path / "bare/a", tmp_path / "twice/step-7")
     assert "both of step 7" in refused(tmp_path / "twice/step-7", tmp_path / "twice2/step-7")
     assert "nothing says which is best" in refused(
         training, "--shape", "ema", "--shape", "linear", "--half-life", 9

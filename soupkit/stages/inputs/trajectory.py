@@ -37,13 +37,14 @@ def open_trajectory(refs: Sequence[str], report: Report, *, stream: bool = False
     """Open the checkpoints of one training and order them by their steps.
 
     A step is what trainer_state.json says (`global_step`), else what soupkit.json says, else the last number
-    in the name: of one kind for all. Raises RecipeError where there is no such number for one of them, or
-    twice the same, and what `open_references` raises.
+    in the name: of one kind for all. Checkpoints that are named one by one and have no number count by their
+    place. Raises RecipeError where one of them has no step, or two have the same, and what `open_references`
+    raises.
     """
     spelled = [inner for ref in refs for inner in _spelled_out(ref, report)]
     refuse_unplaced(spelled)
     named = named_checkpoints(spelled, stream=stream)
-    steps, told = _steps(named)
+    steps, told = _steps(named, num_given=len(refs))
     members = sorted(
         (Member(step, each) for step, (_, each) in zip(steps, named, strict=True)), key=lambda each: each.step
     )
@@ -123,7 +124,7 @@ def _tell_left_out(folder: Path, found: Sequence[Path], report: Report) -> None:
         report(Told(f"{folder}: its {len(found)} numbered checkpoints are taken, not {names}"))
 
 
-def _steps(named: Sequence[tuple[str, Checkpoint]]) -> tuple[list[float], str]:
+def _steps(named: Sequence[tuple[str, Checkpoint]], *, num_given: int) -> tuple[list[float], str]:
     """The step of each checkpoint, and where all of them were found."""
     names = [name for name, _ in named]
     shared = len(shared_folder(names)) if len(names) > 1 else names[0].rfind("/") + 1
@@ -142,6 +143,8 @@ def _steps(named: Sequence[tuple[str, Checkpoint]]) -> tuple[list[float], str]:
         steps = [step for step in found if step is not None]
         if len(steps) == len(found):
             return steps, told
+    if len(named) == num_given and all(step is None for step in found):
+        return [float(place) for place in range(1, len(named) + 1)], "the order in which they were given"
     bare = next(name for (name, _), step in zip(named, found, strict=True) if step is None)
     raise RecipeError(
         f"{bare}: nothing says of which step it is",
