@@ -91,7 +91,7 @@ COMMANDS = {
     "ema-glob": KillCommand("merge ema {i}/plain[0-2] --threads 1 --out {o}", models=False),
     "mergekit": KillCommand("merge mergekit {i}/mergekit.yaml --threads 1 --out {o}", models=False),
     "trajectory": KillCommand(
-        f"merge trajectory {PLAIN} {BY_SCORER} --window .. --window last2 --threads 1 --out {{o}} --no-plots",
+        f"merge trajectory {PLAIN} --window .. --window last2 --write all --no-plots --threads 1 --out {{o}}",
         models=False,
     ),
     "greedy": KillCommand(f"merge greedy {MODELS} DATA --threads 1 --out {{o}}"),

@@ -12,6 +12,7 @@ from hub.server import Hub
 
 from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.cli.app import run_command_line
+from soupkit.manifest import Manifest
 
 STEPS = (900, 1000, 1100)
 
@@ -39,3 +40,21 @@ def test_revisions_in_any_order_by_their_numbers(steps: list[np.ndarray], tmp_pa
     assert run_command_line([*arguments, "--out", str(tmp_path / "soup")]) == 0
     found = Checkpoint(tmp_path / "soup")["layer.weight"]
     np.testing.assert_array_equal(found, ((steps[1] + steps[2]) / 2).astype(np.float32))
+
+
+@pytest.mark.parametrize("options", [[], ["--stream"]])
+def test_a_trajectory_of_revisions(steps: list[np.ndarray], tmp_path: Path, options: list[str]) -> None:
+    out = tmp_path / "soup"
+    arguments = [
+        "merge",
+        "trajectory",
+        "org/toy@step{900,1100,1000}",
+        "--shape",
+        "linear",
+        "--quiet",
+        *options,
+    ]
+    assert run_command_line([*arguments, "--out", str(out)]) == 0
+    assert Manifest.read(out).notes["steps"] == list(STEPS)
+    wanted = 0.25 * steps[0] + 0.5 * steps[1] + 0.25 * steps[2]
+    np.testing.assert_array_max_ulp(Checkpoint(out)["layer.weight"], wanted.astype(np.float32), maxulp=1)

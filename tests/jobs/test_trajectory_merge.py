@@ -289,3 +289,16 @@ def test_optimizer_states_are_merged_and_training_goes_on(
     assert torch.load(out / "scheduler.pt", weights_only=True) == {"last_epoch": 3000}
     options = ("--shape", "bema", "--bema", "0.01,0.01,1", "--optimizer", "--out", tmp_path / "negative")
     assert "comes out negative" in said(capsys, "merge", "trajectory", training, *options, code=1)
+
+
+def test_converted_pickles_keep_their_steps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As Lightning and open_clip leave them: what is counted stands beside the weights."""
+    import torch
+
+    for epoch, step in ((9, 90), (10, 250)):
+        state = {"epoch": epoch, "global_step": step, "state_dict": {"w": torch.full((2,), float(step))}}
+        torch.save(state, tmp_path / f"epoch={epoch}-last.ckpt")
+    run(capsys, "convert", tmp_path / "epoch=*.ckpt", "--out", tmp_path / "run")
+    made = run(capsys, "merge", "trajectory", tmp_path / "run", "--out", tmp_path / "out")
+    assert made["notes"]["steps"] == [90, 250]
+    assert Checkpoint(tmp_path / "out")["w"][0] == 170

@@ -12,7 +12,7 @@ from pathlib import Path
 from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.checkpoint.order import last_number, natural_key, naturally, shared_folder
 from soupkit.checkpoint.reference import local_path, sweep_members
-from soupkit.errors import RecipeError, ReferenceError, SoupkitError
+from soupkit.errors import CheckpointError, RecipeError, ReferenceError
 from soupkit.events import Report, Told
 from soupkit.manifest import Manifest
 from soupkit.stages.inputs.ordered import named_checkpoints, refuse_unplaced
@@ -155,21 +155,24 @@ def _steps(named: Sequence[tuple[str, Checkpoint]], *, num_given: int) -> tuple[
 
 def _by_trainer(_name: str, checkpoint: Checkpoint) -> float | None:
     """What the Trainer of transformers writes beside its weights."""
+    path = checkpoint.directory / "trainer_state.json"
     try:
-        state = json.loads((checkpoint.directory / "trainer_state.json").read_text(encoding="utf-8"))
-        return _number(state["global_step"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return _number(json.loads(path.read_text(encoding="utf-8"))["global_step"])
+    except (FileNotFoundError, NotADirectoryError):
         return None
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointError(
+            f"{path}: says no global_step: {error!r}", hint="remove it where the names say the steps"
+        ) from error
 
 
 def _by_manifest(_name: str, checkpoint: Checkpoint) -> float | None:
     """What soupkit noted of a snapshot, or found beside the weights that it converted."""
     if checkpoint.remote:
         return None
-    try:
-        manifest = Manifest.read_if_any(checkpoint.directory)
-    except SoupkitError:
-        return None
+    manifest = Manifest.read_if_any(checkpoint.directory)
     notes = manifest.notes if manifest else {}
     facts = notes.get("facts")
     for known in (notes, facts if isinstance(facts, Mapping) else {}):
