@@ -14,7 +14,7 @@ from soupkit.errors import TaskError
 from soupkit.jsons import Json, JsonView
 from soupkit.merge.running import Bema, Rule
 from soupkit.train.live import Buffers, Guard, copied_state, getters_of, is_buffer, split_names
-from soupkit.train.overlap import Lane, lane_for
+from soupkit.train.overlap import Lane, corrected, lane_for
 
 
 class Averaging:
@@ -253,13 +253,9 @@ class Averaging:
         """The average, and of a Bema what its correction makes of it."""
         if not isinstance(self.rule, Bema):
             return self._average
-        alpha, number = self.rule.alpha(self.num_steps), len(self._averaged)
-        ways = [
-            live.to(origin.device, origin.dtype) - origin
-            for live, origin in zip(self._live(), self._origin, strict=False)
-        ]
-        pairs = zip(self._average[:number], ways, strict=True)
-        return [*(average.add(way, alpha=alpha) for average, way in pairs), *self._average[number:]]
+        number = len(self._averaged)
+        alpha, live = self.rule.alpha(self.num_steps), self._live()[:number]
+        return [*corrected(self._average[:number], live, self._origin, alpha), *self._average[number:]]
 
     def _new_lane(self, live: Sequence[Tensor]) -> Lane:
         return lane_for(self._average, live[: len(self._averaged)], asynchronous=self.asynchronous)

@@ -157,6 +157,15 @@ def lerp(average: Sequence[Tensor], live: Sequence[Tensor], rate: float) -> None
     )
 
 
+@torch.no_grad()
+def corrected(
+    average: Sequence[Tensor], live: Sequence[Tensor], origin: Sequence[Tensor], alpha: float
+) -> list[Tensor]:
+    """w̄ + α·(w − w₀), as new tensors; none before there is an average."""
+    triples = zip(average, live, origin, strict=False)
+    return [mean.add(now.to(was.device, was.dtype) - was, alpha=alpha) for mean, now, was in triples]
+
+
 def _as_real(tensor: Tensor) -> Tensor:
     """A complex tensor as pairs of real numbers, which are then averaged like any others."""
     return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor

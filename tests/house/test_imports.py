@@ -38,7 +38,16 @@ OUTSIDE = {"__init__", "__main__"}
 MAY_IMPORT_MERGE = {"soup", "curve", "train"}
 TORCH_FREE = FLOOR | {"checkpoint", "merge", "cli"}
 TORCH = {"torch", "torchvision", "timm", "open_clip"}
-DATA_FREE_COMMANDS = ("merge uniform", "merge weighted", "inspect", "diff", "verify", "reproduce", "run")
+DATA_FREE_COMMANDS = (
+    "merge uniform",
+    "merge trajectory",
+    "merge weighted",
+    "inspect",
+    "diff",
+    "verify",
+    "reproduce",
+    "run",
+)
 
 
 def room_of(path: Path) -> str:

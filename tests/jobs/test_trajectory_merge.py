@@ -21,6 +21,7 @@ from soupkit.stages.scoring import judges
 
 Save = Callable[..., Path]
 STEPS = (500, 1000, 1500, 3000)
+PLAIN = ("--no-plots", "--out")
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, Any]:
@@ -95,7 +96,7 @@ def test_every_window_and_shape_from_one_read_is_what_each_is_alone(
     asked += [word for window in windows for word in ("--window", window)]
     options = [word for given in shapes.values() for word in given]
     out = tmp_path / "all"
-    made = run(capsys, "merge", "trajectory", training, *asked, *options, "--write", "all", "--out", out)
+    made = run(capsys, "merge", "trajectory", training, *asked, *options, "--write", "all", *PLAIN, out)
     assert sorted(each for each in read if each.endswith(" w")) == sorted(
         f"{training / f'checkpoint-{step}'} w" for step in STEPS
     )
@@ -104,23 +105,12 @@ def test_every_window_and_shape_from_one_read_is_what_each_is_alone(
     for number, (shape, given) in enumerate(shapes.items()):
         window = windows[number % 3]
         alone = tmp_path / shape
-        one = run(
-            capsys,
-            "merge",
-            "trajectory",
-            training,
-            "--shape",
-            shape,
-            *given,
-            "--window",
-            window,
-            "--out",
-            alone,
-        )
+        own = ("--shape", shape, *given, "--window", window, "--no-plots", "--out", alone)
+        one = run(capsys, "merge", "trajectory", training, *own)
         steps = one["notes"]["steps"]
         name = f"{shape}-{steps[0]:g}-{steps[-1]:g}"
         assert made["outputs"][name]["content"] == one["outputs"]["content"]
-        assert run(capsys, "reproduce", out / name, "--out", tmp_path / f"{shape}-again")
+        run(capsys, "reproduce", out / name, "--out", tmp_path / f"{shape}-again")
     merged = run(capsys, "merge", "uniform", out, "--out", tmp_path / "of-all")
     assert len(merged["inputs"]) == 15
 
@@ -231,9 +221,9 @@ def test_the_best_on_held_out_is_written_and_test_only_reports(
 def test_scores_are_remembered(
     models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = run(capsys, "merge", "trajectory", models, *SWEEP, *DATA, "--out", tmp_path / "a")
+    first = run(capsys, "merge", "trajectory", models, *SWEEP, *DATA, *PLAIN, tmp_path / "a")
     monkeypatch.setattr(judges.HeldOutScorer, "of_written", lambda *_: pytest.fail("scored again"))
-    again = run(capsys, "merge", "trajectory", models, *SWEEP, *DATA, "--out", tmp_path / "b")
+    again = run(capsys, "merge", "trajectory", models, *SWEEP, *DATA, *PLAIN, tmp_path / "b")
     assert again["notes"]["scores"] == first["notes"]["scores"]
     assert again["outputs"]["content"] == first["outputs"]["content"]
 
@@ -278,7 +268,7 @@ def test_optimizer_states_are_merged_and_training_goes_on(
         torch.save(optimizer.state_dict(), training / f"checkpoint-{step}" / "optimizer.pt")
         torch.save({"last_epoch": step}, training / f"checkpoint-{step}" / "scheduler.pt")
     out = tmp_path / "out"
-    text = said(capsys, "merge", "trajectory", training, "--window", "last2", "--optimizer", "--out", out)
+    text = said(capsys, "merge", "trajectory", training, "--window", "last2", "--optimizer", *PLAIN, out)
     assert "training can go on: optimizer.pt, trainer_state.json, scheduler.pt" in text
     state = torch.load(out / "optimizer.pt", weights_only=True)
     assert state["param_groups"][0]["lr"] == 0.025
