@@ -288,6 +288,9 @@ def test_converted_pickles_keep_their_steps(tmp_path: Path, capsys: pytest.Captu
     for epoch, step in ((9, 90), (10, 250)):
         state = {"epoch": epoch, "global_step": step, "state_dict": {"w": torch.full((2,), float(step))}}
         torch.save(state, tmp_path / f"epoch={epoch}-last.ckpt")
+    text = said(capsys, "merge", "trajectory", tmp_path, "--out", tmp_path / "none", code=1)
+    assert "holds 2 pickles" in text
+    assert f"soupkit convert '{tmp_path}/*.ckpt' --out DIR, then merge DIR" in text
     run(capsys, "convert", tmp_path / "epoch=*.ckpt", "--out", tmp_path / "run")
     made = run(capsys, "merge", "trajectory", tmp_path / "run", "--out", tmp_path / "out")
     assert made["notes"]["steps"] == [90, 250]

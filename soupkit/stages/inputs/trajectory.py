@@ -10,6 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from soupkit.checkpoint.checkpoint import Checkpoint
+from soupkit.checkpoint.formats.foreign import glob_hint, is_pickled
 from soupkit.checkpoint.order import last_number, natural_key, naturally, shared_folder
 from soupkit.checkpoint.reference import local_path, sweep_members
 from soupkit.errors import CheckpointError, RecipeError, ReferenceError
@@ -77,7 +78,19 @@ def _spelled_out(ref: str, report: Report) -> list[str]:
         if folder.is_dir() and (found := _numbered(folder)):
             _tell_left_out(folder, found, report)
             return [str(each) for each in found]
+    _refuse_pickles(path)
     return [ref]
+
+
+def _refuse_pickles(folder: Path) -> None:
+    """Of a folder that holds pickles alone, say how they become the members of a training."""
+    files = [each for each in _listed(folder) if each.is_file()]
+    pickles = [each for each in files if is_pickled(each)]
+    if len(pickles) > 1 and not any(each.suffix == ".safetensors" for each in files):
+        raise ReferenceError(
+            f"{folder}: holds {len(pickles)} pickles, such as {min(pickles).name}",
+            hint=glob_hint(str(folder / f"*{min(pickles).suffix}"), pickles),
+        )
 
 
 def _numbered(folder: Path) -> list[Path]:
@@ -105,20 +118,29 @@ def _pattern(paths: Sequence[Path]) -> str:
 
 def _weights_in(folder: Path) -> Iterator[Path]:
     """Folders that hold safetensors; of files, those that are no shards and not alone."""
-    try:
-        inside = list(folder.iterdir())
-        folders = [each for each in inside if each.is_dir() and any(each.glob("*.safetensors"))]
-    except OSError as error:
-        raise ReferenceError(f"{folder}: cannot be read: {error.strerror}", hint="check the path") from error
+    inside = _listed(folder)
+    folders = [
+        each
+        for each in inside
+        if each.is_dir() and any(inner.suffix == ".safetensors" for inner in _listed(each))
+    ]
     files = [each for each in inside if each.suffix == ".safetensors" and not SHARD.search(each.stem)]
     yield from folders or (files if len(files) > 1 else ())
+
+
+def _listed(folder: Path) -> list[Path]:
+    """What lies in a folder. Raises ReferenceError for one that cannot be read."""
+    try:
+        return list(folder.iterdir())
+    except OSError as error:
+        raise ReferenceError(f"{folder}: cannot be read: {error.strerror}", hint="check the path") from error
 
 
 def _tell_left_out(folder: Path, found: Sequence[Path], report: Report) -> None:
     """What else holds weights there is no member: the end of the training, or the best, or an average."""
     others = [each.name for each in _weights_in(folder) if each not in found]
     if found[0].is_dir():
-        others += [each.name for each in folder.glob("*.safetensors")]
+        others += [each.name for each in _listed(folder) if each.suffix == ".safetensors"]
     if others:
         names = ", ".join(sorted(others)[:3]) + (" …" if len(others) > 3 else "")
         report(Told(f"{folder}: its {len(found)} numbered checkpoints are taken, not {names}"))
