@@ -10,13 +10,13 @@ averages.write(folder / "ema", "ema")
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Unpack
 
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from torch import nn
 
-from soupkit.integrations.averages import DEFAULT, Averages
+from soupkit.integrations.averages import DEFAULT, Averages, Options
 from soupkit.merge.running import Rule
 
 
@@ -25,7 +25,7 @@ def averages_of(
     model: nn.Module,
     optimizer: AcceleratedOptimizer,
     rules: Mapping[str, Rule] = DEFAULT,
-    **options: Any,
+    **options: Unpack[Options],
 ) -> Averages:
     """Averages of a prepared model that follow its prepared optimizer and go along with the accelerator's
     states.

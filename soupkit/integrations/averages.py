@@ -15,14 +15,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from soupkit.checkpoint.tensors import write_tensors
 from soupkit.errors import TaskError
-from soupkit.jsons import JsonView
+from soupkit.jsons import Json, JsonView
 from soupkit.merge.running import Ema, Rule
 from soupkit.task.weights import to_numpy
 from soupkit.train.averaging import Averaging
@@ -32,6 +32,14 @@ from soupkit.whole import whole_file
 STATE = "soupkit-averages.pt"
 """The file that a resume goes on from."""
 DEFAULT: Mapping[str, Rule] = {"ema": Ema(0.999)}
+
+
+class Options(TypedDict, total=False):
+    """Those of soupkit.train.averaging.Averaging that serve every loop."""
+
+    buffers: Buffers
+    ignore: Sequence[str]
+    device: torch.device | str | None
 
 
 class Averages:
@@ -46,17 +54,11 @@ class Averages:
         self,
         model: nn.Module,
         rules: Mapping[str, Rule] = DEFAULT,
-        *,
-        buffers: Buffers = "average",
-        ignore: Sequence[str] = (),
-        device: torch.device | str | None = None,
+        **options: Unpack[Options],
     ) -> None:
         if not rules or any(not name or {"/", "\\", "."} & set(name) for name in rules):
             raise TaskError(f"averages are called {', '.join(rules) or 'nothing'}: expected names of folders")
-        self._each = {
-            name: Averaging(model, rule, buffers=buffers, ignore=ignore, device=device)
-            for name, rule in rules.items()
-        }
+        self._each = {name: Averaging(model, rule, **options) for name, rule in rules.items()}
 
     def __getitem__(self, name: str) -> Averaging:
         """One of them. Raises TaskError for a name that there is not."""
@@ -79,11 +81,11 @@ class Averages:
         saved; afterwards its own again, bit for bit."""
         return self[name].swapped()
 
-    def averaged(self, name: str) -> dict[str, Any]:
+    def averaged(self, name: str) -> Json:
         """A copy of what the averaged model's state_dict() is."""
         return self[name].averaged_state()
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> Json:
         """Averages and counters, which `torch.load(weights_only=True)` reads; references, not copies."""
         return {name: each.state() for name, each in self._each.items()}
 

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import ExitStack
-from typing import Any
+from typing import Unpack
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from soupkit.errors import TaskError
-from soupkit.integrations.averages import DEFAULT, Averages
+from soupkit.integrations.averages import DEFAULT, Averages, Options
 from soupkit.jsons import Json
 from soupkit.merge.running import Rule
 
@@ -30,7 +30,7 @@ class AveragesCallback(Callback):
     """
 
     def __init__(
-        self, rules: Mapping[str, Rule] = DEFAULT, *, evaluate: str | None = None, **options: Any
+        self, rules: Mapping[str, Rule] = DEFAULT, *, evaluate: str | None = None, **options: Unpack[Options]
     ) -> None:
         if evaluate is not None and evaluate not in rules:
             raise TaskError(f"there is no average {evaluate!r}", hint=f"there are: {', '.join(rules)}")
@@ -49,7 +49,7 @@ class AveragesCallback(Callback):
         self._steps = trainer.global_step
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
         """Average when there was a step: not while gradients accumulate."""
         if self.averages is not None and trainer.global_step != self._steps:
@@ -69,9 +69,7 @@ class AveragesCallback(Callback):
         """The weights are back whatever ended the validation."""
         self._swapped.close()
 
-    def on_save_checkpoint(
-        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: Json) -> None:
         """Put the averaged weights beside the trained ones."""
         for name in self.averages.ready if self.averages is not None else ():
             assert self.averages is not None

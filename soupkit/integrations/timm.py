@@ -8,7 +8,6 @@ ModelAverage(optimizer, model)      # in the place of ModelEmaV3 ...
 from __future__ import annotations
 
 import copy
-from typing import Any
 
 import torch
 from torch import nn
@@ -45,6 +44,6 @@ class ModelAverage(nn.Module):
         """Nothing: the average is the optimizer's."""
 
     @torch.no_grad()
-    def forward(self, *arguments: Any, **options: Any) -> Any:
+    def forward(self, *arguments: object, **options: object) -> object:
         """What the averaged model says."""
         return self.module(*arguments, **options)

@@ -13,8 +13,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
+from torch import nn
 from transformers import (
     PreTrainedModel,
     Trainer,
@@ -25,7 +26,8 @@ from transformers import (
 )
 
 from soupkit.errors import TaskError
-from soupkit.integrations.averages import DEFAULT, Averages
+from soupkit.integrations.averages import DEFAULT, Averages, Options
+from soupkit.jsons import JsonView
 from soupkit.merge.running import Rule
 
 
@@ -45,7 +47,7 @@ class AveragesCallback(TrainerCallback):
         *,
         evaluate: str | None = None,
         resume_from: Path | str | None = None,
-        **options: Any,
+        **options: Unpack[Options],
     ) -> None:
         if evaluate is not None and evaluate not in rules:
             raise TaskError(f"there is no average {evaluate!r}", hint=f"there are: {', '.join(rules)}")
@@ -57,7 +59,7 @@ class AveragesCallback(TrainerCallback):
         """Let the trainer evaluate the average that `evaluate` names; outside of training, its weights."""
         plain, inside = trainer.evaluate, False
 
-        def evaluate(*arguments: Any, **options: Any) -> Any:
+        def evaluate(*arguments: object, **options: object) -> object:
             nonlocal inside
             if inside or self.averages is None or self.evaluate is None:  # one call for each of several sets
                 return plain(*arguments, **options)
@@ -71,22 +73,24 @@ class AveragesCallback(TrainerCallback):
         trainer.evaluate = evaluate
 
     def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         """Begin, or go on where the checkpoint was."""
-        self.averages = Averages(kwargs["model"], self.rules, **self.options)
+        model = kwargs["model"]
+        assert isinstance(model, nn.Module)
+        self.averages = Averages(model, self.rules, **self.options)
         if state.global_step > 0:
             self.averages.restore(Path(self.resume_from or _checkpoint(args, state)))
 
     def on_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         """Average, unless a scaler left the step out."""
         if self.averages is not None and not getattr(kwargs.get("optimizer"), "step_was_skipped", False):
             self.averages.update()
 
     def on_save(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         """Write state and averages into the checkpoint that was just saved."""
         if self.averages is not None and state.is_world_process_zero:
@@ -94,13 +98,13 @@ class AveragesCallback(TrainerCallback):
             self._write(_checkpoint(args, state), kwargs)
 
     def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         """Write the averages beside the end of the training."""
         if self.averages is not None and state.is_world_process_zero:
             self._write(Path(str(args.output_dir)), kwargs)
 
-    def _write(self, directory: Path, kwargs: Mapping[str, Any]) -> None:
+    def _write(self, directory: Path, kwargs: JsonView) -> None:
         assert self.averages is not None
         model, processor = kwargs["model"], kwargs.get("processing_class")
         for name in self.averages.ready:

@@ -12,14 +12,16 @@ model
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from soupkit.errors import TaskError
+from soupkit.jsons import Json, JsonView
 from soupkit.merge.running import Ema, Rule
 from soupkit.train.averaging import Averaging
 from soupkit.train.live import Buffers
@@ -91,30 +93,30 @@ class EMAOptimizer(torch.optim.Optimizer):
         self._hook_in()
 
     @property
-    def state(self) -> Any:
+    def state(self) -> defaultdict[Tensor, Json]:
         """The optimizer's own, as are the groups and the defaults."""
         return self.optimizer.state
 
     @state.setter
-    def state(self, state: Any) -> None:
+    def state(self, state: defaultdict[Tensor, Json]) -> None:
         self.optimizer.state = state
 
     @property
-    def param_groups(self) -> Any:
+    def param_groups(self) -> list[Json]:
         """The optimizer's own."""
         return self.optimizer.param_groups
 
     @param_groups.setter
-    def param_groups(self, groups: Any) -> None:
+    def param_groups(self, groups: list[Json]) -> None:
         self.optimizer.param_groups = groups
 
     @property
-    def defaults(self) -> Any:
+    def defaults(self) -> Json:
         """The optimizer's own."""
         return self.optimizer.defaults
 
     @defaults.setter
-    def defaults(self, defaults: Any) -> None:
+    def defaults(self, defaults: Json) -> None:
         self.optimizer.defaults = defaults
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -125,15 +127,15 @@ class EMAOptimizer(torch.optim.Optimizer):
         """As the optimizer does."""
         self.optimizer.zero_grad(set_to_none=set_to_none)
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
+    def add_param_group(self, param_group: Json) -> None:
         """To the optimizer; what is averaged is the model's."""
         self.optimizer.add_param_group(param_group)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> Json:
         """The optimizer's, with the average and its counter."""
         return self.optimizer.state_dict()
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: Json) -> None:
         """Into the optimizer, and into the average. Raises TaskError for a state without one."""
         self.optimizer.load_state_dict(state_dict)
 
@@ -153,7 +155,7 @@ class EMAOptimizer(torch.optim.Optimizer):
         self.optimizer.register_load_state_dict_pre_hook(lambda _, state: self._load(state))
 
     def swap_ema_weights(
-        self, *, refresh: Callable[[nn.Module], Any] | None = None
+        self, *, refresh: Callable[[nn.Module], object] | None = None
     ) -> AbstractContextManager[None]:
         """Inside, the model holds the averaged weights and buffers; afterwards its own, bit for bit.
 
@@ -161,7 +163,7 @@ class EMAOptimizer(torch.optim.Optimizer):
         """
         return self.averaging.swapped(refresh=refresh)
 
-    def ema_state_dict(self) -> dict[str, Any]:
+    def ema_state_dict(self) -> Json:
         """A copy of the averaged model's whole state, as model.state_dict() names it, which the model loads
         strictly.
 
@@ -171,14 +173,14 @@ class EMAOptimizer(torch.optim.Optimizer):
         """
         return self.averaging.averaged_state()
 
-    def _load(self, state: dict[str, Any]) -> dict[str, Any]:
+    def _load(self, state: Json) -> Json:
         if self.key not in state:
             raise TaskError(
                 "the optimizer's state has no average: it was saved without EMA",
                 hint="load it into the inner optimizer before EMAOptimizer wraps it, to begin the "
                 "average there",
             )
-        saved: Mapping[str, Any] = state[self.key]
+        saved: JsonView = state[self.key]
         self.averaging.load(saved)
         return {key: value for key, value in state.items() if key != self.key}
 
@@ -187,10 +189,10 @@ class EMAOptimizer(torch.optim.Optimizer):
             raise AttributeError(name)  # while a copy is made there is no optimizer yet
         return getattr(self.optimizer, name)
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> Json:
         return {"optimizer": self.optimizer, "averaging": self.averaging}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: Json) -> None:
         self.__dict__.update(state)
         self._hook_in()
 

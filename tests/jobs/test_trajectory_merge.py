@@ -279,6 +279,10 @@ def test_optimizer_states_are_merged_and_training_goes_on(
     assert torch.load(out / "scheduler.pt", weights_only=True) == {"last_epoch": 3000}
     options = ("--shape", "bema", "--bema", "0.01,0.01,1", "--optimizer", "--out", tmp_path / "negative")
     assert "comes out negative" in said(capsys, "merge", "trajectory", training, *options, code=1)
+    torch.save({"lr": 0.1}, training / "checkpoint-3000" / "optimizer.pt")
+    assert "is no state of a torch optimizer" in said(
+        capsys, "merge", "trajectory", training, "--optimizer", *PLAIN, tmp_path / "none", code=1
+    )
 
 
 def test_converted_pickles_keep_their_steps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,16 +10,15 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from soupkit.checkpoint.source import Source, folder_of
 from soupkit.errors import CheckpointError, CompatibilityError
+from soupkit.jsons import Json, JsonView
 from soupkit.merge.mixture import Mixture
 from soupkit.merge.trajectory import Vector
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
+State = Mapping[object, JsonView]
+"""{parameter: {name: value}}."""
 STATES = ("optimizer.pt", "optimizer.bin")
 """As the Trainer of transformers and accelerate call them."""
 BESIDE = (
@@ -57,13 +56,11 @@ def write_state(directory: Path, checkpoints: Sequence[Source], mixture: Mixture
     """
     import torch
 
-    from soupkit.checkpoint.formats.pickles import load_pickle
-
     rows = mixture.used()
     paths = [_state_of(checkpoints[row]) for row in rows]
-    states = [load_pickle(path) for path in paths]
-    averaged = _averaged([each.get("state") for each in states], mixture.matrix[rows, 0], paths)
-    torch.save({**states[-1], "state": averaged}, directory / paths[-1].name)
+    read = [_read(path) for path in paths]
+    averaged = _averaged([state for _, state in read], mixture.matrix[rows, 0], paths)
+    torch.save({**read[-1][0], "state": averaged}, directory / paths[-1].name)
     written, folder = [paths[-1].name], paths[-1].parent
     for pattern in BESIDE:
         for path in sorted(folder.glob(pattern)):
@@ -72,13 +69,26 @@ def write_state(directory: Path, checkpoints: Sequence[Source], mixture: Mixture
     return written
 
 
-def _averaged(states: Sequence[Any], values: Vector, paths: Sequence[Path]) -> dict[Any, dict[str, Any]]:
+def _read(path: Path) -> tuple[Json, State]:
+    """What lies in a file, and the states of the parameters in it. Raises CheckpointError."""
+    from soupkit.checkpoint.formats.pickles import load_pickle
+
+    whole = load_pickle(path)
+    state = whole.get("state") if isinstance(whole, Mapping) else None
+    if not isinstance(state, Mapping) or not all(isinstance(each, Mapping) for each in state.values()):
+        raise CheckpointError(
+            f"{path}: is no state of a torch optimizer", hint="leave --optimizer out; the weights need none"
+        )
+    return dict(whole), state
+
+
+def _averaged(states: Sequence[State], values: Vector, paths: Sequence[Path]) -> State:
     """{parameter: {name: value}}: floating tensors averaged, all else of the last."""
     last = states[-1]
     for state, path in zip(states, paths, strict=True):
-        if not isinstance(state, Mapping) or list(state) != list(last):
+        if list(state) != list(last):
             raise CompatibilityError(f"{path}: is the state of another optimizer than {paths[-1]}")
-    result: dict[Any, dict[str, Any]] = {}
+    result: dict[object, Json] = {}
     for parameter, entries in last.items():
         result[parameter] = {}
         for name in entries:
@@ -87,15 +97,18 @@ def _averaged(states: Sequence[Any], values: Vector, paths: Sequence[Path]) -> d
     return result
 
 
-def _mean(found: Sequence[Any], values: Vector, where: str) -> Any:
+def _mean(found: Sequence[object], values: Vector, where: str) -> object:
     import torch
 
     last = found[-1]
     if not isinstance(last, torch.Tensor) or not last.is_floating_point() or where.endswith(": step"):
         return last
-    if any(not isinstance(each, torch.Tensor) or each.shape != last.shape for each in found):
+    tensors = [each for each in found if isinstance(each, torch.Tensor) and each.shape == last.shape]
+    if len(tensors) < len(found):
         raise CompatibilityError(f"{where} has another shape elsewhere")
-    total: Tensor = sum(each.double() * float(c) for each, c in zip(found, values, strict=True))
+    total = torch.zeros(last.shape, dtype=torch.float64)
+    for each, c in zip(tensors, values.tolist(), strict=True):
+        total.add_(each.double(), alpha=c)
     if where.rpartition(" ")[2] in SQUARES and bool((total < 0).any()):
         raise CheckpointError(
             f"{where} comes out negative, and optimizers take its root",
