@@ -200,27 +200,23 @@ class MergeTrajectory(
     """Average the checkpoints of one training in place of a learning-rate decay: WSM, PMA, LAWA, EMA, BEMA,
     SWAD.
 
+    Members are the numbered checkpoints in the folder of a training, or what directories, globs, snapshot
+    directories and Hub revisions name; their steps are read from trainer_state.json, soupkit.json or names.
     Every --window is combined with every --shape, all from one read of the checkpoints. Several need either
     data, and then the best on held-out is written, or --write all.
+
+    A window is from one step to another (40k..880k, 40k..), of shares of the steps (50%..100%), of tokens
+    (1Btok..2Btok, with --tokens-per-step), the last ones (last10), or swad (with --losses). A shape is the
+    mean (uniform); the decay that is simulated: linear, minus-sqrt, cosine, power (1 − s^p), or a FILE of
+    lines `share-of-window learning-rate`; or an average: ema, bema.
 
     Example: soupkit merge trajectory runs/long --window 50%.. --window last5 --shape uniform --shape
     minus-sqrt --data digits --out soups/decayed
     """
 
-    refs: tuple[str, ...] = argument(
-        help="the folder of a training with its numbered checkpoints, or checkpoints: directories, globs, "
-        "snapshot directories, Hub revisions; steps are read from trainer_state.json, soupkit.json or names"
-    )
-    window: tuple[str, ...] = option(
-        ("..",),
-        help="checkpoints from one step to another: 40k..880k, 40k.., 50%..100% of the steps, "
-        "1Btok..2Btok (with --tokens-per-step), last10, or swad (with --losses); repeat for more",
-    )
-    shape: tuple[str, ...] = option(
-        ("uniform",),
-        help="uniform (the mean); the decay that is simulated: linear, minus-sqrt, cosine, power (1 − s^p), "
-        "or a FILE of lines `share-of-window learning-rate`; an average: ema, bema; repeat for more",
-    )
+    refs: tuple[str, ...] = argument(help="folder of a training, or checkpoints")
+    window: tuple[str, ...] = option(("..",), help="40k..880k, 50%.., last10, swad; repeatable")
+    shape: tuple[str, ...] = option(("uniform",), help="linear, minus-sqrt, cosine, ema, …")
     half_life: str | None = option(
         None, help="of ema: steps (20k), a share of the window (10%) or tokens (2Btok) in which weights halve"
     )
