@@ -18,7 +18,14 @@ from waiting import HANG
 from soupkit.train.pool import HEAVY
 
 SERVER = multiprocessing.get_context("forkserver")
-IMPORTED = [HEAVY, "soupkit.report.plots", "matplotlib.figure", "sklearn.datasets", "torch.distributed"]
+IMPORTED = [
+    HEAVY,
+    "soupkit.report.plots",
+    "matplotlib.figure",
+    "sklearn.datasets",
+    "torch.distributed",
+    "torch.distributed.checkpoint",
+]
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,11 @@ from typing import Protocol
 import numpy as np
 
 from soupkit.checkpoint.dtypes import Array
+from soupkit.checkpoint.formats.opened import open_layout
+from soupkit.checkpoint.formats.selection import Selection
 from soupkit.checkpoint.hashing import content_hash
 from soupkit.checkpoint.header import Slot, TensorSpec
-from soupkit.checkpoint.layout import Layout, check_same, companions, read_config, read_layout
+from soupkit.checkpoint.layout import Layout, check_same, companions, read_config
 from soupkit.checkpoint.source import Source
 from soupkit.errors import CheckpointError
 from soupkit.identity import digest, files_identity
@@ -52,12 +54,20 @@ class Checkpoint(Source):
 
     Opening reads headers only; `checkpoint[name]` reads one tensor; `read_into` reads a part of one into a
     buffer. bfloat16 and fp8 arrive as ml_dtypes arrays. Memory: the headers, and what the caller holds.
-    remote: where files that are not on disk come from. Raises CheckpointError for a damaged file,
-    ReferenceError for a directory without weights.
+    remote: where files that are not on disk come from; selection: what to take of other programs' files,
+    which `soupkit.checkpoint.formats.opened` knows. Raises CheckpointError for a damaged file, ReferenceError
+    for a directory without weights.
     """
 
-    def __init__(self, path: Path, *, reference: str | None = None, remote: Remote | None = None) -> None:
-        layout = remote.layout if remote else read_layout(path)
+    def __init__(
+        self,
+        path: Path,
+        *,
+        reference: str | None = None,
+        remote: Remote | None = None,
+        selection: Selection = Selection(),
+    ) -> None:
+        layout = remote.layout if remote else open_layout(path, selection)
         self.remote = remote
         self.path = path
         self.reference = reference or str(path)
@@ -66,7 +76,11 @@ class Checkpoint(Source):
         self.metadata = layout.metadata
         self.specs = _with_aliases(layout)
         self.slots = {name: Slot(spec.dtype, spec.shape) for name, spec in self.specs.items()}
-        self.ties = _ties(self.specs)
+        self.ties = layout.ties if layout.spreads else _ties(self.specs)
+        self.notes = layout.notes
+        self.read = layout.read
+        self.kind = layout.kind
+        self._spreads = layout.spreads
         self.config_name, self.config = read_config(layout.directory)
         self._identities = layout.identities
         self._descriptors: dict[Path, int] = {}
@@ -82,16 +96,23 @@ class Checkpoint(Source):
         spec = self.specs[name]
         if not out.size:
             return
+        read = partial(self._read, name)
+        if spread := self._spreads.get(name):
+            spread.read_into(start, out, read)
+        else:
+            read(spec.file, spec.start + start * out.itemsize, out)
+
+    def _read(self, name: str, file: Path, position: int, out: Array) -> None:
+        """Fill `out` with the bytes of a file from a position on, for a tensor `name`."""
         view = out.view(np.uint8).data
-        position = spec.start + start * out.itemsize
         try:
-            if self.remote is not None and self.remote.read(spec.file, position, view):
+            if self.remote is not None and self.remote.read(file, position, view):
                 return
-            descriptor = self._descriptors.get(spec.file) or self._open(spec.file)
-            _fill(view, descriptor, position, spec.file, name)
+            descriptor = self._descriptors.get(file) or self._open(file)
+            _fill(view, descriptor, position, file, name)
         except OSError as error:
-            raise CheckpointError(f"{spec.file}: cannot be read: {error.strerror or error}") from error
-        check_same(spec.file, self._identities.get(spec.file), partial(os.fstat, descriptor))
+            raise CheckpointError(f"{file}: cannot be read: {error.strerror or error}") from error
+        check_same(file, self._identities.get(file), partial(os.fstat, descriptor))
 
     def fetch(self, *, weights: bool = True) -> Path:
         """The directory with companions, and with `weights` also weights, on disk: what is not there is
@@ -122,7 +143,7 @@ class Checkpoint(Source):
         for name, (kind, *found) in beside:
             if kind == "unreadable":  # it would be recorded as another file than the one that lies there
                 raise CheckpointError(f"{self.directory / name}: cannot be read: {os.strerror(found[-1])}")
-        return {"path": str(self.path.resolve()), "companions": digest(beside)}
+        return {"path": str(self.path.resolve()), "companions": digest(beside), **self.read}
 
     def _open(self, file: Path) -> int:
         with self._lock:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from soupkit.checkpoint.config.modules import module_files
 from soupkit.checkpoint.formats.foreign import folder_hint, refuse_foreign
+from soupkit.checkpoint.formats.state_dict import Kind
 from soupkit.checkpoint.header import (
     Header,
     Identity,
@@ -18,8 +19,9 @@ from soupkit.checkpoint.header import (
     identity_of,
     read_header,
 )
+from soupkit.checkpoint.spread import Spread
 from soupkit.errors import CheckpointError, ReferenceError
-from soupkit.jsons import Json
+from soupkit.jsons import Json, JsonView
 
 ReadHeaders = Callable[[Sequence[Path]], list[Header]]
 INDEX_SUFFIX = ".safetensors.index.json"
@@ -42,18 +44,30 @@ NOT_COMPANIONS = (
     "training_args.json",
     "scores.json",
     "adapter_config.json",
+    "zero_to_fp32.py",
+    "latest_checkpointed_iteration.txt",
 )
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The files that hold the weights, what their headers say, and which files those were at the time."""
+    """The files that hold the weights, what their headers say, and which files those were at the time.
+
+    Of another program's files: spreads: where the numbers of tensors lie that are in pieces; ties: {name: the
+    name that it shares its bytes with}; read: what a manifest says of how they were read; notes: what to
+    tell.
+    """
 
     directory: Path
     files: tuple[Path, ...]
     specs: Mapping[str, TensorSpec]
     metadata: Mapping[str, str]
     identities: Mapping[Path, Identity]
+    spreads: Mapping[str, Spread] = field(default_factory=dict)
+    ties: Mapping[str, str] = field(default_factory=dict)
+    read: JsonView = field(default_factory=dict)
+    kind: Kind = "plain"
+    notes: tuple[str, ...] = ()
 
 
 def read_layout(path: Path) -> Layout:

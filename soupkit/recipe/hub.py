@@ -13,13 +13,16 @@ from soupkit.recipe.shared import OutputOptions
 
 @dataclass(frozen=True, kw_only=True)
 class Convert(OutputOptions):
-    """Turn pickled checkpoints (.pt, .pth, .pth.tar, .bin, .ckpt) into checkpoint directories.
+    """Turn other programs' checkpoints into checkpoint directories: pickles (.pt, .pth, .pth.tar, .bin,
+    .ckpt), and all that merges read where it lies (folders of torch.distributed.checkpoint, DeepSpeed ZeRO).
 
     Nothing in a pickle is ever run. Several files become OUT/NAME each, and OUT can be merged as it is.
 
     Example: soupkit convert model_best.pth.tar --model timm:resnet50 --out runs/resnet50
 
     Example: soupkit convert epoch=9.ckpt --strip model. --out runs/lightning
+
+    Example: soupkit convert soups/greedy --to dcp --out soups/greedy-dcp
     """
 
     refs: tuple[str, ...] = argument(
@@ -48,12 +51,19 @@ class Convert(OutputOptions):
     ignore: tuple[str, ...] = option(
         (), help="full name of a class that only holds settings: it is left out, never imported"
     )
+    to: Literal["safetensors", "dcp"] = option(
+        "safetensors",
+        help="what to write; dcp is a folder that torch.distributed.checkpoint.load reads, and takes "
+        "safetensors too",
+    )
     max_shard_size: str = option("50GB", help="start a new shard when a file would grow beyond this")
     threads: int = option(0, help="worker threads; 0 takes every core")
 
     def __post_init__(self) -> None:
         if not self.refs:
             raise RecipeError("no file is given", hint="name the files to convert")
+        if self.to == "dcp" and self.max_shard_size != Convert.max_shard_size:
+            raise RecipeError("max_shard_size is for safetensors", hint="leave it out with --to dcp")
         if self.model is not None and not self.model.startswith(("timm:", "open_clip:")):
             raise RecipeError(
                 f"model is {self.model!r}, expected timm:NAME or open_clip:NAME",

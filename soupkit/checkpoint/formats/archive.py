@@ -8,23 +8,21 @@ that is looked at here.
 
 from __future__ import annotations
 
-import io
 import os
 import struct
 import sys
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
-from soupkit.checkpoint.formats.memo import largest_entry
+from soupkit.checkpoint.formats.inert import MAX_PICKLE_BYTES, Unreadable, read_inert
 from soupkit.checkpoint.formats.storages import Storages, damaged
 from soupkit.errors import CheckpointError
 
-MAX_PICKLE_BYTES = 100_000_000
-"""Of data.pkl, which names the tensors; as many as the safetensors library allows its headers."""
 CHUNK = 1 << 20
 _LOCAL = struct.Struct("<4sHHHHHIIIHH")
 _END_BYTES = 22
@@ -64,17 +62,54 @@ def check_archive(path: Path, *, advance: Callable[[int], None] = lambda _num_by
     too large to unpickle. Memory: data.pkl and one chunk. Cost: one sequential read, which leaves the file in
     the page cache.
     """
+    with _damage_of(path), path.open("rb") as file, zipfile.ZipFile(file) as opened:
+        archive = _read_directory(path, opened)
+        starts = _check_places(archive, opened, file)
+        _check_pickle_size(archive)
+        contents = _Contents(file, opened, starts)
+        for record in sorted(archive.records.values(), key=lambda record: record.header_offset):
+            _check_contents(archive, record, contents, advance)
+        known = _check_storages(archive, contents)
+        mappable = archive.is_mappable and known and _is_native(archive, contents)
+        return replace(archive, is_mappable=mappable)
+
+
+@dataclass(frozen=True)
+class Records:
+    """The records of an archive whose bytes are used where they lie: {name: (start, bytes)}, and its
+    data.pkl."""
+
+    places: Mapping[str, tuple[int, int]]
+    pickled: bytes
+
+
+def read_records(path: Path, file: BinaryIO) -> Records:
+    """The directory of an archive in an open file, checked as by `check_archive` but for what records hold.
+
+    Raises CheckpointError, also for an archive that is compressed or of the other byte order. Memory:
+    data.pkl.
+    """
+    with _damage_of(path), zipfile.ZipFile(file) as opened:
+        archive = _read_directory(path, opened)
+        starts = _check_places(archive, opened, file)
+        _check_pickle_size(archive)
+        contents = _Contents(file, opened, starts)
+        if not archive.is_mappable or not _is_native(archive, contents):
+            raise CheckpointError(
+                f"{path}: is compressed, or of the other byte order: its tensors cannot be read in place",
+                hint="save it again with torch.save on a machine of this kind",
+            )
+        places = {
+            name: (starts[record.orig_filename], record.file_size) for name, record in archive.records.items()
+        }
+        return Records(places, b"".join(contents(archive.records["data.pkl"])))
+
+
+@contextmanager
+def _damage_of(path: Path) -> Iterator[None]:
+    """Say of what goes wrong in an archive that it is damaged."""
     try:
-        with path.open("rb") as file, zipfile.ZipFile(file) as opened:
-            archive = _read_directory(path, opened)
-            starts = _check_places(archive, opened, file)
-            _check_pickle_size(archive)
-            contents = _Contents(file, opened, starts)
-            for record in sorted(archive.records.values(), key=lambda record: record.header_offset):
-                _check_contents(archive, record, contents, advance)
-            known = _check_storages(archive, contents)
-            mappable = archive.is_mappable and known and _is_native(archive, contents)
-            return replace(archive, is_mappable=mappable)
+        yield
     except (
         zipfile.BadZipFile,
         zlib.error,
@@ -238,14 +273,10 @@ def _check_storages(archive: Archive, contents: _Contents) -> bool:
     """Every storage must have a record of its size. False where the pickle cannot be followed: torch then
     checks."""
     content = b"".join(contents(archive.records["data.pkl"]))
-    storages = Storages(io.BytesIO(content), archive.path)
+    storages = Storages(archive.path)
     try:
-        if largest_entry(content) >= len(content):
-            damaged(archive.path, "its data.pkl numbers more values than it has bytes")
-        storages.load()
-    except CheckpointError:
-        raise
-    except Exception:  # torch's own reader says what is wrong with a pickle
+        read_inert(content, archive.path, storage=storages)
+    except Unreadable:  # torch's own reader says what is wrong with a pickle
         return False
     for key, size in storages.found.items():
         name = f"data/{key}"

@@ -7,8 +7,12 @@ import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, cast
 
+import numpy as np
+
+from soupkit.checkpoint.checkpoint import Checkpoint
+from soupkit.checkpoint.dtypes import NUMPY_DTYPES
 from soupkit.checkpoint.formats.foreign import NOT_WEIGHTS, PICKLES, is_pickled, refuse_format, sharded_hint
 from soupkit.checkpoint.formats.pickles import (
     flat_array,
@@ -19,9 +23,11 @@ from soupkit.checkpoint.formats.pickles import (
     ties_of,
     uncounted,
 )
-from soupkit.checkpoint.formats.shards import Empty, refuse_empty
-from soupkit.checkpoint.formats.state_dict import Kind, Prefer, find_state_dict
+from soupkit.checkpoint.formats.selection import Selection
+from soupkit.checkpoint.formats.shards import refuse_empty
+from soupkit.checkpoint.formats.state_dict import Kind, find_state_dict
 from soupkit.checkpoint.formats.tensor_names import clean_names
+from soupkit.checkpoint.formats.write_dcp import as_torch, write_dcp
 from soupkit.checkpoint.header import Identity, Slot, identity_of
 from soupkit.checkpoint.layout import check_same, companions
 from soupkit.checkpoint.tensors import Plan, TensorFiles
@@ -32,25 +38,16 @@ from soupkit.manifest import is_plain_name
 if TYPE_CHECKING:
     import torch
 
+COPIED = 1 << 24
+"""Bytes that are copied at a time."""
 PICKLE_INDEX = ".bin.index.json"
 PREFERRED = ("pytorch_model.bin.index.json", "pytorch_model.bin", "open_clip_pytorch_model.bin")
 
 
 @dataclass(frozen=True)
-class Selection:
-    """What to take of a file: see `soupkit.recipe.hub.Convert`."""
-
-    key: str | None = None
-    prefer: Prefer = "auto"
-    strip: tuple[str, ...] = ()
-    drop: tuple[str, ...] = ()
-    ignore: tuple[str, ...] = ()
-    empty: Empty = "error"
-
-
-@dataclass(frozen=True)
 class Pickled:
-    """The tensors of one pickled checkpoint, mapped where torch can, under the names that they will have.
+    """The tensors of one pickled checkpoint, mapped where torch can, under the names that they will have; or
+    of a checkpoint that is read where it lies.
 
     slots: what will be written; ties: {dropped name: kept name} of tensors that share their bytes. files:
     where they were read from; where: the key in the file; others: further state dicts in it; facts: what the
@@ -59,7 +56,7 @@ class Pickled:
     the choice; identities: which files were read, as they were then.
     """
 
-    tensors: Mapping[str, torch.Tensor]
+    tensors: Mapping[str, torch.Tensor] | Checkpoint
     slots: Mapping[str, Slot]
     ties: Mapping[str, str]
     files: tuple[Path, ...]
@@ -160,7 +157,7 @@ def read_pickled(
                 raise CheckpointError(
                     f"{file}: tensor {name!r} stands in another shard too", hint="remove one of them"
                 )
-            tensors[name] = tensor
+            tensors[name] = cast("torch.Tensor", tensor)
     cleaned, renamings = clean_names(tensors, path, strip=selection.strip, drop=selection.drop)
     refuse_empty(cleaned, path, selection.empty)
     if directory is None and (path.is_dir() or path.name.endswith(PICKLE_INDEX)):
@@ -189,18 +186,84 @@ def _facts(value: object) -> Json:
     return {str(key): item for key, item in value.items() if isinstance(item, str | int | float)}
 
 
-def write_pickled(directory: Path, pickled: Pickled, plan: Plan, *, advance: Callable[[int], None]) -> None:
+def read_checkpoint(path: Path, selection: Selection = Selection()) -> Pickled:
+    """Open a checkpoint that is read where it lies. Raises ReferenceError, CheckpointError."""
+    opened = Checkpoint(path, selection=selection)
+    return Pickled(
+        opened,
+        {name: slot for name, slot in opened.slots.items() if name not in opened.ties},
+        opened.ties,
+        tuple(opened.files),
+        str(opened.read.get("where", "")),
+        directory=path if path.is_dir() else None,
+        kind=opened.kind,
+        notes=opened.notes,
+    )
+
+
+def write_pickled(
+    directory: Path,
+    pickled: Pickled,
+    plan: Plan,
+    *,
+    to: Literal["safetensors", "dcp"] = "safetensors",
+    advance: Callable[[int], None],
+) -> None:
     """Write the tensors one by one; each one's pages go back to the system before the next is read.
 
-    Memory: one tensor, beside what torch itself takes. Raises OSError (a full disk), CheckpointError.
+    Memory: one tensor, beside what torch itself takes; a chunk of what is read where it lies. Raises OSError
+    (a full disk), CheckpointError.
     """
-    mappings = [mapping for file in pickled.files for mapping in mappings_of(file)]
-    with TensorFiles(directory, plan) as files:
-        for name in (name for file in plan.files for name in file.order):
-            tensor = pickled.tensors[name]
-            array = flat_array(tensor)
-            files.write(name, 0, array)
-            advance(array.nbytes)
-            release(tensor, mappings)
+    if to == "dcp":
+        _write_dcp(directory, pickled, advance)
+    else:
+        with TensorFiles(directory, plan) as files:
+            order = [name for file in plan.files for name in file.order]
+            if isinstance(pickled.tensors, Checkpoint):
+                _copy(pickled.tensors, order, files, advance)
+            else:
+                _unpickle(pickled.tensors, order, files, pickled.files, advance)
     for file, identity in pickled.identities.items():
         check_same(file, identity, file.stat)
+
+
+def _write_dcp(directory: Path, pickled: Pickled, advance: Callable[[int], None]) -> None:
+    """Tied tensors under each of their names, as a model's own state dict has them."""
+    slots = {**pickled.slots, **{name: pickled.slots[kept] for name, kept in pickled.ties.items()}}
+    tensors = pickled.tensors
+
+    def read(name: str) -> torch.Tensor:
+        values = tensors[name] if isinstance(tensors, Checkpoint) else flat_array(tensors[name])
+        advance(0 if name in pickled.ties else values.nbytes)
+        return as_torch(values, slots[name])
+
+    write_dcp(directory, slots, read)
+
+
+def _copy(
+    source: Checkpoint, order: Sequence[str], files: TensorFiles, advance: Callable[[int], None]
+) -> None:
+    buffer = np.empty(COPIED, np.uint8)
+    for name in order:
+        slot = source.slots[name]
+        part = buffer.view(NUMPY_DTYPES[slot.dtype])
+        for start in range(0, slot.num_elements, part.size):
+            out = part[: slot.num_elements - start]
+            source.read_into(name, start, out)
+            files.write(name, start, out)
+            advance(out.nbytes)
+
+
+def _unpickle(
+    tensors: Mapping[str, torch.Tensor],
+    order: Sequence[str],
+    files: TensorFiles,
+    paths: Sequence[Path],
+    advance: Callable[[int], None],
+) -> None:
+    mappings = [mapping for path in paths for mapping in mappings_of(path)]
+    for name in order:
+        array = flat_array(tensors[name])
+        files.write(name, 0, array)
+        advance(array.nbytes)
+        release(tensors[name], mappings)

@@ -19,10 +19,6 @@ NOT_WEIGHTS = (
     "rng_state.pth",
 )
 _TORCH = "write its state dict with torch.save in the program that reads it, then soupkit convert"
-_DCP = (
-    "python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER whole.pt, then "
-    "soupkit convert whole.pt --out DIR"
-)
 _FORMATS = {
     ".npz": ("a numpy archive", f"load it into its model (timm: model.load_pretrained) and {_TORCH}"),
     ".npy": ("a numpy array", _TORCH),
@@ -49,7 +45,7 @@ _FORMATS = {
         "a TorchScript program",
         "torch.save(torch.jit.load(PATH).state_dict(), NEW), then soupkit convert NEW",
     ),
-    ".distcp": ("one rank's part of a torch.distributed.checkpoint", _DCP),
+    ".distcp": ("one rank's part of a torch.distributed.checkpoint", "name the folder that it is in"),
 }
 _BEGINNINGS = {b"GGUF": ".gguf", b"\x89HDF": ".h5", b"\x93NUM": ".npy"}
 
@@ -129,8 +125,8 @@ def folder_hint(names: Collection[str], folder: Path) -> str:
 
 def sharded_hint(names: Collection[str], folder: Path) -> str | None:
     """How to make one checkpoint of what many processes of a training saved; None for any other folder."""
-    if ".metadata" in names or any(name.endswith(".distcp") for name in names):
-        return f"it is a torch.distributed.checkpoint: {_DCP.replace('FOLDER', shlex.quote(str(folder)))}"
+    if any(name.endswith(".distcp") for name in names):
+        return "it is a torch.distributed.checkpoint without its .metadata: copy the whole folder"
     if _is_zero(names) or any(_is_zero(inside) for inside in _inside(folder)):
         return (
             "it is a checkpoint of DeepSpeed ZeRO: python zero_to_fp32.py "

@@ -7,13 +7,12 @@ leaves as the memory was; what follows the last one it does not look at. So both
 
 from __future__ import annotations
 
-import io
 import os
 import pickletools
 from pathlib import Path
 from typing import BinaryIO
 
-from soupkit.checkpoint.formats.memo import largest_entry
+from soupkit.checkpoint.formats.inert import read_inert
 from soupkit.checkpoint.formats.storages import Storages, damaged
 
 _COUNT_BYTES = 8
@@ -28,10 +27,10 @@ def check_legacy(path: Path) -> None:
     """
     with path.open("rb") as file:
         for _ in range(3):
-            _next_pickle(path, file)
-        storages = Storages(io.BytesIO(_next_pickle(path, file)), path)
-        storages.load()
-        listed = Storages(io.BytesIO(_next_pickle(path, file)), path).load()
+            _next_pickle(file)
+        storages = Storages(path)
+        read_inert(_next_pickle(file), path, storage=storages)
+        listed = read_inert(_next_pickle(file), path)
         start = file.tell()
         size = os.fstat(file.fileno()).st_size
     if sorted(listed) != sorted(storages.found):
@@ -44,14 +43,11 @@ def check_legacy(path: Path) -> None:
         damaged(path, f"{size - end} bytes follow the last of its storages")
 
 
-def _next_pickle(path: Path, file: BinaryIO) -> bytes:
+def _next_pickle(file: BinaryIO) -> bytes:
     """The bytes of the pickle that begins here."""
     start = file.tell()
     for _ in pickletools.genops(file):
         pass
     end = file.tell()
     file.seek(start)
-    content = file.read(end - start)
-    if largest_entry(content) >= len(content):
-        damaged(path, "its pickle numbers more values than it has bytes")
-    return content
+    return file.read(end - start)

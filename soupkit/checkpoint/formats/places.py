@@ -7,12 +7,9 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol, TypeGuard
 
 from soupkit.errors import CheckpointError
-
-if TYPE_CHECKING:
-    import torch
 
 NOT_WEIGHTS = re.compile(
     r"(^|_)(optim(?!al|um)|sched|scaler|amp(_|$)|callbacks?|loops?|queue|criterion|loss)"
@@ -29,11 +26,21 @@ _MOMENTS = {"exp", "sq", "square", "grad"}
 _AVERAGED = {"ema", "avg", "average", "averaged", "swa", "shadow", "polyak"}
 
 
+class Shaped(Protocol):
+    """A tensor of torch, or one that stays on disk."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> object: ...
+
+
 @dataclass(frozen=True)
 class Place:
     """Tensors by name, and the names of what else stood among them."""
 
-    tensors: Mapping[str, torch.Tensor]
+    tensors: Mapping[str, Shaped]
     left_out: tuple[str, ...] = ()
 
 
@@ -80,16 +87,10 @@ def every_place(value: object, where: str = "", depth: int = DEEPEST) -> Iterato
 def nameless_averages(value: object) -> list[str]:
     """Keys of averages that are kept as lists, without names, as torch_ema's shadow_params; to a depth of
     three."""
-    import torch
-
     found = []
     for key, inner in _items(value):
         for name, item in [(str(key), inner), *((f"{key}.{name}", item) for name, item in _items(inner))]:
-            listed = (
-                isinstance(item, list | tuple)
-                and item
-                and all(isinstance(each, torch.Tensor) for each in item)
-            )
+            listed = isinstance(item, list | tuple) and item and all(map(is_tensor, item))
             if listed and says_averaged(name):
                 found.append(name)
     return found
@@ -98,14 +99,17 @@ def nameless_averages(value: object) -> list[str]:
 def tensors_of(value: Mapping[object, object]) -> Place:
     """The tensors of one mapping; left out is what is no tensor, has no name, or is a module's extra
     state."""
-    import torch
-
     tensors = {
         key: item
         for key, item in value.items()
-        if isinstance(key, str) and isinstance(item, torch.Tensor) and not is_extra_state(key)
+        if isinstance(key, str) and is_tensor(item) and not is_extra_state(key)
     }
     return Place(tensors, tuple(str(key) for key in value if key not in tensors))
+
+
+def is_tensor(value: object) -> TypeGuard[Shaped]:
+    """Whether this is a tensor, in memory or on disk."""
+    return isinstance(getattr(value, "shape", None), tuple) and hasattr(value, "dtype")
 
 
 def is_extra_state(name: str) -> bool:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
+from soupkit.checkpoint.formats.places import Shaped
 from soupkit.errors import CheckpointError
-
-if TYPE_CHECKING:
-    import torch
 
 Empty = Literal["error", "keep"]
 ZERO_HINT = (
@@ -52,7 +50,7 @@ def _param_shapes(value: object) -> Iterator[tuple[str, tuple[int, ...]]]:
                     yield str(name), tuple(shape)
 
 
-def refuse_empty(tensors: Mapping[str, torch.Tensor], path: Path, empty: Empty) -> None:
+def refuse_empty(tensors: Mapping[str, Shaped], path: Path, empty: Empty) -> None:
     """Raise CheckpointError for tensors that hold nothing and seem to be meant to, unless they are to be
     kept.
 
@@ -60,7 +58,7 @@ def refuse_empty(tensors: Mapping[str, torch.Tensor], path: Path, empty: Empty) 
     sharded training leaves in the place of what another process holds.
     """
     lacking = [
-        name for name, tensor in tensors.items() if not tensor.numel() and _is_placeholder(name, tensor)
+        name for name, tensor in tensors.items() if 0 in tensor.shape and _is_placeholder(name, tensor)
     ]
     if lacking and empty == "error":
         raise CheckpointError(
@@ -70,5 +68,5 @@ def refuse_empty(tensors: Mapping[str, torch.Tensor], path: Path, empty: Empty) 
         )
 
 
-def _is_placeholder(name: str, tensor: torch.Tensor) -> bool:
+def _is_placeholder(name: str, tensor: Shaped) -> bool:
     return tuple(tensor.shape) == (0,) or name.rpartition(".")[2] in ("weight", "bias")

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from soupkit.checkpoint.formats.inner_average import InnerAverage, find_inner_average
 from soupkit.checkpoint.formats.places import (
     Place,
+    Shaped,
     at_key,
     described,
     every_place,
@@ -21,9 +22,6 @@ from soupkit.checkpoint.formats.places import (
 )
 from soupkit.checkpoint.formats.shards import refuse_shard
 from soupkit.errors import CheckpointError
-
-if TYPE_CHECKING:
-    import torch
 
 Prefer = Literal["auto", "ema", "raw"]
 Kind = Literal["averaged", "raw", "plain"]
@@ -52,7 +50,7 @@ class StateDict:
     what the reader should know of the choice.
     """
 
-    tensors: Mapping[str, torch.Tensor]
+    tensors: Mapping[str, Shaped]
     where: str
     others: tuple[str, ...] = ()
     kind: Kind = "plain"
@@ -147,7 +145,7 @@ def _wraps_both(place: Place) -> bool:
     return inner is not None and bool(inner.raw_prefix)
 
 
-def _shapes(tensors: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
+def _shapes(tensors: Mapping[str, Shaped]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TypeVar
 
-from soupkit.checkpoint.formats.places import COUNTERS
+from soupkit.checkpoint.formats.places import COUNTERS, Shaped
 from soupkit.errors import CheckpointError
 
-if TYPE_CHECKING:
-    import torch
+Tensor = TypeVar("Tensor", bound=Shaped)
 
 WRAPPERS = ("module.", "_orig_mod.")
 """Put before every name by DataParallel, DistributedDataParallel, AveragedModel; by torch.compile."""
@@ -20,8 +20,8 @@ name."""
 
 
 def clean_names(
-    tensors: Mapping[str, torch.Tensor], path: Path, *, strip: Sequence[str] = (), drop: Sequence[str] = ()
-) -> tuple[dict[str, torch.Tensor], tuple[str, ...]]:
+    tensors: Mapping[str, Tensor], path: Path, *, strip: Sequence[str] = (), drop: Sequence[str] = ()
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """Names without wrappers' prefixes and without `strip`, and what to tell of it; `drop` names are left
     out.
 
@@ -41,10 +41,8 @@ def clean_names(
     return _renamed(tensors, names, path), notes
 
 
-def _renamed(
-    tensors: Mapping[str, torch.Tensor], names: Mapping[str, str], path: Path
-) -> dict[str, torch.Tensor]:
-    cleaned: dict[str, torch.Tensor] = {}
+def _renamed(tensors: Mapping[str, Tensor], names: Mapping[str, str], path: Path) -> dict[str, Tensor]:
+    cleaned: dict[str, Tensor] = {}
     for old, new in names.items():
         if new in cleaned or not new:
             raise CheckpointError(
@@ -65,9 +63,11 @@ def _is_text(name: str) -> bool:
     return name == name.encode("utf-8", "replace").decode("utf-8")
 
 
-def _without_wrappers(names: dict[str, str], tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
+def _without_wrappers(names: dict[str, str], tensors: Mapping[str, Tensor]) -> dict[str, str]:
     """A wrapper's prefix goes when every name has it, and with it what the wrapper counts."""
-    own = {old: new for old, new in names.items() if not (new in COUNTERS and tensors[old].numel() == 1)}
+    own = {
+        old: new for old, new in names.items() if not (new in COUNTERS and math.prod(tensors[old].shape) == 1)
+    }
     for prefix in WRAPPERS:
         if own and all(new.startswith(prefix) for new in own.values()):
             return _without_wrappers({old: new.removeprefix(prefix) for old, new in own.items()}, tensors)

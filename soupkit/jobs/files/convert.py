@@ -10,7 +10,15 @@ from pathlib import Path
 
 from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.checkpoint.config.companions import copy_files, follow_dtype
-from soupkit.checkpoint.formats.convert import Pickled, Selection, pickled_files, read_pickled, write_pickled
+from soupkit.checkpoint.formats.convert import (
+    Pickled,
+    pickled_files,
+    read_checkpoint,
+    read_pickled,
+    write_pickled,
+)
+from soupkit.checkpoint.formats.opened import is_foreign
+from soupkit.checkpoint.formats.selection import Selection
 from soupkit.checkpoint.hashing import content_hash, files_hash
 from soupkit.checkpoint.hub import hub
 from soupkit.checkpoint.output import OutputDirectory
@@ -120,11 +128,20 @@ def _member_names(sources: Sequence[Source]) -> list[str]:
 
 def _open_all(sources: Sequence[Source], recipe: Convert, report: Report) -> list[tuple[Pickled, Plan]]:
     """Read and check every file, which takes one pass over their bytes."""
-    files = [file for source in sources for file in pickled_files(source.path)]
+    pickles = [source.path for source in sources if not _lies_as_read(source.path, recipe)]
+    files = [file for path in pickles for file in pickled_files(path)]
     report(Started("checking", sum(file.stat().st_size for file in files), "bytes"))
     opened = [_open(source, recipe, report) for source in sources]
     report(Finished("checking"))
     return opened
+
+
+def _lies_as_read(path: Path, recipe: Convert) -> bool:
+    """Whether a path is no pickle: what merges read too, safetensors among it where something else is
+    written."""
+    if recipe.to == "dcp" and (path.suffix == ".safetensors" or any(path.glob("*.safetensors"))):
+        return True
+    return is_foreign(path)
 
 
 def _mixed(sources: Sequence[Source], opened: Sequence[tuple[Pickled, Plan]], recipe: Convert) -> list[str]:
@@ -147,12 +164,15 @@ def _mixed(sources: Sequence[Source], opened: Sequence[tuple[Pickled, Plan]], re
 
 def _open(source: Source, recipe: Convert, report: Report) -> tuple[Pickled, Plan]:
     selection = Selection(recipe.key, recipe.prefer, recipe.strip, recipe.drop, recipe.ignore, recipe.empty)
-    pickled = read_pickled(
-        source.path,
-        selection,
-        directory=source.directory,
-        advance=lambda num_bytes: report(Advanced("checking", num_bytes)),
-    )
+    if _lies_as_read(source.path, recipe):
+        pickled = read_checkpoint(source.path, selection)
+    else:
+        pickled = read_pickled(
+            source.path,
+            selection,
+            directory=source.directory,
+            advance=lambda num_bytes: report(Advanced("checking", num_bytes)),
+        )
     with_clip = recipe.model is not None and recipe.model.startswith("open_clip:")
     plan = plan_files(
         pickled.slots,
@@ -195,18 +215,23 @@ def _write(
     _tell(source.reference, pickled, recipe, report)
     copy_files(pickled.companions, pickled.directory or directory, directory)
     write_pickled(
-        directory, pickled, plan, advance=lambda num_bytes: report(Advanced("converting", num_bytes))
+        directory,
+        pickled,
+        plan,
+        to=recipe.to,
+        advance=lambda num_bytes: report(Advanced("converting", num_bytes)),
     )
     follow_dtype(directory, plan.slots)
     try:
         finish(directory)
     except SoupkitError as error:
         raise type(error)(f"{source.reference}: {error.message}", hint=error.hint) from error
+    content = content_hash(Checkpoint(directory), threads=world.num_threads)
     manifest = Manifest(
         command=COMMAND,
         recipe=recipe_to_json(recipe),
-        inputs=[_describe(source, pickled, recipe.out)],
-        outputs=describe_outputs(directory, content_hash(Checkpoint(directory), threads=world.num_threads)),
+        inputs=[_describe(source, pickled, recipe, world, content)],
+        outputs=describe_outputs(directory, content),
         notes={
             "where": pickled.where,
             "kind": pickled.kind,
@@ -219,11 +244,19 @@ def _write(
     return manifest
 
 
-def _describe(source: Source, pickled: Pickled, out: Path) -> Json:
-    place: Json = {"path": os.path.relpath(source.path.resolve(), out.resolve())}
+def _describe(source: Source, pickled: Pickled, recipe: Convert, world: World, written: str) -> Json:
+    """The manifest's record of an input; `written` is the content hash of what was made of it."""
+    place: Json = {"path": os.path.relpath(source.path.resolve(), recipe.out.resolve())}
     if source.on_hub:
         place = {"commit": source.on_hub.revision}
-    return {"reference": source.reference, **place, "content": files_hash(pickled.files), **_seen(source)}
+    if isinstance(pickled.tensors, Checkpoint):  # of the same weights, but for names that are written twice
+        content = (
+            written if recipe.to == "safetensors" else pickled.tensors.identity(threads=world.num_threads)
+        )
+        place |= pickled.tensors.read
+    else:
+        content = files_hash(pickled.files)
+    return {"reference": source.reference, **place, "content": content, **_seen(source)}
 
 
 def _seen(source: Source) -> Json:

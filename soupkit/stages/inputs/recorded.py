@@ -13,6 +13,7 @@ from soupkit.align.permuted import Permuted
 from soupkit.align.spec import Permutation, PermutationSpec
 from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.checkpoint.formats.convert import pickled_files
+from soupkit.checkpoint.formats.selection import Selection
 from soupkit.checkpoint.hashing import FILES_HASH, files_hash
 from soupkit.checkpoint.hub.hub import fetch_pickles
 from soupkit.checkpoint.reference import open_checkpoint
@@ -45,7 +46,11 @@ def open_input(directory: Path, entry: Json) -> Checkpoint:
     """An ingredient, by its reference or by its place relative to the output. Raises ReferenceError."""
     if "commit" in entry:
         return open_checkpoint(entry["reference"])
-    return Checkpoint(_input_path(directory, entry).resolve(), reference=entry["reference"])
+    return Checkpoint(
+        _input_path(directory, entry).resolve(),
+        reference=entry["reference"],
+        selection=Selection.from_json(entry.get("selection", {})),
+    )
 
 
 def open_as_recorded(directory: Path, manifest: Manifest) -> list[Source]:
