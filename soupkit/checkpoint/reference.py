@@ -9,6 +9,7 @@ from pathlib import Path
 
 from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.checkpoint.formats.foreign import glob_hint
+from soupkit.checkpoint.formats.numpy_files import NPZ, PICKLES
 from soupkit.checkpoint.hub import hub
 from soupkit.checkpoint.order import naturally
 from soupkit.errors import ReferenceError
@@ -102,6 +103,10 @@ OPENERS: Mapping[str, Callable[[str, bool], list[Checkpoint]]] = {
 here."""
 
 
+FILES = (".safetensors", NPZ, *PICKLES)
+"""Files of which each is a checkpoint of its own."""
+
+
 def expand(ref: str) -> list[Path]:
     """The paths of the checkpoints behind one reference to this disk. Raises ReferenceError."""
     path = local_path(ref)
@@ -109,10 +114,10 @@ def expand(ref: str) -> list[Path]:
         return sweep_members(path) or [path]
     if glob.has_magic(ref):
         matches = glob_paths(ref)
-        found = [match for match in matches if match.is_dir() or match.suffix == ".safetensors"]
+        found = [match for match in matches if match.is_dir() or match.suffix in FILES]
         if not found:
             raise ReferenceError(
-                f"{ref}: matches no directory and no .safetensors file", hint=glob_hint(ref, matches)
+                f"{ref}: matches no directory and no {', '.join(FILES)} file", hint=glob_hint(ref, matches)
             )
         return [inner for match in found for inner in sweep_members(match) or [match]]
     raise ReferenceError(

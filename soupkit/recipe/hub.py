@@ -13,8 +13,10 @@ from soupkit.recipe.shared import OutputOptions
 
 @dataclass(frozen=True, kw_only=True)
 class Convert(OutputOptions):
-    """Turn other programs' checkpoints into checkpoint directories: pickles (.pt, .pth, .pth.tar, .bin,
-    .ckpt), and all that merges read where it lies (folders of torch.distributed.checkpoint, DeepSpeed ZeRO).
+    """Turn pickles and other programs' checkpoints into checkpoint directories, or into torch's own.
+
+    Reads pickles (.pt, .pth, .pth.tar, .bin, .ckpt), and all that merges read where it lies: folders of
+    torch.distributed.checkpoint, DeepSpeed ZeRO, files of ranks, .npz and .pkl.
 
     Nothing in a pickle is ever run. Several files become OUT/NAME each, and OUT can be merged as it is.
 

@@ -183,7 +183,7 @@ def _check_places(archive: Archive, opened: zipfile.ZipFile, file: BinaryIO) -> 
             damaged(archive.path, f"the record {name!r} overlaps the one before it")
         if not starts and record.header_offset:
             damaged(archive.path, f"{record.header_offset} bytes before its first record belong to no record")
-        starts[name] = _data_start(archive.path, record, file)
+        starts[name] = data_start(archive.path, record, file)
         end = starts[name] + record.compress_size
         if end > opened.start_dir:
             damaged(archive.path, f"the record {name!r} runs past the end of the data")
@@ -200,7 +200,7 @@ def _check_end(path: Path, file: BinaryIO) -> None:
         damaged(path, "something follows the end of its directory")
 
 
-def _data_start(path: Path, record: zipfile.ZipInfo, file: BinaryIO) -> int:
+def data_start(path: Path, record: zipfile.ZipInfo, file: BinaryIO) -> int:
     """Where a record's bytes begin; its own header must tell the same of it as the directory."""
     name = record.orig_filename
     file.seek(record.header_offset)

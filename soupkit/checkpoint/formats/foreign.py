@@ -20,7 +20,7 @@ NOT_WEIGHTS = (
 )
 _TORCH = "write its state dict with torch.save in the program that reads it, then soupkit convert"
 _FORMATS = {
-    ".npz": ("a numpy archive", f"load it into its model (timm: model.load_pretrained) and {_TORCH}"),
+    ".npz": ("called an archive of numpy, and none", "download it again"),
     ".npy": ("a numpy array", _TORCH),
     ".gguf": (
         "a GGUF file of llama.cpp",
@@ -39,8 +39,8 @@ _FORMATS = {
         "a TensorFlow Lite graph",
         "merge the checkpoints that it was exported from, and export the soup",
     ),
-    ".pkl": ("a plain pickle, not one of torch.save", _TORCH),
-    ".pickle": ("a plain pickle, not one of torch.save", _TORCH),
+    ".pkl": ("no pickle of numpy arrays", _TORCH),
+    ".pickle": ("no pickle of numpy arrays", _TORCH),
     ".jit": (
         "a TorchScript program",
         "torch.save(torch.jit.load(PATH).state_dict(), NEW), then soupkit convert NEW",
@@ -110,6 +110,8 @@ def folder_hint(names: Collection[str], folder: Path) -> str:
             f"--out DIR"
         )
     for name in sorted(names):
+        if Path(name).suffix.lower() in (".npz", ".pkl", ".pickle"):
+            return f"it holds arrays of numpy; refer to the file: {shlex.quote(f'{folder}/{name}')}"
         if Path(name).suffix.lower() in _FORMATS:
             what, hint = _FORMATS[Path(name).suffix.lower()]
             return f"it holds {what}, which soupkit does not read: {hint}"

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from soupkit.checkpoint.formats.dcp import METADATA, read_dcp
+from soupkit.checkpoint.formats.numpy_files import is_array_pickle, is_npz, read_array_pickle, read_npz
 from soupkit.checkpoint.formats.places import NOT_WEIGHTS
+from soupkit.checkpoint.formats.ranks import rank_files, read_ranks
 from soupkit.checkpoint.formats.selection import Selection
 from soupkit.checkpoint.formats.shards import refuse_empty
 from soupkit.checkpoint.formats.state_dict import StateDict, find_state_dict
@@ -133,4 +135,17 @@ def _zero_folder(path: Path) -> Path | None:
     return inside[0] if inside else None
 
 
-FORMATS = (Format("dcp", _dcp_folder, read_dcp), Format("zero", _zero_folder, read_zero))
+def _rank_folder(path: Path) -> Path | None:
+    """A folder with one file of torch.save for each rank."""
+    if not path.is_dir() or any(path.glob("*.safetensors")):
+        return None
+    return path if rank_files(path) else None
+
+
+FORMATS = (
+    Format("dcp", _dcp_folder, read_dcp),
+    Format("zero", _zero_folder, read_zero),
+    Format("rank files", _rank_folder, read_ranks),
+    Format("npz", lambda path: path if is_npz(path) else None, read_npz),
+    Format("pkl", lambda path: path if is_array_pickle(path) else None, read_array_pickle),
+)

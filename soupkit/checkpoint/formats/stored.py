@@ -173,6 +173,8 @@ class _Typed(Inert):
     """_rebuild_from_type_v2(function, type, arguments, state): a tensor with attributes, or of another
     kind."""
 
+    of = "torch._tensor._rebuild_from_type_v2"
+
     def __new__(cls, *arguments: Any, **named: object) -> Any:
         function, _, inner, *_ = arguments
         if isinstance(function, type) and issubclass(function, _Tensor | _TypedTensor | _First):
