@@ -80,6 +80,7 @@ class Checkpoint(Source):
         self.notes = layout.notes
         self.read = layout.read
         self.kind = layout.kind
+        self.parts = layout.parts
         self._spreads = layout.spreads
         self.config_name, self.config = read_config(layout.directory)
         self._identities = layout.identities

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from soupkit.checkpoint.config.modules import module_files
+from soupkit.checkpoint.config.pipelines import component_files, component_folders, is_weights
 from soupkit.checkpoint.formats.foreign import folder_hint, refuse_foreign
 from soupkit.checkpoint.formats.state_dict import Kind
 from soupkit.checkpoint.header import (
@@ -67,6 +68,7 @@ class Layout:
     ties: Mapping[str, str] = field(default_factory=dict)
     read: JsonView = field(default_factory=dict)
     kind: Kind = "plain"
+    parts: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 
@@ -78,6 +80,34 @@ def read_layout(path: Path) -> Layout:
         refuse_foreign(path)
     weights = path if is_file else find_weights(path)
     return layout_of(weights, names=_listed(weights.parent))
+
+
+def read_parts(directory: Path) -> Layout | None:
+    """The layout of a pipeline of diffusers: tensors of a component `unet` are called `unet/…`. None for any
+    other directory, and for a pipeline without safetensors. Raises ReferenceError, CheckpointError."""
+    folders = [name for name in component_folders(directory) if any((directory / name).glob("*.safetensors"))]
+    if not folders:
+        return None
+    layouts = {f"{name}/": read_layout(directory / name) for name in folders}
+    return Layout(
+        directory,
+        tuple(file for layout in layouts.values() for file in layout.files),
+        {prefix + name: spec for prefix, each in layouts.items() for name, spec in each.specs.items()},
+        {"format": "pt"}
+        | {
+            prefix + dropped: prefix + kept
+            for prefix, each in layouts.items()
+            for dropped, kept in each.metadata.items()
+            if kept in each.specs
+        },
+        {file: identity for each in layouts.values() for file, identity in each.identities.items()},
+        parts={prefix: _whole_name(prefix, each.files[0].name) for prefix, each in layouts.items()},
+    )
+
+
+def _whole_name(prefix: str, name: str) -> str:
+    """The file of a component's weights, without the number of a shard."""
+    return f"{prefix}{name.removesuffix('.safetensors').partition('-0')[0]}.safetensors"
 
 
 def read_headers(files: Sequence[Path]) -> list[Header]:
@@ -131,9 +161,9 @@ def choose_weights(names: Collection[str], where: str, *, separator: str = "/", 
             f"{where}: is a LoRA adapter, not a checkpoint",
             hint="merge the adapter into its base model first (peft: merge_and_unload) and save that",
         )
-    preferred = ["model.safetensors", "open_clip_model.safetensors"]
+    preferred = ["model.safetensors", "open_clip_model.safetensors", "diffusion_pytorch_model.safetensors"]
     if CONFIG_NAMES[0] in names:
-        preferred.reverse()
+        preferred[:2] = reversed(preferred[:2])
     indexes = sorted(name for name in names if name.endswith(INDEX_SUFFIX))
     singles = [name for name in preferred if name in names]
     if singles and f"{singles[0].removesuffix('.safetensors')}{INDEX_SUFFIX}" in indexes:
@@ -255,7 +285,8 @@ def companions(directory: Path) -> list[Path]:
     elsewhere.
     """
     own = [path for path in sorted(directory.iterdir()) if path.is_file() and is_companion(path.name)]
-    return [*own, *module_files(directory)]
+    beside = [path for path in component_files(directory) if is_companion(path.name) and not is_weights(path)]
+    return [*own, *module_files(directory), *beside]
 
 
 def is_companion(name: str) -> bool:

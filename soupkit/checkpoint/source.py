@@ -113,7 +113,8 @@ def name_of(source: Mapping[str, Array], position: int) -> str:
 
 def folder_of(source: Source) -> Path:
     """The folder of a source's files, with its companions on disk; named like it where it has no files."""
-    return source.files[0].parent if source.companions or source.files else Path(source.reference)
+    folders = [path.parent for path in (source.companions or source.files)]
+    return min(folders, key=lambda folder: len(folder.parts)) if folders else Path(source.reference)
 
 
 def config_of(source: Mapping[str, Array]) -> JsonView:

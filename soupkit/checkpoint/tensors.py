@@ -36,20 +36,23 @@ _UNITS = {
 
 @dataclass(frozen=True)
 class PlannedFile:
-    """One file to write: its name and its tensors in order."""
+    """One file to write: its name and its tensors in order. prefix: what their names begin with and the file
+    leaves out."""
 
     name: str
     order: tuple[str, ...]
+    prefix: str = ""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All files of a checkpoint to write. num_bytes counts the tensors' data."""
+    """All files of a checkpoint to write. indexes: {prefix: the index of the shards of what begins with it}.
+    num_bytes counts the tensors' data."""
 
     slots: Mapping[str, Slot]
     metadata: Mapping[str, str]
     files: tuple[PlannedFile, ...]
-    index_name: str | None
+    indexes: Mapping[str, str]
 
     @property
     def num_bytes(self) -> int:
@@ -70,9 +73,35 @@ def plan_files(
     file_name: str = "model.safetensors",
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
     metadata: Mapping[str, str] | None = None,
+    parts: Mapping[str, str] | None = None,
 ) -> Plan:
     """Decide shards, in canonical order: a new file when a tensor would pass the limit; a larger one stands
-    alone."""
+    alone.
+
+    parts: {what names begin with: the file for them}, of a pipeline; else all are for `file_name`.
+    """
+    files: list[PlannedFile] = []
+    indexes: dict[str, str] = {}
+    for prefix, name in (parts or {"": file_name}).items():
+        own = {each: slot for each, slot in slots.items() if each.startswith(prefix)}
+        groups = _groups(own, max_shard_bytes)
+        stem = name.removesuffix(".safetensors")
+        names = [f"{stem}-{i + 1:05d}-of-{len(groups):05d}.safetensors" for i in range(len(groups))]
+        if len(groups) == 1:
+            names = [name]
+        else:
+            indexes[prefix] = f"{stem}{INDEX_SUFFIX}"
+        files += [PlannedFile(each, tuple(group), prefix) for each, group in zip(names, groups, strict=True)]
+    lost = slots.keys() - {name for file in files for name in file.order}
+    if lost:
+        raise CheckpointError(
+            f"tensor {min(lost)!r} is of none of the components {', '.join(parts or ())}",
+            hint="merge pipelines of the same components",
+        )
+    return Plan(slots, {"format": "pt", **(metadata or {})}, tuple(files), indexes)
+
+
+def _groups(slots: Mapping[str, Slot], max_shard_bytes: int) -> list[list[str]]:
     groups: list[list[str]] = [[]]
     size = 0
     for name in canonical_order(slots):
@@ -81,13 +110,7 @@ def plan_files(
             size = 0
         groups[-1].append(name)
         size += slots[name].num_bytes
-    stem = file_name.removesuffix(".safetensors")
-    names = [f"{stem}-{i + 1:05d}-of-{len(groups):05d}.safetensors" for i in range(len(groups))]
-    if len(groups) == 1:
-        names = [file_name]
-    files = tuple(PlannedFile(name, tuple(group)) for name, group in zip(names, groups, strict=True))
-    index_name = f"{stem}{INDEX_SUFFIX}" if len(groups) > 1 else None
-    return Plan(slots, {"format": "pt", **(metadata or {})}, files, index_name)
+    return groups
 
 
 class TensorFiles:
@@ -105,7 +128,8 @@ class TensorFiles:
 
     def __enter__(self) -> TensorFiles:
         for file in self._plan.files:
-            prefix, starts = header_bytes(self._plan.slots, list(file.order), self._plan.metadata)
+            prefix, starts = self._header(file)
+            (self._directory / file.name).parent.mkdir(exist_ok=True)
             descriptor = os.open(self._directory / file.name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
             self._descriptors.append(descriptor)
             data = sum(self._plan.slots[name].num_bytes for name in file.order)
@@ -114,6 +138,18 @@ class TensorFiles:
             for name, start in starts.items():
                 self._places[name] = (descriptor, start, NUMPY_DTYPES[self._plan.slots[name].dtype].itemsize)
         return self
+
+    def _header(self, file: PlannedFile) -> tuple[bytes, dict[str, int]]:
+        """The header of a file, and where in it each tensor starts."""
+        inside = {name.removeprefix(file.prefix): self._plan.slots[name] for name in file.order}
+        others = [each.prefix for each in self._plan.files if each.prefix != file.prefix]
+        metadata = {
+            key.removeprefix(file.prefix): value.removeprefix(file.prefix)
+            for key, value in self._plan.metadata.items()
+            if not key.startswith(tuple(others))
+        }
+        prefix, starts = header_bytes(inside, list(inside), metadata)
+        return prefix, {file.prefix + name: start for name, start in starts.items()}
 
     def write(self, name: str, start: int, values: Array) -> None:
         """Write the elements of tensor `name` from number `start` on."""
@@ -127,22 +163,30 @@ class TensorFiles:
         if error is None:
             if failed:  # what the system took in an earlier write may never have reached the disk
                 raise failed[0]
-            if self._plan.index_name:
-                self._write_index(self._plan.index_name)
+            for prefix, index in self._plan.indexes.items():
+                self._write_index(prefix, index)
             self._check()
 
-    def _write_index(self, index_name: str) -> None:
-        weight_map = {name: file.name for file in self._plan.files for name in file.order}
+    def _write_index(self, prefix: str, index_name: str) -> None:
+        files = [file for file in self._plan.files if file.prefix == prefix]
+        weight_map = {
+            name.removeprefix(prefix): Path(file.name).name for file in files for name in file.order
+        }
+        size = sum(self._plan.slots[name].num_bytes for file in files for name in file.order)
         index: Json = {
-            "metadata": {"total_size": self._plan.num_bytes},
+            "metadata": {"total_size": size},
             "weight_map": dict(sorted(weight_map.items())),
         }
         (self._directory / index_name).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
     def _check(self) -> None:
         """Read the headers back: what was declared must be what is there."""
-        layout = read_layout(self._directory / (self._plan.index_name or self._plan.files[0].name))
-        written = {name: Slot(spec.dtype, spec.shape) for name, spec in layout.specs.items()}
+        first = {file.prefix: file.name for file in reversed(self._plan.files)} | dict(self._plan.indexes)
+        written = {
+            prefix + name: Slot(spec.dtype, spec.shape)
+            for prefix, file in first.items()
+            for name, spec in read_layout(self._directory / file).specs.items()
+        }
         if written != dict(self._plan.slots):
             raise CheckpointError(f"{self._directory}: the written headers are not the declared tensors")
 

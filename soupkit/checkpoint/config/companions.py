@@ -8,11 +8,12 @@ from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from pathlib import Path
 
+from soupkit.checkpoint.config.pipelines import component_folders
 from soupkit.checkpoint.dtypes import FLOATING, LONG_NAMES, Array, widest
 from soupkit.checkpoint.header import Slot
 from soupkit.checkpoint.layout import CONFIG_NAMES, read_config
 from soupkit.checkpoint.quantized import SIDE_FILES
-from soupkit.checkpoint.source import Source, read_chunk
+from soupkit.checkpoint.source import Source, folder_of, read_chunk
 from soupkit.checkpoint.views.view import View, record_of
 from soupkit.jsons import Json, JsonView
 
@@ -48,7 +49,8 @@ def write_companions(model: Source, directory: Path, slots: Mapping[str, Slot]) 
     `slots`."""
     companions = model.companions
     if companions:
-        copy_files(companions, model.files[0].parent, directory)
+        copy_files(companions, folder_of(model), directory)
+    follow_dtype_of_parts(directory, slots)
     if name := config_name(model):
         write_config(directory / name, with_dtype(model.config, slots, own=model.slots))
 
@@ -66,6 +68,13 @@ def follow_dtype(directory: Path, slots: Mapping[str, Slot]) -> None:
     name, config = read_config(directory)
     if name:
         write_config(directory / name, with_dtype(config, slots, own=slots))
+
+
+def follow_dtype_of_parts(directory: Path, slots: Mapping[str, Slot]) -> None:
+    """The same for the components of a pipeline, each of its own tensors."""
+    for name in component_folders(directory):
+        own = {each: slot for each, slot in slots.items() if each.startswith(f"{name}/")}
+        follow_dtype(directory / name, own)
 
 
 def write_config(path: Path, config: JsonView) -> None:

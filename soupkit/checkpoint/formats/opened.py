@@ -18,7 +18,7 @@ from soupkit.checkpoint.formats.stored import Stored, stored_slot
 from soupkit.checkpoint.formats.tensor_names import clean_names
 from soupkit.checkpoint.formats.zero import is_zero, read_zero
 from soupkit.checkpoint.header import TensorSpec, identity_of
-from soupkit.checkpoint.layout import Layout, read_layout
+from soupkit.checkpoint.layout import Layout, read_layout, read_parts
 from soupkit.checkpoint.order import naturally
 from soupkit.errors import ReferenceError
 
@@ -46,7 +46,7 @@ def open_layout(path: Path, selection: Selection = Selection()) -> Layout:
             f"{path}: is read as it is: no option changes which of its tensors are taken",
             hint="leave the options of names and places out",
         )
-    return read_layout(path)
+    return read_parts(path) or read_layout(path)
 
 
 def is_foreign(path: Path) -> bool:
@@ -73,7 +73,7 @@ def _layout_of(path: Path, each: Format, place: Path, selection: Selection) -> L
         _ties(tensors),
         {"format": each.name, "where": found.where, **selection.to_json()},
         found.kind,
-        (*_others(found), *found.notes, *renamings),
+        notes=(*_others(found), *found.notes, *renamings),
     )
 
 

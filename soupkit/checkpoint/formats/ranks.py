@@ -55,7 +55,7 @@ def read_ranks(folder: Path) -> Any:
     values = [read_archive(file) for file in files]
     found = _Found(0)
     joined = _join(values, folder.name, files, found)
-    if not found.parts:
+    if not found.parts and len(files) > 1:
         raise CheckpointError(
             f"{folder}: its {len(files)} files hold plain tensors, which do not say how they fit together",
             hint=_SAVE,

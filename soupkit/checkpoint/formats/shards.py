@@ -11,8 +11,8 @@ from soupkit.errors import CheckpointError
 
 Empty = Literal["error", "keep"]
 ZERO_HINT = (
-    "DeepSpeed's own script, which lies beside such files, makes a whole checkpoint of them: "
-    "python zero_to_fp32.py FOLDER OUT; convert OUT"
+    "name the folder with the files of all ranks, which soupkit reads as it is; or make a whole checkpoint "
+    "with the script beside them: python zero_to_fp32.py FOLDER OUT"
 )
 _DEEPSPEED = ("ds_version", "ds_config", "param_shapes", "zero_stage")
 

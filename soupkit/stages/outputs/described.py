@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from soupkit.checkpoint.config.modules import module_files
+from soupkit.checkpoint.config.pipelines import component_files
 from soupkit.checkpoint.hashing import file_sha256, file_xxh3
 from soupkit.checkpoint.seen import carried
 from soupkit.checkpoint.source import Source
@@ -37,7 +38,7 @@ def describe_inputs(
 def describe_outputs(directory: Path, content: str, *, sha256: bool = False) -> Json:
     """The manifest's record of what was written: the content hash of the weights, and every file."""
     files: Json = {}
-    nested = module_files(directory)
+    nested = [*module_files(directory), *component_files(directory)]
     for path in [*sorted(path for path in directory.iterdir() if path.is_file()), *nested]:
         name = path.relative_to(directory).as_posix()
         files[name] = {"bytes": path.stat().st_size}

@@ -88,6 +88,7 @@ def plan_soup(
         file_name=_file_name(model),
         max_shard_bytes=parse_bytes(recipe.max_shard_size),
         metadata=_metadata(model, agreement),
+        parts=checkpoint.parts if (checkpoint := checkpoint_of(model)) else None,
     )
     inputs = [path for checkpoint in checkpoints for path in checkpoint.files]
     check_output(recipe.out, overwrite=recipe.overwrite, num_bytes=plan.num_bytes, inputs=inputs)
