@@ -14,6 +14,7 @@ import numpy as np
 from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.checkpoint.dtypes import NUMPY_DTYPES
 from soupkit.checkpoint.formats.foreign import NOT_WEIGHTS, PICKLES, is_pickled, refuse_format, sharded_hint
+from soupkit.checkpoint.formats.numpy_files import is_npz
 from soupkit.checkpoint.formats.pickles import (
     flat_array,
     load_pickle,
@@ -87,6 +88,8 @@ def pickled_files(path: Path) -> list[Path]:
         return pickled_files(path / choose_pickle(names, str(path)))
     if not path.is_file():
         raise ReferenceError(f"{path}: no such file or directory", hint="check the path")
+    if is_npz(path):
+        return [path]
     if path.name.endswith(PICKLE_INDEX):
         names = shard_names(path, [entry.name for entry in path.parent.iterdir()])
         return [path.parent / name for name in names]
@@ -184,6 +187,12 @@ def _facts(value: object) -> Json:
     if not isinstance(value, Mapping):
         return {}
     return {str(key): item for key, item in value.items() if isinstance(item, str | int | float)}
+
+
+def pickled_as(tensors: Mapping[str, torch.Tensor], path: Path, note: str) -> Pickled:
+    """Tensors that another library made of a file."""
+    slots = {name: slot_of(name, tensor) for name, tensor in tensors.items()}
+    return Pickled(tensors, slots, {}, (path,), notes=(note,), identities={path: identity_of(path.stat())})
 
 
 def read_checkpoint(path: Path, selection: Selection = Selection()) -> Pickled:

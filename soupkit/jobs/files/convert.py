@@ -12,11 +12,13 @@ from soupkit.checkpoint.checkpoint import Checkpoint
 from soupkit.checkpoint.config.companions import copy_files, follow_dtype
 from soupkit.checkpoint.formats.convert import (
     Pickled,
+    pickled_as,
     pickled_files,
     read_checkpoint,
     read_pickled,
     write_pickled,
 )
+from soupkit.checkpoint.formats.numpy_files import is_npz
 from soupkit.checkpoint.formats.opened import is_foreign
 from soupkit.checkpoint.formats.selection import Selection
 from soupkit.checkpoint.hashing import content_hash, files_hash
@@ -25,7 +27,7 @@ from soupkit.checkpoint.output import OutputDirectory
 from soupkit.checkpoint.reference import glob_paths, local_path
 from soupkit.checkpoint.seen import seen_by
 from soupkit.checkpoint.tensors import Plan, parse_bytes, plan_files
-from soupkit.errors import ReferenceError, SoupkitError
+from soupkit.errors import RecipeError, ReferenceError, SoupkitError
 from soupkit.events import Advanced, Finished, Report, Started, Table, Told, Warned, Wrote
 from soupkit.jsons import Json
 from soupkit.manifest import Manifest
@@ -164,7 +166,9 @@ def _mixed(sources: Sequence[Source], opened: Sequence[tuple[Pickled, Plan]], re
 
 def _open(source: Source, recipe: Convert, report: Report) -> tuple[Pickled, Plan]:
     selection = Selection(recipe.key, recipe.prefer, recipe.strip, recipe.drop, recipe.ignore, recipe.empty)
-    if _lies_as_read(source.path, recipe):
+    if recipe.model and recipe.model.startswith("timm:") and is_npz(source.path):
+        pickled = _named_as_timm(source.path, recipe, selection)
+    elif _lies_as_read(source.path, recipe):
         pickled = read_checkpoint(source.path, selection)
     else:
         pickled = read_pickled(
@@ -181,6 +185,21 @@ def _open(source: Source, recipe: Convert, report: Report) -> tuple[Pickled, Pla
         metadata=pickled.ties,
     )
     return pickled, plan
+
+
+def _named_as_timm(path: Path, recipe: Convert, selection: Selection) -> Pickled:
+    """Arrays of JAX under the names that timm's own loader gives them."""
+    import soupkit.task.torchvision_ops  # noqa: F401  (before timm)
+    from soupkit.task.images.npz import named_as_timm
+    from soupkit.task.spec import parse_model
+
+    if selection != Selection():
+        raise RecipeError(
+            f"{path}: timm names its arrays: no option chooses among them",
+            hint="leave --key, --prefer, --strip and --drop out, or leave --model out",
+        )
+    spec = parse_model(str(recipe.model))
+    return pickled_as(named_as_timm(spec, path), path, f"its arrays have the names of timm's {spec.name}")
 
 
 def _finisher(recipe: Convert) -> Finish:
