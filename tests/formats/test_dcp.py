@@ -67,3 +67,22 @@ def test_what_is_written_fills_a_state_dict_of_torch(sharded: Path, tmp_path: Pa
     for name, tensor in wanted.items():
         assert torch.equal(loaded[name].reshape(-1).view(torch.uint8), tensor.reshape(-1).view(torch.uint8))
     assert run_command_line(["verify", str(tmp_path / "dcp"), "--inputs", "--quiet"]) == 0
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_optimizers_are_left_out_and_a_choice_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one, two, flat = torch.ones(3), torch.full((3,), 3.0), tmp_path / "flat"
+    dcp.save({"w": one, "optimizer.state.w": two}, checkpoint_id=flat, no_dist=True)
+    assert list(Checkpoint(flat)) == ["w"]
+    both = tmp_path / "both"
+    nested = {"model": {"w": one}, "ema_model": {"w": two}, "optimizer": {"state": {"w": {"exp_avg": one}}}}
+    dcp.save(nested, checkpoint_id=both, no_dist=True)
+    assert run_command_line(["merge", "uniform", str(both), str(flat), "--out", str(tmp_path / "soup")]) == 0
+    assert "took ema_model; there are also model" in capsys.readouterr().err
+    assert Checkpoint(tmp_path / "soup")["w"].tolist() == [2, 2, 2]
+    raw = tmp_path / "raw"
+    assert run_command_line(["convert", str(both), "--prefer", "raw", "--out", str(raw), "--quiet"]) == 0
+    assert Checkpoint(raw)["w"].tolist() == [1, 1, 1]
+    assert run_command_line(["verify", str(raw), "--inputs", "--quiet"]) == 0

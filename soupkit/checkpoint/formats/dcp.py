@@ -199,7 +199,9 @@ def _nested(tensors: Mapping[str, Stored], paths: object) -> Json:
     known = paths if isinstance(paths, dict) else {}
     value: Json = {}
     for name, tensor in tensors.items():
-        keys = as_key(known.get(name)) or _without_paths(name)
+        keys = as_key(known.get(name)) or (name,)
+        if len(keys) == 1:
+            keys = _without_paths(name)
         inner = value
         for key in keys[:-1]:
             inner = inner.setdefault(str(key), {})

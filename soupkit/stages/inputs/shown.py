@@ -30,6 +30,8 @@ def describe(checkpoint: Checkpoint) -> Json:
         "tied": ties,
         "bytes": sum(spec.num_bytes for spec in own.values()),
         "files": [file.name for file in checkpoint.files],
+        "format": checkpoint.read.get("format", "safetensors"),
+        "taken": list(checkpoint.notes),
         "metadata": dict(checkpoint.metadata),
         "made_by": f"soupkit {manifest.command}" if manifest else None,
         "metrics": manifest.metrics if manifest else {},

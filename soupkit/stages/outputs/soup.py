@@ -79,6 +79,8 @@ def plan_soup(
     """Plan the files of a soup of checkpoints that agree; the output takes `model`'s configuration and
     tokenizer."""
     warn_of(agreement, report)
+    for each in checkpoints:
+        tell_how_read(each, report)
     if agreement.mixed and recipe.dtype == "auto":
         report(
             Told(f"{len(agreement.mixed)} tensors have mixed dtypes; the wider is written (--dtype chooses)")
@@ -93,6 +95,13 @@ def plan_soup(
     inputs = [path for checkpoint in checkpoints for path in checkpoint.files]
     check_output(recipe.out, overwrite=recipe.overwrite, num_bytes=plan.num_bytes, inputs=inputs)
     return Ingredients(checkpoints, agreement, plan, model)
+
+
+def tell_how_read(source: Source, report: Report) -> None:
+    """Tell what was chosen in a checkpoint of another program."""
+    checkpoint = checkpoint_of(source)
+    for note in checkpoint.notes if checkpoint else ():
+        report(Told(f"{source.reference}: {note}"))
 
 
 def _with_dtype(slots: Mapping[str, Slot], dtype: str) -> dict[str, Slot]:
