@@ -76,6 +76,13 @@ def test_optimizers_are_left_out_and_a_choice_is_told(
     one, two, flat = torch.ones(3), torch.full((3,), 3.0), tmp_path / "flat"
     dcp.save({"w": one, "optimizer.state.w": two}, checkpoint_id=flat, no_dist=True)
     assert list(Checkpoint(flat)) == ["w"]
+    titan = tmp_path / "titan"
+    dcp.save(
+        {"w": one, "optimizer": {"state": {"w": two}}, "lr_scheduler": {"x": two}},
+        checkpoint_id=titan,
+        no_dist=True,
+    )
+    assert list(Checkpoint(titan)) == ["w"]
     both = tmp_path / "both"
     nested = {"model": {"w": one}, "ema_model": {"w": two}, "optimizer": {"state": {"w": {"exp_avg": one}}}}
     dcp.save(nested, checkpoint_id=both, no_dist=True)

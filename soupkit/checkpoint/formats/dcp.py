@@ -20,6 +20,7 @@ from soupkit.checkpoint.formats.inert import (
     name_in,
     read_inert,
 )
+from soupkit.checkpoint.formats.places import NOT_WEIGHTS
 from soupkit.checkpoint.formats.stored import TORCH_DTYPES, Stored, read_archive
 from soupkit.checkpoint.header import MOST_DIMENSIONS
 from soupkit.checkpoint.spread import Piece, Place, Sizes, Spread, fault_of
@@ -208,7 +209,15 @@ def _nested(tensors: Mapping[str, Stored], paths: object) -> Json:
             if not isinstance(inner, dict):
                 return dict(tensors)
         inner[str(keys[-1])] = tensor
+    if any(
+        isinstance(each, Stored) for each in value.values()
+    ):  # a model among other things, as torchtitan's
+        return {name: each for name, each in value.items() if not _is_beside(name, each)}
     return value
+
+
+def _is_beside(name: str, value: object) -> bool:
+    return isinstance(value, dict) and NOT_WEIGHTS.search(name.lower()) is not None
 
 
 def _without_paths(name: str) -> tuple[str, ...]:
