@@ -8,6 +8,7 @@ from typing import Literal
 
 from soupkit.errors import RecipeError
 from soupkit.recipe.fields import argument, option
+from soupkit.recipe.renames import parse_rename
 from soupkit.recipe.shared import OutputOptions
 
 
@@ -50,6 +51,9 @@ class Convert(OutputOptions):
         (), help="prefix to take off tensor names; module. and _orig_mod. go by themselves"
     )
     drop: tuple[str, ...] = option((), help="leave out tensors whose names begin with this")
+    rename: tuple[str, ...] = option(
+        (), help=r"change names as sed does: 's/^encoder\.(\d+)\./layers.\1./'; with g behind, every match"
+    )
     ignore: tuple[str, ...] = option(
         (), help="full name of a class that only holds settings: it is left out, never imported"
     )
@@ -64,6 +68,8 @@ class Convert(OutputOptions):
     def __post_init__(self) -> None:
         if not self.refs:
             raise RecipeError("no file is given", hint="name the files to convert")
+        for text in self.rename:
+            parse_rename(text)
         if self.to == "dcp" and self.max_shard_size != Convert.max_shard_size:
             raise RecipeError("max_shard_size is for safetensors", hint="leave it out with --to dcp")
         if self.model is not None and not self.model.startswith(("timm:", "open_clip:")):

@@ -161,7 +161,9 @@ def read_pickled(
                     f"{file}: tensor {name!r} stands in another shard too", hint="remove one of them"
                 )
             tensors[name] = cast("torch.Tensor", tensor)
-    cleaned, renamings = clean_names(tensors, path, strip=selection.strip, drop=selection.drop)
+    cleaned, renamings = clean_names(
+        tensors, path, strip=selection.strip, drop=selection.drop, rename=selection.rename
+    )
     refuse_empty(cleaned, path, selection.empty)
     if directory is None and (path.is_dir() or path.name.endswith(PICKLE_INDEX)):
         directory = path if path.is_dir() else path.parent

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from soupkit.checkpoint.formats.dcp import METADATA, read_dcp
 from soupkit.checkpoint.formats.numpy_files import is_array_pickle, is_npz, read_array_pickle, read_npz
-from soupkit.checkpoint.formats.places import NOT_WEIGHTS
+from soupkit.checkpoint.formats.places import NOT_WEIGHTS, Shaped
 from soupkit.checkpoint.formats.ranks import rank_files, read_ranks
 from soupkit.checkpoint.formats.selection import Selection
 from soupkit.checkpoint.formats.shards import refuse_empty
@@ -41,12 +41,7 @@ def open_layout(path: Path, selection: Selection = Selection()) -> Layout:
     for each in FORMATS:
         if (place := each.find(path)) is not None:
             return _layout_of(path, each, place, selection)
-    if selection != Selection():
-        raise ReferenceError(
-            f"{path}: is read as it is: no option changes which of its tensors are taken",
-            hint="leave the options of names and places out",
-        )
-    return read_parts(path) or read_layout(path)
+    return _selected(path, read_parts(path) or read_layout(path), selection)
 
 
 def is_foreign(path: Path) -> bool:
@@ -54,13 +49,39 @@ def is_foreign(path: Path) -> bool:
     return any(each.find(path) is not None for each in FORMATS)
 
 
-def _layout_of(path: Path, each: Format, place: Path, selection: Selection) -> Layout:
-    value = each.read(place)
+def _selected(path: Path, layout: Layout, selection: Selection) -> Layout:
+    """Safetensors, of which some is taken or called otherwise."""
+    if selection == Selection():
+        return layout
+    known = layout.specs
+    ties = {new: known[old] for new, old in layout.metadata.items() if new not in known and old in known}
+    found, tensors, notes = _taken({**known, **ties}, path, selection)
+    return replace(
+        layout,
+        specs={name: tensor for name, tensor in tensors.items() if isinstance(tensor, TensorSpec)},
+        metadata={"format": layout.metadata.get("format", "pt")},
+        read=selection.to_json(),
+        kind=found.kind,
+        notes=notes,
+    )
+
+
+def _taken(
+    value: object, path: Path, selection: Selection
+) -> tuple[StateDict, Mapping[str, Shaped], tuple[str, ...]]:
+    """The state dict in what was read, its tensors by their names, and what to tell of it."""
     renamed = (*selection.strip, *selection.drop)
     found = find_state_dict(value, path, key=selection.key, prefer=selection.prefer, renamed=renamed)
-    cleaned, renamings = clean_names(found.tensors, path, strip=selection.strip, drop=selection.drop)
-    tensors = {name: tensor for name, tensor in cleaned.items() if isinstance(tensor, Stored)}
+    tensors, renamings = clean_names(
+        found.tensors, path, strip=selection.strip, drop=selection.drop, rename=selection.rename
+    )
     refuse_empty(tensors, path, selection.empty)
+    return found, tensors, (*_others(found), *found.notes, *renamings)
+
+
+def _layout_of(path: Path, each: Format, place: Path, selection: Selection) -> Layout:
+    found, taken, notes = _taken(each.read(place), path, selection)
+    tensors = {name: tensor for name, tensor in taken.items() if isinstance(tensor, Stored)}
     files = {piece.file for tensor in tensors.values() for piece in tensor.spread.pieces}
     ordered = tuple(Path(file) for file in naturally(map(str, files)))
     return Layout(
@@ -73,7 +94,7 @@ def _layout_of(path: Path, each: Format, place: Path, selection: Selection) -> L
         _ties(tensors),
         {"format": each.name, "where": found.where, **selection.to_json()},
         found.kind,
-        notes=(*_others(found), *found.notes, *renamings),
+        notes=notes,
     )
 
 

@@ -18,6 +18,7 @@ class Selection:
     prefer: Prefer = "auto"
     strip: tuple[str, ...] = ()
     drop: tuple[str, ...] = ()
+    rename: tuple[str, ...] = ()
     ignore: tuple[str, ...] = ()
     empty: Empty = "error"
 

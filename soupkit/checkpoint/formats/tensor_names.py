@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from soupkit.checkpoint.formats.places import COUNTERS, Shaped
 from soupkit.errors import CheckpointError
+from soupkit.recipe.renames import parse_rename
 
 Tensor = TypeVar("Tensor", bound=Shaped)
 
@@ -20,10 +21,15 @@ name."""
 
 
 def clean_names(
-    tensors: Mapping[str, Tensor], path: Path, *, strip: Sequence[str] = (), drop: Sequence[str] = ()
+    tensors: Mapping[str, Tensor],
+    path: Path,
+    *,
+    strip: Sequence[str] = (),
+    drop: Sequence[str] = (),
+    rename: Sequence[str] = (),
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Names without wrappers' prefixes and without `strip`, and what to tell of it; `drop` names are left
-    out.
+    """Names without wrappers' prefixes and without `strip`, changed by `rename` (`s/PATTERN/REPLACEMENT/`, as
+    sed has it), and what to tell of it; `drop` names are left out.
 
     `strip` applies to the names that begin with it, in the order given. Raises CheckpointError when a prefix
     fits no name, when two names become one, and for names that a safetensors file cannot hold.
@@ -38,6 +44,11 @@ def clean_names(
         _check_fits(sum(new.startswith(prefix) for new in names.values()), "strip", prefix, names, path)
         names = {old: new.removeprefix(prefix) for old, new in names.items()}
         names = _without_wrappers(names, tensors)
+    for text in rename:
+        change = parse_rename(text)
+        changed = {old: change(new) for old, new in names.items()}
+        _check_fits(sum(changed[old] != new for old, new in names.items()), "rename", text, names, path)
+        names = changed
     return _renamed(tensors, names, path), notes
 
 
@@ -100,7 +111,8 @@ def _without_inner_wrappers(
 def _check_fits(count: int, option: str, prefix: str, names: Mapping[str, str], path: Path) -> None:
     if not count:
         example = next(iter(names.values()), "")
+        fits = "is changed by" if option == "rename" else "begins with"
         raise CheckpointError(
-            f"{path}: no tensor's name begins with {prefix!r} (--{option})",
+            f"{path}: no tensor's name {fits} {prefix!r} (--{option})",
             hint=f"names look like {example!r}",
         )

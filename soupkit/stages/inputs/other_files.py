@@ -74,18 +74,35 @@ def open_all(sources: Sequence[OtherFile], recipe: Convert, report: Report) -> l
 
 
 def _lies_as_read(path: Path, recipe: Convert) -> bool:
-    """Whether a path is no pickle: what merges read too, safetensors among it where something else is
-    written."""
-    if recipe.to == "dcp" and (path.suffix == ".safetensors" or any(path.glob("*.safetensors"))):
+    """Whether a path is no pickle: what merges read too, safetensors among it where they are to change."""
+    safetensors = path.suffix == ".safetensors" or any(path.glob("*.safetensors"))
+    if safetensors and (recipe.to == "dcp" or _selection(recipe) != Selection()):
         return True
     return is_foreign(path)
 
 
+def _selection(recipe: Convert) -> Selection:
+    return Selection(
+        key=recipe.key,
+        prefer=recipe.prefer,
+        strip=recipe.strip,
+        drop=recipe.drop,
+        rename=recipe.rename,
+        ignore=recipe.ignore,
+        empty=recipe.empty,
+    )
+
+
 def _open(source: OtherFile, recipe: Convert, report: Report) -> tuple[Pickled, Plan]:
-    selection = Selection(recipe.key, recipe.prefer, recipe.strip, recipe.drop, recipe.ignore, recipe.empty)
+    selection = _selection(recipe)
     if recipe.model and recipe.model.startswith("timm:") and is_npz(source.path):
         pickled = _named_as_timm(source.path, recipe, selection)
     elif _lies_as_read(source.path, recipe):
+        if recipe.ignore:
+            raise RecipeError(
+                f"{source.path}: no class of it has to be left out: none is ever made",
+                hint="leave --ignore out",
+            )
         pickled = read_checkpoint(source.path, selection)
     else:
         pickled = read_pickled(
@@ -113,7 +130,7 @@ def _named_as_timm(path: Path, recipe: Convert, selection: Selection) -> Pickled
     if selection != Selection():
         raise RecipeError(
             f"{path}: timm names its arrays: no option chooses among them",
-            hint="leave --key, --prefer, --strip and --drop out, or leave --model out",
+            hint="leave options of names and places out, or leave --model out",
         )
     spec = parse_model(str(recipe.model))
     return pickled_as(named_as_timm(spec, path), path, f"its arrays have the names of timm's {spec.name}")
