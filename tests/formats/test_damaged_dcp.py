@@ -62,6 +62,11 @@ def transformed(metadata: Metadata) -> None:
         info.transform_descriptors = ["zstd"]
 
 
+def huge(metadata: Metadata) -> None:
+    tensor = metadata.state_dict_metadata["a.weight"]
+    tensor.size = tensor.chunks[0].sizes = torch.Size((2**40, 2**40))
+
+
 def long(metadata: Metadata) -> None:
     for info in metadata.storage_data.values():
         info.length = 10**9
@@ -74,6 +79,7 @@ CHANGES = {
     outside: "which is no file beside it",
     transformed: "went through",
     long: "ends before",
+    huge: "bytes to a part",
 }
 
 

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
+from soupkit.checkpoint.dtypes import NUMPY_DTYPES
 from soupkit.checkpoint.formats.inert import (
     as_key,
     as_sizes,
@@ -22,7 +23,7 @@ from soupkit.checkpoint.formats.inert import (
 )
 from soupkit.checkpoint.formats.places import NOT_WEIGHTS
 from soupkit.checkpoint.formats.stored import TORCH_DTYPES, Stored, read_archive
-from soupkit.checkpoint.header import MOST_DIMENSIONS
+from soupkit.checkpoint.header import MOST_DIMENSIONS, Slot
 from soupkit.checkpoint.spread import Piece, Place, Sizes, Spread, fault_of
 from soupkit.errors import CheckpointError, brief
 from soupkit.jsons import Json
@@ -147,6 +148,11 @@ def _tensor(name: str, value: Any, items: Mapping[tuple[str, Hashable], _Item], 
         if item is None:
             raise CheckpointError(
                 f"{path}: does not say where the part of {brief(name)} at {list(offsets)} lies", hint=_AGAIN
+            )
+        if dtype in NUMPY_DTYPES and Slot(dtype, sizes).num_bytes > item.length:
+            raise CheckpointError(
+                f"{path}: gives {item.length:,} bytes to a part {list(sizes)} of {brief(name)} ({dtype})",
+                hint=_AGAIN,
             )
         pieces.append(Piece(offsets, sizes, item.file, partial(_locate, item, name, dtype, sizes)))
     if fault := fault_of(size, pieces):
