@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from soupkit.checkpoint.formats.places import COUNTERS, Shaped
 from soupkit.errors import CheckpointError
-from soupkit.recipe.renames import parse_rename
+from soupkit.recipe.hub import parse_rename
 
 Tensor = TypeVar("Tensor", bound=Shaped)
 
