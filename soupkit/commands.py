@@ -50,10 +50,10 @@ class Command:
         job: Job = _load(self.job)
 
         @wraps(job)
-        def checked(recipe: Recipe, world: World, report: Report) -> Json:
+        def checked(recipe: Recipe, world: World, report: Report, **more: object) -> Json:
             world.check_device()
             with explained(recipe):
-                return job(recipe, world, report)
+                return job(recipe, world, report, **more)
 
         return checked
 

@@ -98,10 +98,11 @@ class _Merge:
     def merge(self, unit: Unit) -> None:
         """Merge a tensor on the calling thread."""
         name = unit.name
-        slot, values = self.writer.slots[name], self.parameters(name)
+        slot = self.writer.slots[name]
         if slot.dtype not in FLOATING:
             self.writer.settle(name, self.ingredients, self.base)
             return
+        values = self.parameters(name)
         piece = piece_of(self.method, slot, values)
         buffers = self._buffers(piece)
         pieces = TensorPieces(
