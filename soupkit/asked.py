@@ -176,6 +176,26 @@ class Runs(ReadsData, Protocol):
     def templates(self) -> tuple[str, ...]: ...
     @property
     def class_names(self) -> tuple[str, ...]: ...
+    @property
+    def head(self) -> str | None: ...
+
+
+class Told(Protocol):
+    """What is known of a classifier that a file does not say."""
+
+    @property
+    def model(self) -> str | None: ...
+    @property
+    def head(self) -> str | None: ...
+    @property
+    def class_names(self) -> tuple[str, ...]: ...
+
+
+class Begins(Runs, Protocol):
+    """What a training begins with."""
+
+    @property
+    def text_tower(self) -> Literal["keep", "drop"]: ...
 
 
 @runtime_checkable

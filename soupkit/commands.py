@@ -128,6 +128,7 @@ COMMANDS: dict[str, Command] = {
     ),
     "finetune-sweep": _command("train:FinetuneSweep", "training.sweep:finetune_sweep"),
     "convert": _command("hub:Convert", "files.convert:convert"),
+    "export": _command("hub:Export", "files.export:export"),
     "pull": _command("hub:Pull", "files.hub:pull"),
     "push": _command("hub:Push", "files.hub:push"),
     "methods": _command("env:Methods", "about.methods:methods"),

@@ -53,6 +53,10 @@ def as_finetune(recipe: Recipe, *, base: str, **values: object) -> Finetune:
     shared = {
         field.name: getattr(recipe, field.name) for field in dataclasses.fields(recipe) if field.name in own
     }
+    if shared.get("head") is not None:
+        raise RecipeError(
+            "head: these checkpoints are trained on under the heads that they have", hint="leave --head out"
+        )
     return Finetune(
         **(shared | {"base": base, "schedule": "constant", "warmup_epochs": 0.0, "min_lr": 0.0} | values)
     )

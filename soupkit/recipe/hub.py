@@ -10,11 +10,11 @@ from typing import Literal
 
 from soupkit.errors import RecipeError, brief
 from soupkit.recipe.fields import argument, option
-from soupkit.recipe.shared import OutputOptions
+from soupkit.recipe.shared import ClassOptions, OutputOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class Convert(OutputOptions):
+class Convert(OutputOptions, ClassOptions):
     """Turn pickles and other programs' checkpoints into checkpoint directories, or into torch's own.
 
     Reads pickles (.pt, .pth, .pth.tar, .bin, .ckpt), and all that merges read where it lies: folders of
@@ -27,6 +27,8 @@ class Convert(OutputOptions):
     Example: soupkit convert epoch=9.ckpt --strip model. --out runs/lightning
 
     Example: soupkit convert soups/greedy --to dcp --out soups/greedy-dcp
+
+    Example: soupkit convert 'model_*.pt' --model open_clip:ViT-B-32-quickgelu --out checkpoints
     """
 
     refs: tuple[str, ...] = argument(
@@ -35,7 +37,12 @@ class Convert(OutputOptions):
     model: str | None = option(
         None,
         help="timm:NAME[,key=value] or open_clip:NAME: check the weights against it and write its "
-        "configuration",
+        "configuration; a CLIP image tower with a classification_head needs it, unless its shapes tell",
+    )
+    head: str | None = option(
+        None,
+        help="what the classification_head of a CLIP model is given, normalize=false,logit_scale=true; "
+        "default: normalised features and no scale, as in the published files",
     )
     key: str | None = option(
         None,
@@ -78,6 +85,28 @@ class Convert(OutputOptions):
                 f"model is {self.model!r}, expected timm:NAME or open_clip:NAME",
                 hint="for example timm:resnet50",
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export(OutputOptions):
+    """Write a CLIP classifier in the form that other programs load.
+
+    timm: a vision transformer with the head folded into one layer, where features are not normalised.
+    open-clip: the CLIP model without the head. state-dict: a model.pt under the names of the published files.
+
+    Example: soupkit export soups/greedy --to state-dict --out soups/greedy-pt
+    """
+
+    ref: str = argument(help="a checkpoint of an image tower of CLIP under a learned head")
+    to: Literal["timm", "open-clip", "state-dict"] = option(help="which form")
+    text_tower: str | None = option(
+        None, help="with open-clip, a checkpoint that has the text tower, where this one has none"
+    )
+    threads: int = option(0, help="worker threads; 0 takes every core")
+
+    def __post_init__(self) -> None:
+        if self.text_tower is not None and self.to != "open-clip":
+            raise RecipeError(f"--text-tower has no part in --to {self.to}", hint="leave it out")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -99,7 +99,22 @@ class DataOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelOptions:
+class ClassOptions:
+    """What the classes are called."""
+
+    class_names: tuple[str, ...] = option(
+        (),
+        help="names of the classes, in order, for the head of a CLIP model; default: the data set's",
+    )
+
+    @property
+    def has_names(self) -> bool:
+        """Whether any are given."""
+        return bool(self.class_names)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions(ClassOptions):
     """What the weights are weights of, and where it runs."""
 
     model: str | None = option(
@@ -109,11 +124,14 @@ class ModelOptions:
         "open_clip_config.json)",
     )
     device: str = option("auto", help="auto, cpu, cuda or cuda:i")
+    head: str | None = option(
+        None,
+        help="of an open_clip model: zero-shot (class names through its text tower), linear (a learned one; "
+        "training starts a fresh one), or a checkpoint or file with one, with ,normalize=false, "
+        ",bias=false or ,logit_scale=true where it is so; default: the checkpoint's own, else zero-shot",
+    )
     templates: tuple[str, ...] = option(
         ("a photo of a {}.",), help="prompt templates of the zero-shot head of a CLIP model"
-    )
-    class_names: tuple[str, ...] = option(
-        (), help="class names for the zero-shot head; default: those of the data set"
     )
 
 

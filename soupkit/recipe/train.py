@@ -25,6 +25,9 @@ class TrainOptions:
     milestones: tuple[float, ...] = option((0.5, 0.75), help="with multistep: shares of the training, rising")
     decay_rate: float = option(0.1, help="with multistep: factor on the learning rate at every milestone")
     warmup_epochs: float = option(1.0, help="epochs of linear warmup; at most half of the training")
+    warmup_steps: int | None = option(
+        None, help="updates of linear warmup, instead of epochs; at most half of the training"
+    )
     min_lr: float = option(0.0, help="learning rate at the end of the cosine")
     clip_grad: float = option(0.0, help="clip the gradient's norm; 0 does not")
     amp: Literal["auto", "off", "bfloat16", "float16"] = option(
@@ -34,6 +37,9 @@ class TrainOptions:
     hflip: float | None = option(
         None, help="probability of a horizontal flip; default 0.5, and 0 for characters"
     )
+    text_tower: Literal["keep", "drop"] = option(
+        "keep", help="what becomes of the text tower of a CLIP model with a learned head, which has no say"
+    )
 
     def __post_init__(self) -> None:
         low, high = self.crop_scale if len(self.crop_scale) == 2 else (0.0, 0.0)
@@ -42,6 +48,12 @@ class TrainOptions:
         )
         _require(0 <= self.momentum < 1, "momentum", self.momentum, "0 or more and less than 1")
         _require(0 <= self.warmup_epochs < inf, "warmup_epochs", self.warmup_epochs, "0 or more")
+        _require(
+            self.warmup_steps is None or self.warmup_steps >= 0,
+            "warmup_steps",
+            self.warmup_steps,
+            "0 or more",
+        )
         _require(0 <= self.min_lr < inf, "min_lr", self.min_lr, "0 or more")
         _require(0 <= self.clip_grad < inf, "clip_grad", self.clip_grad, "0 or more")
         rising = list(self.milestones) == sorted(self.milestones) and all(
@@ -75,7 +87,7 @@ class Finetune(OutputOptions, TrainOptions, AveragingOptions, RunOptions, DataOp
     base: str | None = option(None, help="checkpoint to start from; without it, --model with random weights")
     lr: float = option(1e-4, help="learning rate")
     weight_decay: float = option(0.05, help="weight decay")
-    epochs: int = option(10, help="epochs")
+    epochs: int = option(10, help="epochs; 0 writes what training would begin with")
     mixup: float = option(0.0, help="mixup α, the parameter of its Beta distribution; 0 is off")
     cutmix: float = option(0.0, help="CutMix α; 0 is off")
     label_smoothing: float = option(0.0, help="label smoothing")
@@ -101,7 +113,9 @@ class Finetune(OutputOptions, TrainOptions, AveragingOptions, RunOptions, DataOp
             f"above 0 and at least min_lr {self.min_lr}",
         )
         _require(0 <= self.weight_decay < inf, "weight_decay", self.weight_decay, "0 or more")
-        _require(self.epochs >= 1, "epochs", self.epochs, "at least 1")
+        _require(self.epochs >= 0, "epochs", self.epochs, "0 or more")
+        averages = self.ema_decay is not None or self.swa_start is not None or bool(self.posthoc_sigma)
+        _require(self.epochs > 0 or not averages, "epochs", self.epochs, "at least 1 for averages")
         _require(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1")
         _require(0 <= self.mixup < inf, "mixup", self.mixup, "0 or more")
         _require(0 <= self.cutmix < inf, "cutmix", self.cutmix, "0 or more")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +15,7 @@ from soupkit.jsons import Json, JsonView
 
 TIMM_CONFIG = "config.json"
 OPEN_CLIP_CONFIG = "open_clip_config.json"
+_HEAD_OPTION = re.compile(r"(.*?),(normalize|bias|logit_scale)=([^,]*)")
 _FORM = "timm:NAME[,key=value] or open_clip:NAME[,key=value]"
 
 
@@ -55,6 +58,36 @@ def parse_model(text: str) -> ModelSpec:
             raise TaskError(f"model {text!r}: {option!r} is not key=value")
         kwargs[key.strip()] = _literal(value.strip())
     return ModelSpec("timm" if library == "timm" else "open_clip", name.strip(), kwargs)
+
+
+@dataclass(frozen=True)
+class HeadSpec:
+    """Which head a CLIP model is under: one that class names make, a learned one, or that of a file.
+
+    options: `normalize`, `bias` and `logit_scale` of `soupkit.task.classifier.Classifier`.
+    """
+
+    kind: Literal["zero-shot", "linear", "file"]
+    file: str = ""
+    options: Mapping[str, bool] = field(default_factory=dict)
+
+
+def parse_head(text: str) -> HeadSpec:
+    """Read `zero-shot`, `linear,normalize=false` or `runs/a,bias=false`. Raises TaskError."""
+    name, options = text, {}
+    while match := _HEAD_OPTION.fullmatch(name):
+        name, key, value = match.groups()
+        if key in options or value not in ("true", "false"):
+            raise TaskError(
+                f"head {text!r}: {key}={value} is not {key}=true or {key}=false, once",
+                hint="for example --head linear,normalize=false",
+            )
+        options[key] = value == "true"
+    if not name:
+        raise TaskError(f"head {text!r} names none", hint="--head zero-shot, linear, or a file")
+    if name == "zero-shot":
+        return HeadSpec("zero-shot", "", options)
+    return HeadSpec("linear", "", options) if name == "linear" else HeadSpec("file", name, options)
 
 
 def describe(checkpoint: Source | None, model: str | None) -> ModelSpec:

@@ -128,5 +128,6 @@ def _milestones(recipe: Finetune) -> tuple[float, ...]:
 
 
 def warmup_updates(recipe: Finetune, *, num_updates: int, updates_per_epoch: int) -> int:
-    """W: warmup_epochs in updates, at most half of all."""
-    return min(round(recipe.warmup_epochs * updates_per_epoch), num_updates // 2)
+    """W: warmup_steps, or warmup_epochs in updates; at most half of all."""
+    asked = recipe.warmup_steps
+    return min(round(recipe.warmup_epochs * updates_per_epoch) if asked is None else asked, num_updates // 2)

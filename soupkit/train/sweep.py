@@ -71,7 +71,7 @@ def plan_runs(recipe: FinetuneSweep) -> list[Run]:
     """Every run of the sweep, drawn and checked. Raises RecipeError, naming the run where one is at fault."""
     shared = _shared(recipe)
     if recipe.lp_epochs:
-        shared["base"] = str(recipe.out / PROBE_NAME)
+        shared |= {"base": str(recipe.out / PROBE_NAME), "head": None}
     return [_run(f"run-{i:03d}", settings, shared) for i, settings in enumerate(draw_settings(recipe))]
 
 

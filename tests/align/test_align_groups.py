@@ -32,7 +32,7 @@ def run(name: str, **options: Any) -> tuple[dict[str, Any], list[Event]]:
 @pytest.fixture
 def graphs_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests of what is done with groups: the same network is not traced again."""
-    monkeypatch.setattr(align_groups_module, "permutation_spec", traced_once)
+    monkeypatch.setattr(align_groups_module, "permutations_of", traced_once)
 
 
 def tables(events: list[Event]) -> dict[str, Table]:

@@ -59,7 +59,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 @pytest.fixture(autouse=True)
 def graphs_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first job follows the graph; the same network is not traced again."""
-    monkeypatch.setattr(permute, "permutation_spec", traced_once)
+    monkeypatch.setattr(permute, "permutations_of", traced_once)
 
 
 def refs(*paths: Path) -> tuple[str, ...]:
@@ -173,7 +173,7 @@ def test_wrong_groups_are_pinned_by_the_checker(
 ) -> None:
     a, b = pair
     wrong, group = forgetful(spec_of(a))
-    monkeypatch.setattr(permute, "permutation_spec", lambda *_arguments, **_options: wrong)
+    monkeypatch.setattr(permute, "permutations_of", lambda *_arguments, **_options: wrong)
     manifest = align(Align(refs=refs(a, b), out=tmp_path / "out", threads=1), WORLD, silent)
     assert manifest["notes"]["alignment"]["verification"]["culprits"] == [group]
 

@@ -53,7 +53,7 @@ WORLD = World("cpu", 1)
 def graphs_once() -> Iterator[None]:
     """The first job follows the graph; the same network is not traced again."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(permute, "permutation_spec", traced_once)
+        patch.setattr(permute, "permutations_of", traced_once)
         yield
 
 

@@ -162,6 +162,13 @@ def rates(recipe: Finetune, *, per_epoch: int) -> list[float]:
     return found
 
 
+def test_steps_of_warmup_stand_for_epochs() -> None:
+    recipe = finetune_recipe(warmup_epochs=3.0, warmup_steps=7)
+    assert warmup_updates(recipe, num_updates=100, updates_per_epoch=10) == 7
+    assert warmup_updates(recipe, num_updates=10, updates_per_epoch=10) == 5
+    assert warmup_updates(finetune_recipe(warmup_steps=0), num_updates=10, updates_per_epoch=10) == 0
+
+
 @pytest.mark.parametrize("warmup_epochs", [0.0, 0.4, 1.0, 2.0])
 def test_cosine_by_hand(warmup_epochs: float) -> None:
     recipe = finetune_recipe(epochs=4, lr=0.3, min_lr=0.01, warmup_epochs=warmup_epochs)
@@ -218,7 +225,7 @@ def test_layer_decay_without_layers_is_refused() -> None:
 @pytest.mark.parametrize(
     "values",
     [
-        {"lr": 0.0}, {"lr": math.nan}, {"lr": math.inf}, {"lr": 1e-4, "min_lr": 1e-3}, {"epochs": 0},
+        {"lr": 0.0}, {"lr": math.nan}, {"lr": math.inf}, {"lr": 1e-4, "min_lr": 1e-3}, {"epochs": -1},
         {"mixup": -1.0},
         {"label_smoothing": 1.0}, {"random_erasing": 1.5}, {"rand_augment_magnitude": 10},
         {"layer_decay": 0.0},

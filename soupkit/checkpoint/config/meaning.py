@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
+from soupkit.checkpoint.config.classifier import SECTION
 from soupkit.checkpoint.config.layer_rules import BY_LAYER, MEMBERS
 from soupkit.errors import CompatibilityError
 from soupkit.jsons import JsonView
@@ -38,6 +39,8 @@ MILD = re.compile(
     r"|tie_word_embeddings|num_experts_per_tok|norm_topk_prob|attention_multiplier|(?:pad|bos|eos|decoder_start)_token_id"
     r"|mean|std|image_mean|image_std|rescale_factor|do_normalize|do_rescale|interpolation|crop_pct|attention_chunk_size"
 )
+FEATURES = (f"{SECTION}.normalize", f"{SECTION}.logit_scale")
+"""What a learned head of CLIP is given."""
 _SKIPPED = (
     "quantization_config",
     "task_specific_params",
@@ -125,6 +128,8 @@ def _plain(value: object) -> object:
 def _severe(path: str, values: Sequence[object], by_layer: bool) -> bool | None:
     """Whether a difference leaves no meaning (True), is worth a warning (False), or neither (None)."""
     key = path.rpartition(".")[2]
+    if path in FEATURES:
+        return True
     if ACTIVATION.fullmatch(key):
         return not all(str(_plain(value)) in _NEARLY for value in values if value is not None)
     if HEADS.fullmatch(key) or (WIRING.fullmatch(key) and (by_layer or not BY_LAYER.fullmatch(key))):
@@ -149,10 +154,9 @@ def _short(value: object) -> str:
 
 def _classes(config: Config) -> dict[int, str]:
     """{number: name} of a classifier's outputs; none where only generic names are given."""
-    pretrained = config.get("pretrained_cfg")
-    names = config.get("label_names") or (
-        pretrained.get("label_names") if isinstance(pretrained, dict) else None
-    )
+    inner = [config.get(key) for key in ("pretrained_cfg", SECTION)]
+    own, head = ({} if not isinstance(each, dict) else each for each in inner)
+    names = config.get("label_names") or own.get("label_names") or head.get("class_names")
     table = config.get("id2label")
     if isinstance(names, list):
         table = dict(enumerate(names))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal, cast
 import numpy as np
 
 from soupkit.checkpoint.checkpoint import Checkpoint
+from soupkit.checkpoint.config.classifier import HEAD, published_prefix
 from soupkit.checkpoint.dtypes import NUMPY_DTYPES
 from soupkit.checkpoint.formats.foreign import NOT_WEIGHTS, PICKLES, is_pickled, refuse_format, sharded_hint
 from soupkit.checkpoint.formats.numpy_files import is_npz
@@ -164,6 +165,10 @@ def read_pickled(
     cleaned, renamings = clean_names(
         tensors, path, strip=selection.strip, drop=selection.drop, rename=selection.rename
     )
+    prefix = published_prefix(cleaned)
+    if prefix:
+        cleaned, _ = clean_names(cleaned, path, strip=(prefix,))
+        renamings += (f"took {prefix} off the names of CLIP beside {HEAD}",)
     refuse_empty(cleaned, path, selection.empty)
     if directory is None and (path.is_dir() or path.name.endswith(PICKLE_INDEX)):
         directory = path if path.is_dir() else path.parent

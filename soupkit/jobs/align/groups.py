@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 
 from soupkit.align.graph.expression import AxisExpr, names_in
-from soupkit.align.graph.trace import permutation_spec
 from soupkit.align.graph.verify import Verification, verify
 from soupkit.align.spec import PermutationSpec
 from soupkit.checkpoint.reference import open_checkpoint
@@ -18,7 +17,7 @@ from soupkit.errors import AlignError
 from soupkit.events import Finished, Report, Started, Table, Told, Warned
 from soupkit.jsons import Json
 from soupkit.recipe.align_groups import AlignGroups
-from soupkit.stages.alignment.examples import example_inputs
+from soupkit.stages.alignment.examples import example_inputs, permutations_of
 from soupkit.task.images.models import ModelSpec, build, describe, load_weights, parse_model
 from soupkit.world import World
 
@@ -33,7 +32,7 @@ def align_groups(recipe: AlignGroups, world: World, report: Report) -> Json:
     model, described = open_model(recipe)
     inputs = example_inputs(model, described)
     report(Started("following the graph"))
-    spec = _read(recipe.groups, model) if recipe.groups else permutation_spec(model, inputs)
+    spec = _read(recipe.groups, model) if recipe.groups else permutations_of(model, inputs)
     report(Finished("following the graph"))
     spec = spec.pin(recipe.pin) if recipe.pin else spec
     checked = _verified(model, spec, inputs, recipe, report) if recipe.verify else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from soupkit.checkpoint.checkpoint import Checkpoint
@@ -24,11 +24,11 @@ from soupkit.recipe.hub import Convert
 from soupkit.recipe.parse import recipe_to_json
 from soupkit.stages.inputs.ordered import say_order
 from soupkit.stages.inputs.other_files import OtherFile, open_all, sources_of
+from soupkit.stages.outputs.configured import Finish, finishers
 from soupkit.stages.outputs.described import describe_outputs
 from soupkit.world import World
 
 COMMAND = "convert"
-Finish = Callable[[Path], None]
 
 
 def convert(recipe: Convert, world: World, report: Report) -> Json:
@@ -44,7 +44,8 @@ def convert(recipe: Convert, world: World, report: Report) -> Json:
     warnings = _mixed(sources, opened, recipe)
     for warning in warnings:
         report(Warned(warning))
-    finish = _finisher(recipe)
+    read = [(source.reference, pickled.slots) for source, (pickled, _) in zip(sources, opened, strict=True)]
+    finishes = finishers(read, recipe)
     if recipe.dry_run:
         return _show_plan(sources, opened, report)
     total = sum(plan.num_bytes for _, plan in opened)
@@ -56,7 +57,8 @@ def convert(recipe: Convert, world: World, report: Report) -> Json:
     ) as directory:
         report(Started("converting", total, "bytes"))
         manifests = []
-        for source, name, (pickled, plan) in zip(sources, members, opened, strict=True):
+        todo = zip(sources, members, opened, finishes, strict=True)
+        for source, name, (pickled, plan), finish in todo:
             target = directory / name
             target.mkdir(exist_ok=True)
             manifests.append(_write(target, source, pickled, plan, finish, recipe, world, report))
@@ -99,24 +101,6 @@ def _mixed(
         else " (--prefer raw takes the raw weights of all; --prefer ema refuses those without)"
     )
     return [f"{said} for example: a soup of them mixes the two{options}"]
-
-
-def _finisher(recipe: Convert) -> Finish:
-    """What follows the weights: with --model, a strict load into that model, and its configuration."""
-    if recipe.model is None:
-        return lambda _directory: None
-    import soupkit.task.torchvision_ops  # noqa: F401  (before timm and open_clip)
-    from soupkit.task.images.models import build, load_weights, write_config
-    from soupkit.task.spec import parse_model
-
-    spec = parse_model(recipe.model)
-    model = build(spec)
-
-    def finish(directory: Path) -> None:
-        load_weights(model, Checkpoint(directory))
-        write_config(spec, model, directory)
-
-    return finish
 
 
 def _write(

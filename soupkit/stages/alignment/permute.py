@@ -11,7 +11,6 @@ from typing import Literal
 import numpy as np
 import torch
 
-from soupkit.align.graph.trace import permutation_spec
 from soupkit.align.graph.verify import Verification, verify
 from soupkit.align.matching.activations import activations, find_taps, weighed_equally, with_taps
 from soupkit.align.matching.match import Match, loaded
@@ -25,7 +24,7 @@ from soupkit.checkpoint.views.view import View
 from soupkit.errors import AlignError
 from soupkit.events import Advanced, Finished, Report, Started, Told
 from soupkit.jsons import Json
-from soupkit.stages.alignment.examples import example_inputs
+from soupkit.stages.alignment.examples import example_inputs, permutations_of
 from soupkit.stages.inputs.download import download
 from soupkit.task.images.models import build, describe, load_weights
 from soupkit.task.images.task import open_task
@@ -110,7 +109,7 @@ def open_network(checkpoint: Source, recipe: Runs, report: Report) -> Network:
     model = build(described, num_classes=_num_classes(checkpoint, described))
     load_weights(model, checkpoint)
     inputs = example_inputs(model, described)
-    spec = permutation_spec(model, inputs, pin=recipe.pin if isinstance(recipe, Pins) else ())
+    spec = permutations_of(model, inputs, pin=recipe.pin if isinstance(recipe, Pins) else ())
     verification = verify(model, spec, inputs, num_controls=NUM_CONTROLS)
     errors = ", ".join(f"{error:.1e} on {name} weights" for name, error in verification.errors.items())
     report(Told(f"{len(verification.spec.groups)} permutation groups; relative error {errors}"))

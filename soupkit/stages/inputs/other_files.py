@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from soupkit.checkpoint.config.classifier import published_prefix
 from soupkit.checkpoint.formats.convert import (
     Pickled,
     pickled_as,
@@ -111,7 +112,8 @@ def _open(source: OtherFile, recipe: Convert, report: Report) -> tuple[Pickled, 
             directory=source.directory,
             advance=lambda num_bytes: report(Advanced("checking", num_bytes)),
         )
-    with_clip = recipe.model is not None and recipe.model.startswith("open_clip:")
+    named = recipe.model or ("open_clip:" if published_prefix(pickled.slots) == "" else "")
+    with_clip = named.startswith("open_clip:")
     plan = plan_files(
         pickled.slots,
         file_name="open_clip_model.safetensors" if with_clip else "model.safetensors",

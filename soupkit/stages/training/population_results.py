@@ -120,7 +120,12 @@ def _merging(kind: type[Any], recipe: TrainPopulation, *, refs: tuple[str, ...],
     shared = {
         field.name: getattr(recipe, field.name) for field in dataclasses.fields(kind) if field.name in own
     }
-    return kind(**(shared | {"refs": refs, "out": out, "overwrite": True, "dry_run": False, "model": None}))
+    return kind(
+        **(
+            shared
+            | {"refs": refs, "out": out, "overwrite": True, "dry_run": False, "model": None, "head": None}
+        )
+    )
 
 
 def _score(
@@ -128,7 +133,7 @@ def _score(
 ) -> dict[str, Metrics]:
     """{model: {split: {metric: …}}} of the members, their mean and ensembles, and the soups."""
     first = Checkpoint(recipe.out / names[0])
-    task = open_task(first, dataclasses.replace(recipe, model=None), world, splits=splits)
+    task = open_task(first, dataclasses.replace(recipe, model=None, head=None), world, splits=splits)
     metrics: dict[str, Metrics] = {name: {} for name in (MEAN, *ENSEMBLES, *SOUPS, *names)}
     found: dict[str, list[Predictions]] = {split: [] for split in SPLITS}
     report(Started("scoring", len(names) + len(SOUPS), "models"))

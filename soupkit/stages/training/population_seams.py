@@ -8,13 +8,12 @@ from copy import deepcopy
 import numpy as np
 from torch import Tensor
 
-from soupkit.align.graph.trace import permutation_spec
 from soupkit.align.graph.verify import verify
 from soupkit.align.members import align_members, repair_members
 from soupkit.errors import AlignError
 from soupkit.recipe.population import TrainPopulation
 from soupkit.soup.greedy import greedy
-from soupkit.stages.alignment.examples import example_inputs
+from soupkit.stages.alignment.examples import example_inputs, permutations_of
 from soupkit.stages.scoring.scoring import training_batches
 from soupkit.task.images.task import ImageTask
 from soupkit.task.score import Score
@@ -56,7 +55,7 @@ def _aligner(task: ImageTask, seed: int) -> Callable[[Sequence[Named]], None]:
     """Groups are derived and proven once. Raises AlignError for a network that cannot be followed."""
     model = deepcopy(task.saved).cpu().eval()
     inputs = example_inputs(model, task.spec)
-    spec = verify(model, permutation_spec(model, inputs), inputs, num_controls=NUM_CONTROLS).spec
+    spec = verify(model, permutations_of(model, inputs), inputs, num_controls=NUM_CONTROLS).spec
 
     def align(members: Sequence[Named]) -> None:
         align_members(members, spec, seed=seed)

@@ -25,7 +25,7 @@ from soupkit.task.randomness import torch_threads
 from soupkit.task.task import Trainee
 from soupkit.train.averages import averagings
 from soupkit.train.draws import HYPER_PARAMETERS
-from soupkit.train.loop import fit
+from soupkit.train.loop import Fitted, fit
 from soupkit.world import World
 
 
@@ -63,13 +63,15 @@ def train_from(
     with output as directory, _to_tensorboard(recipe, report) as watched_report:
         inputs = describe_base(base, recipe, world)
         trajectory = Trajectory(directory, task, recipe, averages, inputs)
-        fitted = fit(
-            task,
-            recipe,
-            report=watched_report,
-            averages=averages.values(),
-            after_epoch=trajectory.after_epoch,
-        )
+        fitted = Fitted([])
+        if recipe.epochs:
+            fitted = fit(
+                task,
+                recipe,
+                report=watched_report,
+                averages=averages.values(),
+                after_epoch=trajectory.after_epoch,
+            )
         manifest = _write_run(directory, task, trajectory, recipe, world, watched_report)
         manifest.notes.update(fitted.notes, seconds=round(time.perf_counter() - began, 3))
         manifest.write(directory)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from soupkit.checkpoint.checkpoint import Checkpoint
+from soupkit.checkpoint.config.classifier import parts_of
 from soupkit.checkpoint.hashing import content_hash
 from soupkit.checkpoint.quantized import refuse_quantized
 from soupkit.checkpoint.reference import open_checkpoint
@@ -21,8 +22,9 @@ from soupkit.recipe.train import Finetune
 from soupkit.stages.inputs.seen import check_seen
 from soupkit.stages.outputs.described import describe_inputs
 from soupkit.stages.scoring.scoring import JUDGED, measured
+from soupkit.task.images.classifier import ClipClassifier
 from soupkit.task.images.data import open_data
-from soupkit.task.images.task import ImageTask, build_classifier, saved, task_of
+from soupkit.task.images.task import ImageTask, begin, saved, task_of
 from soupkit.task.randomness import Stream, seeded
 from soupkit.task.spec import describe
 from soupkit.task.task import Trainee
@@ -56,12 +58,12 @@ def prepare(recipe: Finetune, world: World, report: Report) -> Start:
     # Only a new head is random when there is a base; it is the same for all, since a soup needs a common
     # start.
     with seeded(recipe.seed if base is None else 0, Stream.INITIALISATION):
-        model = build_classifier(spec, splits, recipe)
+        spec, model, head = begin(base, spec, splits, recipe, device=world.torch_device())
     if recipe.trainable == "head":
         Probe(model)
     build_optimizer(model, recipe)
-    if base is not None:
-        load_weights(saved(model), _with_new_head(base, saved(model), report))
+    if base is not None or head:
+        load_weights(saved(model), _starting(base, saved(model), head, report))
     return Start(base, task_of(model, spec, splits, recipe, world.alone()))
 
 
@@ -86,23 +88,29 @@ def write_model(directory: Path, task: Trainee) -> str:
     return content_hash(weights, threads=1)
 
 
-def _with_new_head(base: Checkpoint, model: torch.nn.Module, report: Report) -> Mapping[str, np.ndarray]:
-    """The base's tensors, with the model's own random head where the base's is for another number of
-    classes."""
-    own = arrays(model)
-    prefixes = head_prefixes(model)
-    head = [name for name in own if name.startswith(prefixes)] if prefixes else []
-    if all(name in base and tuple(base.specs[name].shape) == own[name].shape for name in head):
-        return base
-    old = next((base.specs[name].shape[0] for name in head if name in base), 0)
-    report(
-        Told(
-            f"the base's head has {old} classes, the data {own[head[0]].shape[0]}: the head starts from "
-            f"random weights"
+def _starting(
+    base: Checkpoint | None, model: torch.nn.Module, head: Mapping[str, np.ndarray], report: Report
+) -> Mapping[str, np.ndarray]:
+    """The base's tensors, with `head` in the place of its own, or with the model's own random one where the
+    base's is for another number of classes."""
+    own, prefixes = arrays(model), head_prefixes(model)
+    if base is None:
+        return own | dict(head)
+    names = [name for name in own if name.startswith(prefixes)] if prefixes else []
+    if not head and not all(name in base and base.slots[name].shape == own[name].shape for name in names):
+        old = next((base.slots[name].shape[0] for name in names if name in base), 0)
+        report(
+            Told(
+                f"the base's head has {old} classes, the data {own[names[0]].shape[0]}: the head starts from "
+                f"random weights"
+            )
         )
-    )
-    kept = {name: base[name] for name in base if not name.startswith(prefixes)}
-    return kept | {name: own[name] for name in head}
+        head = {name: own[name] for name in names}
+    dropped = set(parts_of(base)) - set(model.form.parts) if isinstance(model, ClipClassifier) else set()
+    if not head and not dropped:
+        return base
+    kept = (name for name in base if name.partition(".")[0] not in dropped)
+    return {name: base[name] for name in kept if not (head and name.startswith(prefixes))} | dict(head)
 
 
 def describe_base(base: Checkpoint | None, recipe: Finetune, world: World) -> list[Json]:

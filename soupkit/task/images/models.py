@@ -21,8 +21,10 @@ from timm.models._hub import (
 )  # timm has no other public way to write a config.json without weights
 
 import soupkit.task.images.cifar_models  # noqa: F401  (registers its models with timm)
-from soupkit.errors import TaskError
+from soupkit.errors import SoupkitError, TaskError
 from soupkit.jsons import Json, JsonView
+from soupkit.task.classifier import Classifier
+from soupkit.task.images.classifier import ClipClassifier
 from soupkit.task.images.transforms import ImageSettings
 from soupkit.task.spec import OPEN_CLIP_CONFIG, TIMM_CONFIG, ModelSpec, describe, parse_model
 from soupkit.task.weights import arrays, load_weights
@@ -35,6 +37,7 @@ __all__ = [
     "describe",
     "image_settings",
     "load_weights",
+    "open_clip_config",
     "parse_model",
     "write_config",
 ]
@@ -49,7 +52,7 @@ def build(spec: ModelSpec, *, num_classes: int | None = None) -> torch.nn.Module
     """
     try:
         model = _build_timm(spec, num_classes) if spec.library == "timm" else _build_open_clip(spec)
-    except TaskError:
+    except SoupkitError:
         raise
     except Exception as error:  # factories raise whatever their models raise
         raise TaskError(
@@ -111,7 +114,7 @@ def write_config(
     settings: how images were shown to it, where that is not the model's own configuration.
     """
     if spec.library == "open_clip":
-        config = _open_clip_config(spec) | {"preprocess_cfg": _preprocess(model, settings)}
+        config = open_clip_config(spec) | {"preprocess_cfg": _preprocess(model, settings)}
     else:
         config = _timm_config(spec, model, class_names, settings or _timm_settings(model, spec))
     path = directory / (OPEN_CLIP_CONFIG if spec.library == "open_clip" else TIMM_CONFIG)
@@ -141,12 +144,15 @@ def _build_timm(spec: ModelSpec, num_classes: int | None) -> torch.nn.Module:
 def _build_open_clip(spec: ModelSpec) -> torch.nn.Module:
     import open_clip
 
-    with _as_directory(OPEN_CLIP_CONFIG, _open_clip_config(spec)) as directory, _quiet():
-        return _module(
+    config = open_clip_config(spec)
+    form = Classifier.of(config)
+    with _as_directory(OPEN_CLIP_CONFIG, config) as directory, _quiet():
+        clip = _module(
             open_clip.create_model(
                 f"local-dir:{directory}", load_weights=False, pretrained_image=False, pretrained_text=False
             )
         )
+    return ClipClassifier(clip, form) if form else clip
 
 
 def _module(model: Any) -> torch.nn.Module:
@@ -162,7 +168,7 @@ def _input_size(spec: ModelSpec) -> tuple[int, int, int]:
     return tuple(registered.input_size) if registered is not None else (3, 224, 224)
 
 
-def _open_clip_config(spec: ModelSpec) -> Json:
+def open_clip_config(spec: ModelSpec) -> Json:
     """open_clip_config.json of `spec`, with its options applied."""
     config = deepcopy(dict(spec.config))
     if not config:

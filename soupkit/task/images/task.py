@@ -8,8 +8,9 @@ from pathlib import Path
 
 import torch
 
-from soupkit.asked import ReadsData, Runs
+from soupkit.asked import Begins, ReadsData, Runs
 from soupkit.checkpoint.checkpoint import Checkpoint
+from soupkit.checkpoint.config.classifier import SECTION
 from soupkit.checkpoint.layout import companions
 from soupkit.checkpoint.source import Source
 from soupkit.errors import TaskError
@@ -19,10 +20,12 @@ from soupkit.recipe.train import Finetune
 from soupkit.task.activations import kept_by_one_more
 from soupkit.task.epochs import Place
 from soupkit.task.images.batches import finisher, loader, train_transform
+from soupkit.task.images.classifier import ClipClassifier, UnderHead
 from soupkit.task.images.data import ROLES, Splits, open_data
 from soupkit.task.images.examples import DEFAULT_LIMIT, ImageBatch, ImageExamples, shown_to
+from soupkit.task.images.heads import Tensors, begun, judged, zero_shot
 from soupkit.task.images.metrics import METRICS
-from soupkit.task.images.models import build, build_tokenizer, image_settings, write_config
+from soupkit.task.images.models import build, image_settings, write_config
 from soupkit.task.images.transforms import ImageSettings, for_characters
 from soupkit.task.images.zero_shot import ZeroShotClassifier
 from soupkit.task.spec import ModelSpec, describe
@@ -71,6 +74,13 @@ class ImageTask(Trainee):
         """A CLIP model's classifier makes its head of the text tower."""
         return self.model if isinstance(self.model, ZeroShotClassifier) else None
 
+    def parameters(self) -> dict[str, torch.nn.Parameter]:
+        """Those that have a say: of a CLIP classifier not what is left of the text tower."""
+        resting = self.model.form.resting if isinstance(self.model, ClipClassifier) else ()
+        return {
+            name: each for name, each in super().parameters().items() if name.split(".")[0] not in resting
+        }
+
     def split(self, role: Role) -> ImageExamples:
         """The examples of one part of the data."""
         return self._examples[role]
@@ -112,7 +122,7 @@ class ImageTask(Trainee):
             files_identity((path.name, path) for path in beside),
             self.splits.identity(),
             self.settings.to_json(),
-            None if self.head is None else self.head.prompts,
+            _made_by(self.model),
             self.device.type,
             versions(),
         )
@@ -139,24 +149,38 @@ class ImageTask(Trainee):
 
     def reopened(self, directory: Path, how: Finetune, world: World) -> ImageTask:
         """Built anew, as the configuration beside the weights says."""
-        again = replace(how, base=str(directory), model=None)
+        again = replace(how, base=str(directory), model=None, head=None)
         return open_task(Checkpoint(directory), again, world, splits=self.splits)
 
 
 def saved(model: torch.nn.Module) -> torch.nn.Module:
-    """The part of a model whose weights make the checkpoint: of CLIP as a classifier, CLIP."""
-    return model.clip if isinstance(model, ZeroShotClassifier) else model
+    """The part of a model whose weights make the checkpoint: of CLIP under a head of others, CLIP."""
+    return model.clip if isinstance(model, ZeroShotClassifier | UnderHead) else model
+
+
+def _made_by(model: torch.nn.Module) -> list[str] | str | None:
+    """What makes a head that is none of the weights."""
+    if isinstance(model, UnderHead):
+        return model.fingerprint
+    return model.prompts if isinstance(model, ZeroShotClassifier) else None
 
 
 def build_classifier(spec: ModelSpec, splits: Splits, recipe: Runs) -> torch.nn.Module:
-    """A timm model with a head for the data's classes, or CLIP's image tower under the head that its text
-    tower makes.
+    """A timm model with a head for the data's classes, a CLIP classifier, or CLIP under one of class names.
 
-    That head is made once, from the base: it stays as it is, and the text tower with it.
+    That last one is made once, by the text tower of the base: it stays as it is, and the text tower with it.
     """
     if spec.library == "timm":
         return build(spec, num_classes=len(splits.class_names))
-    return _zero_shot(spec, _class_names(splits, recipe), recipe)
+    return build(spec) if SECTION in spec.config else zero_shot(spec, class_names_of(splits, recipe), recipe)
+
+
+def begin(
+    base: Source | None, spec: ModelSpec, splits: Splits, recipe: Begins, *, device: torch.device
+) -> tuple[ModelSpec, torch.nn.Module, Tensors]:
+    """What a training begins with: its description, the model, and a head not the base's; see `begun`."""
+    spec, head = begun(base, spec, class_names_of(splits, recipe), recipe, device=device)
+    return spec, build_classifier(spec, splits, recipe), head
 
 
 def open_task(checkpoint: Source, recipe: Runs, world: World, *, splits: Splits | None = None) -> ImageTask:
@@ -192,9 +216,11 @@ def task_of(
 
 
 def _classifier(spec: ModelSpec, splits: Splits, recipe: Runs) -> torch.nn.Module:
-    class_names = _class_names(splits, recipe)
+    class_names = class_names_of(splits, recipe)
     if spec.library == "open_clip":
-        return _zero_shot(spec, class_names, recipe)
+        return judged(spec, class_names, recipe)
+    if recipe.head:
+        raise TaskError(f"--head is for open_clip models; timm's {spec.name} has a head of its own")
     unsaid = not spec.config and "num_classes" not in spec.kwargs
     model = build(spec, num_classes=len(class_names) if unsaid else None)
     num_classes = getattr(model, "num_classes", len(class_names))
@@ -206,14 +232,9 @@ def _classifier(spec: ModelSpec, splits: Splits, recipe: Runs) -> torch.nn.Modul
     return model
 
 
-def _class_names(splits: Splits, recipe: Runs) -> tuple[str, ...]:
+def class_names_of(splits: Splits, recipe: Runs) -> tuple[str, ...]:
+    """The names of the data's classes, or those that the recipe gives them. Raises TaskError."""
     names = recipe.class_names or splits.class_names
     if len(names) != len(splits.class_names):
         raise TaskError(f"{len(names)} class names for data of {len(splits.class_names)} classes")
     return names
-
-
-def _zero_shot(spec: ModelSpec, class_names: tuple[str, ...], recipe: Runs) -> torch.nn.Module:
-    return ZeroShotClassifier(
-        build(spec), build_tokenizer(spec), class_names=class_names, templates=recipe.templates
-    )

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
+from soupkit.checkpoint.config.classifier import HEAD
 from soupkit.errors import TaskError
 from soupkit.task.activations import evaluating, kept_by_one_more
 from soupkit.task.task import MOST_TOGETHER, Pass
@@ -42,9 +43,9 @@ class ZeroShotClassifier(torch.nn.Module):
         self.register_buffer("head", torch.zeros(0), persistent=False)
 
     def makers(self) -> set[str]:
-        """All of CLIP's parameters but the image tower and the logits' scale."""
+        """All of CLIP's parameters but the image tower, the logits' scale and a learned head."""
         names = (name for name, _ in self.clip.named_parameters(remove_duplicate=False))
-        return {name for name in names if not name.startswith(("visual.", "logit_"))}
+        return {name for name in names if not name.startswith(("visual.", "logit_", HEAD))}
 
     def forget(self) -> None:
         """Drop the head, whether it has a graph or not."""
