@@ -20,7 +20,7 @@ SHELVES = {
     "Judge": ("evaluate", "ensemble", "report"),
     "Align": ("align", "repair", "barrier"),
     "Curves": ("curve", "chain", "plane"),
-    "Files": ("convert", "pull", "push", "inspect", "diff", "verify", "reproduce", "cache"),
+    "Files": ("convert", "export", "pull", "push", "inspect", "diff", "verify", "reproduce", "cache"),
     "All at once": ("demo", "run"),
     "About soupkit": ("methods", "env"),
 }

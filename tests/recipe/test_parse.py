@@ -156,7 +156,7 @@ def test_round_trip_through_json() -> None:
 def test_every_command_round_trips_and_its_defaults_have_their_types(name: str) -> None:
     kind = COMMANDS[name].recipe_type()
     required = {"refs": ["a", "b"], "coefficients": [0.5, 0.5], "task": 0, "t": 0.5}
-    required |= {"statistics": ["a", "b"], "layers": ["a"], "sigma_rel": 0.1, "at": 0.5}
+    required |= {"statistics": ["a", "b"], "to": "timm", "layers": ["a"], "sigma_rel": 0.1, "at": 0.5}
     fields = [field.name for field in dataclasses.fields(kind)]
     missing = [field.name for field in dataclasses.fields(kind) if field.default is dataclasses.MISSING]
     values = {name: required.get(name, "a") for name in missing}

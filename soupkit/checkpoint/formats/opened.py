@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -39,14 +40,19 @@ def open_layout(path: Path, selection: Selection = Selection()) -> Layout:
     Raises ReferenceError, CheckpointError. Cost: headers and pickles without their tensors.
     """
     for each in FORMATS:
-        if (place := each.find(path)) is not None:
+        if (place := _found(each, path)) is not None:
             return _layout_of(path, each, place, selection)
     return _selected(path, read_parts(path) or read_layout(path), selection)
 
 
 def is_foreign(path: Path) -> bool:
     """Whether a path holds a checkpoint of another program that is read where it lies."""
-    return any(each.find(path) is not None for each in FORMATS)
+    return any(_found(each, path) is not None for each in FORMATS)
+
+
+def _found(each: Format, path: Path) -> Path | None:
+    """What holds the format. A path that no system takes holds none; whoever opens it says why."""
+    return each.find(path) if os.path.exists(path) else None  # noqa: PTH110  (False for a name too long)
 
 
 def _selected(path: Path, layout: Layout, selection: Selection) -> Layout:
