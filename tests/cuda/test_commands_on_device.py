@@ -33,7 +33,7 @@ QUICK = {
     "fge": ("fge", "m0", *CYCLES, "--out", "OUT"),
 }
 """What also runs on the stand-in, in about a second each."""
-SLOW = ("fge",)
+SLOW = ("fge", "curve", "refresh")
 """On the stand-in."""
 LONG = {
     "learned": ("merge", "learned", "m0", "m1", *LEARNING, "--out", "OUT"),

@@ -43,6 +43,7 @@ def run(*arguments: str) -> tuple[int, list[list[str]], str]:
     return done.returncode, [[cell.strip() for cell in row] for row in rows], done.stdout
 
 
+@pytest.mark.slow
 def test_some_calls_of_some_commands() -> None:
     """The bits of an undisturbed run, or a message and nothing else; and the same command then as ever."""
     commands = "uniform-overwrite,ema-glob,mergekit"

@@ -116,6 +116,7 @@ def leftovers(out: Path) -> list[str]:
     return [path.name for path in out.parent.iterdir() if path.name.startswith(f".{out.name}")]
 
 
+@pytest.mark.slow
 def test_killed_merges(merges: Merges, sources: list[Path], tmp_path: Path) -> None:
     out = tmp_path / "out"
     arguments = ["merge", "uniform", *map(str, sources), "--out", str(out), *SHARDS]

@@ -104,6 +104,7 @@ def test_a_soup_is_learned_written_scored_and_made_again(
     assert not [entry for entry in tmp_path.iterdir() if entry.name.startswith(".")]
 
 
+@pytest.mark.slow
 def test_resident_forms_learn_nearly_the_same(
     models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -276,6 +277,7 @@ def test_evolve_searches_with_an_external_scorer(
     assert again["mixture"]["coefficients"] == soup["mixture"]["coefficients"]
 
 
+@pytest.mark.slow
 def test_a_killed_search_goes_on_to_the_same_coefficients(
     models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -62,6 +62,7 @@ def test_a_permuted_member_is_brought_back_and_repair_restores_a_weakened_child(
     assert float((logits(weak) - logits(same)).norm()) < 0.1 * before
 
 
+@pytest.mark.slow
 def test_a_population_trains_with_both(tmp_path: Path) -> None:
     result = job.train_population(recipe(tmp_path / "run", align=True, repair="scale"), ALONE, silent)
     assert len(result["notes"]["history"]["replacements"]) >= 1

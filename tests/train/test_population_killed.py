@@ -9,6 +9,7 @@ import signal
 import tempfile
 from pathlib import Path
 
+import pytest
 from forked import fork
 from train.population_process import recipe, train_until
 from train.population_small import ALONE
@@ -43,6 +44,7 @@ def run(out: Path, *, fatal: int) -> int:
     return fork(train_until, out, fatal, folder=Path(tempfile.mkdtemp(dir=out.parent)) / "process").wait()
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_the_bits_are_the_same(tmp_path: Path) -> None:
     train_population(recipe(tmp_path / "whole"), ALONE, silent)
     out, chance = tmp_path / "killed", random.Random(7)

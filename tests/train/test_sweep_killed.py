@@ -59,6 +59,7 @@ def in_terminal(sweep_base: Path, tmp_path: Path) -> Iterator[tuple[subprocess.P
         process.communicate()
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_continues(tmp_path: Path, long_reference: dict[str, str], sweep_base: Path) -> None:
     """kill -9 of the parent alone: its workers end by themselves, and the same command does what is left."""
     out = tmp_path / "sweep"
@@ -78,6 +79,7 @@ def test_a_killed_sweep_continues(tmp_path: Path, long_reference: dict[str, str]
     assert litter(out) == []
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_workers_and_leaves_no_half_run(
     in_terminal: tuple[subprocess.Popen[str], Path], long_reference: dict[str, str]
 ) -> None:
