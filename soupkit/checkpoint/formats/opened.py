@@ -39,20 +39,28 @@ def open_layout(path: Path, selection: Selection = Selection()) -> Layout:
 
     Raises ReferenceError, CheckpointError. Cost: headers and pickles without their tensors.
     """
-    for each in FORMATS:
-        if (place := _found(each, path)) is not None:
-            return _layout_of(path, each, place, selection)
+    if (found := _found(path)) is not None:
+        return _layout_of(path, *found, selection)
     return _selected(path, read_parts(path) or read_layout(path), selection)
 
 
 def is_foreign(path: Path) -> bool:
     """Whether a path holds a checkpoint of another program that is read where it lies."""
-    return any(_found(each, path) is not None for each in FORMATS)
+    return _found(path) is not None
 
 
-def _found(each: Format, path: Path) -> Path | None:
-    """What holds the format. A path that no system takes holds none; whoever opens it says why."""
-    return each.find(path) if os.path.exists(path) else None  # noqa: PTH110  (False for a name too long)
+def _found(path: Path) -> tuple[Format, Path] | None:
+    """The format of a path, and what holds it; safetensors beside it win. A path that no system takes holds
+    none; whoever opens it says why."""
+    if not os.path.exists(path):  # noqa: PTH110  (False for a name too long)
+        return None
+    is_folder = path.is_dir()
+    if is_folder and any(path.glob("*.safetensors")):
+        return None
+    for each in FOLDERS if is_folder else FILES:
+        if (place := each.find(path)) is not None:
+            return each, place
+    return None
 
 
 def _selected(path: Path, layout: Layout, selection: Selection) -> Layout:
@@ -128,51 +136,41 @@ def _others(found: StateDict) -> tuple[str, ...]:
 
 
 def _dcp_folder(path: Path) -> Path | None:
-    """The folder of a DCP: the path, or the one folder in it that is one and holds a model."""
-    if path.name == METADATA and path.is_file():
-        return path.parent
-    if not path.is_dir() or any(path.glob("*.safetensors")):
-        return None
+    """A folder of a DCP: the path, or the one folder in it that is one and holds a model."""
     if (path / METADATA).is_file():
         return path
     inside = [each.parent for each in path.glob(f"*/{METADATA}") if not NOT_WEIGHTS.search(each.parent.name)]
-    if len(inside) > 1:
-        raise ReferenceError(
-            f"{path}: holds {len(inside)} checkpoints of torch.distributed.checkpoint",
-            hint=f"name one: {naturally(map(str, inside))[-1]}",
-        )
-    return inside[0] if inside else None
+    return _only(inside, path, "torch.distributed.checkpoint")
 
 
 def _zero_folder(path: Path) -> Path | None:
     """The folder of DeepSpeed ZeRO: the path, or the one in it that its file `latest` names."""
-    if not path.is_dir() or any(path.glob("*.safetensors")):
-        return None
     if is_zero(path):
         return path
     inside = [each for each in path.iterdir() if each.is_dir() and is_zero(each)]
     latest = path / "latest"
     if len(inside) > 1 and latest.is_file():
         inside = [each for each in inside if each.name == latest.read_text(errors="replace").strip()]
+    return _only(inside, path, "DeepSpeed ZeRO")
+
+
+def _only(inside: list[Path], path: Path, what: str) -> Path | None:
+    """The one checkpoint in a folder, if any. Raises ReferenceError for several."""
     if len(inside) > 1:
         raise ReferenceError(
-            f"{path}: holds {len(inside)} checkpoints of DeepSpeed ZeRO",
+            f"{path}: holds {len(inside)} checkpoints of {what}",
             hint=f"name one: {naturally(map(str, inside))[-1]}",
         )
     return inside[0] if inside else None
 
 
-def _rank_folder(path: Path) -> Path | None:
-    """A folder with one file of torch.save for each rank."""
-    if not path.is_dir() or any(path.glob("*.safetensors")):
-        return None
-    return path if rank_files(path) else None
-
-
-FORMATS = (
+FOLDERS = (
     Format("dcp", _dcp_folder, read_dcp),
     Format("zero", _zero_folder, read_zero),
-    Format("rank files", _rank_folder, read_ranks),
+    Format("rank files", lambda path: path if rank_files(path) else None, read_ranks),
+)
+FILES = (
+    Format("dcp", lambda path: path.parent if path.name == METADATA and path.is_file() else None, read_dcp),
     Format("npz", lambda path: path if is_npz(path) else None, read_npz),
     Format("pkl", lambda path: path if is_array_pickle(path) else None, read_array_pickle),
 )

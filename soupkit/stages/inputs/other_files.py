@@ -66,10 +66,13 @@ def sources_of(ref: str) -> list[OtherFile]:
 
 def open_all(sources: Sequence[OtherFile], recipe: Convert, report: Report) -> list[tuple[Pickled, Plan]]:
     """Read and check every file, which takes one pass over their bytes."""
-    pickles = [source.path for source in sources if not _lies_as_read(source.path, recipe)]
+    in_place = [_lies_as_read(source.path, recipe) for source in sources]
+    pickles = [source.path for source, lies in zip(sources, in_place, strict=True) if not lies]
     files = [file for path in pickles for file in pickled_files(path)]
     report(Started("checking", sum(file.stat().st_size for file in files), "bytes"))
-    opened = [_open(source, recipe, report) for source in sources]
+    opened = [
+        _open(source, recipe, report, in_place=lies) for source, lies in zip(sources, in_place, strict=True)
+    ]
     report(Finished("checking"))
     return opened
 
@@ -94,11 +97,11 @@ def _selection(recipe: Convert) -> Selection:
     )
 
 
-def _open(source: OtherFile, recipe: Convert, report: Report) -> tuple[Pickled, Plan]:
+def _open(source: OtherFile, recipe: Convert, report: Report, *, in_place: bool) -> tuple[Pickled, Plan]:
     selection = _selection(recipe)
     if recipe.model and recipe.model.startswith("timm:") and is_npz(source.path):
         pickled = _named_as_timm(source.path, recipe, selection)
-    elif _lies_as_read(source.path, recipe):
+    elif in_place:
         if recipe.ignore:
             raise RecipeError(
                 f"{source.path}: no class of it has to be left out: none is ever made",
