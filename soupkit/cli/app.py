@@ -36,7 +36,8 @@ GROUPS = {
 }
 ROOT_EXAMPLES = ("demo", "finetune-sweep", "merge greedy", "evaluate")
 NUM_EXAMPLES = 4
-SETTINGS = {"help_option_names": ["-h", "--help"]}
+HELP = frozenset(("-h", "--help"))
+SETTINGS = {"help_option_names": sorted(HELP, key=len)}
 # BadParameter → UsageError → the root of click's errors; typer carries click under changing names, but not
 # this chain.
 CLICK_ERROR: type[Exception] = typer.BadParameter.__mro__[2]
@@ -67,9 +68,9 @@ def _run(arguments: Sequence[str]) -> int:
         refuse_contradictions(arguments)
         completing = _words_to_complete()
         named = [word for word in completing or arguments if not word.startswith("-")]
-        everything = bool(completing) or ALL in arguments
+        basic_help = not completing and ALL not in arguments and not HELP.isdisjoint(arguments)
         words = ["--help" if word == ALL else word for word in arguments]
-        command = _built(named, everything=everything)
+        command = _built(named, everything=not basic_help)
         return command.main(args=words, prog_name="soupkit", standalone_mode=False) or 0
     except CLICK_ERROR as error:
         return _report_usage(error)

@@ -22,6 +22,8 @@ from soupkit.recipe.parse import field_types
 
 WIDEST_METAVAR = 12
 _FIRST_SENTENCE = re.compile(r"(.*?(?:(?<!et al)[.](?=\s|$)|:$|\Z))(.*)", flags=re.DOTALL | re.MULTILINE)
+_WRAPPED = re.compile(r"(?<!\n)\n(?!\n)")
+"""Where a docstring goes on in the next line; a terminal has lines of its own length."""
 _EXAMPLE = re.compile(r"^Example: (.+(?:\n(?!Example: ).+)*)", flags=re.MULTILINE)
 _METAVARS: dict[object, str] = {bool: "", int: "INT", float: "FLOAT", str: "TEXT", Path: "PATH"}
 
@@ -40,7 +42,8 @@ def describe(kind: type[Recipe]) -> Description:
     text = inspect.cleandoc(kind.__doc__ or "")
     summary, rest = _FIRST_SENTENCE.fullmatch(text).groups()  # type: ignore[union-attr]
     examples = tuple(" ".join(example.split()) for example in _EXAMPLE.findall(rest))
-    return Description(" ".join(summary.split()), _EXAMPLE.sub("", rest).strip(), examples)
+    details = _WRAPPED.sub(" ", _EXAMPLE.sub("", rest).strip())
+    return Description(" ".join(summary.split()), details, examples)
 
 
 def parameters(kind: type[Recipe], shown: Sequence[str] | None = None) -> Iterator[inspect.Parameter]:
