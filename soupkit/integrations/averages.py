@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import TypedDict, Unpack
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from soupkit.checkpoint.tensors import write_tensors
 from soupkit.errors import TaskError
 from soupkit.jsons import Json, JsonView
 from soupkit.merge.running import Ema, Rule
-from soupkit.task.weights import to_numpy
+from soupkit.task.weights import arrays_of_state
 from soupkit.train.averaging import Averaging
 from soupkit.train.live import Buffers
 from soupkit.whole import whole_file
@@ -118,15 +118,5 @@ class Averages:
         """Write an averaged model as a checkpoint directory that soupkit reads; tied tensors stand there
         once."""
         directory.mkdir(parents=True, exist_ok=True)
-        once: dict[int, str] = {}
-        state = {key: value for key, value in self.averaged(name).items() if isinstance(value, Tensor)}
-        for key, tensor in state.items():
-            once.setdefault(id(tensor), key)
-        write_tensors(
-            directory,
-            {key: to_numpy(state[key]) for key in once.values()},
-            metadata={
-                "soupkit.weights": name,
-                **{key: once[id(tensor)] for key, tensor in state.items() if once[id(tensor)] != key},
-            },
-        )
+        tensors, ties = arrays_of_state(self.averaged(name))
+        write_tensors(directory, tensors, metadata={"soupkit.weights": name, **ties})

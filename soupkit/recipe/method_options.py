@@ -136,6 +136,11 @@ class RandomOptions:
     rescale: bool = option(True, help="divide what is kept by its probability")
 
 
+def task_option() -> Any:
+    """Which task a method recovers out of what all of them became."""
+    return option(help="position of the checkpoint to recover, from 0", low=0)
+
+
 def density_option(default: float) -> Any:
     """The fraction that is kept of each task vector's entries, as every method that trims or drops has it."""
     kept = "fraction of the entries to keep, one or one per checkpoint"

@@ -9,6 +9,7 @@ import torch
 
 from soupkit.checkpoint.source import Source
 from soupkit.errors import TaskError
+from soupkit.jsons import JsonView
 
 
 def load_weights(model: torch.nn.Module, tensors: Mapping[str, np.ndarray]) -> None:
@@ -42,6 +43,17 @@ def arrays(model: torch.nn.Module) -> dict[str, np.ndarray]:
             taken.add(identity)
             found[name] = to_numpy(tensor)
     return found
+
+
+def arrays_of_state(state: JsonView) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """The tensors of an averaged model's state, and {name: the name under which the same tensor stands}; ties
+    are told by the objects themselves. Copies nothing that lies on the CPU."""
+    tensors = {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
+    first: dict[int, str] = {}
+    for name, tensor in tensors.items():
+        first.setdefault(id(tensor), name)
+    ties = {name: kept for name, tensor in tensors.items() if (kept := first[id(tensor)]) != name}
+    return {name: to_numpy(tensors[name]) for name in first.values()}, ties
 
 
 def to_torch(array: np.ndarray) -> torch.Tensor:

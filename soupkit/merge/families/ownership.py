@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from soupkit.checkpoint.dtypes import Array
-from soupkit.errors import RecipeError
+from soupkit.merge.families.task_arithmetic import check_task
 from soupkit.merge.pieces import Pieces
 
 
@@ -54,8 +54,7 @@ def emr(pieces: Pieces, *, task: int) -> Iterator[Array]:
     λ_k is of each tensor, where the paper has one for a whole model. Reads task vectors twice. Raises
     RecipeError when there is no such task. Memory: a piece.
     """
-    if task >= pieces.num_ingredients:
-        raise RecipeError(f"task is {task}, expected a position from 0 to {pieces.num_ingredients - 1}")
+    check_task(task, pieces)
     before = after = 0.0
     for vectors_KN in pieces:
         before += float(np.abs(vectors_KN[task]).sum())

@@ -60,11 +60,16 @@ def consensus(
         yield total(vectors_KN, weight, normalize=normalize) * agreed
 
 
+def check_task(task: int, pieces: Pieces) -> None:
+    """Raise RecipeError when there is no ingredient at this position."""
+    if task >= pieces.num_ingredients:
+        raise RecipeError(f"task is {task}, expected a position from 0 to {pieces.num_ingredients - 1}")
+
+
 def tall_mask(pieces: Pieces, *, task: int, threshold: float = 0.4) -> Iterator[Array]:
     """m_task ⊙ Σ_k τ_k: what is left of one task in the sum of all, as TALL masks recover it (Wang et al.
     2024, arXiv:2405.07813, eq. 3). Raises RecipeError when there is no such task. Memory: a piece."""
-    if task >= pieces.num_ingredients:
-        raise RecipeError(f"task is {task}, expected a position from 0 to {pieces.num_ingredients - 1}")
+    check_task(task, pieces)
     for vectors_KN in pieces:
         merged = np.add.reduce(vectors_KN)
         yield merged * tall_masks(vectors_KN[task : task + 1], merged, threshold)[0]

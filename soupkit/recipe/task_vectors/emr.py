@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from soupkit.recipe.fields import option
-from soupkit.recipe.method_options import BaseOptions
+from soupkit.recipe.method_options import BaseOptions, task_option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,4 +17,4 @@ class MergeEmr(BaseOptions):
     FAMILY = "ownership"
     INPUTS = (2, None)
 
-    task: int = option(help="position of the checkpoint to recover, from 0", low=0)
+    task: int = task_option()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from soupkit.recipe.fields import option
-from soupkit.recipe.method_options import BaseOptions
+from soupkit.recipe.method_options import BaseOptions, task_option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +18,7 @@ class MergeTallMask(BaseOptions):
     FAMILY = "task_arithmetic"
     INPUTS = (2, None)
 
-    task: int = option(help="position of the checkpoint to recover, from 0", low=0)
+    task: int = task_option()
     threshold: float = option(
         0.4, help="a task needs an entry when its own is this many times the others' sum", low=0
     )

@@ -34,12 +34,13 @@ class WrittenScores:
 
     def candidate(self, directory: Path, streamed: Streamed) -> tuple[Score, Streamed]:
         """The score of a soup in a directory, and what is known of it then."""
+        written = Checkpoint(directory)
         if self._refresh and self._judge.soup is not None:
-            self._judge.soup.task.load(Checkpoint(directory))
-            overwrite_values(Checkpoint(directory).specs, self._judge.soup.refresh())
-            content = content_hash(Checkpoint(directory), threads=self._world.num_threads)
-            streamed = replace(streamed, output=content)
-        return self.score(directory.name, Checkpoint(directory), streamed.output, rows=()), streamed
+            self._judge.soup.task.load(written)
+            overwrite_values(written.specs, self._judge.soup.refresh())
+            written = Checkpoint(directory)
+            streamed = replace(streamed, output=content_hash(written, threads=self._world.num_threads))
+        return self.score(directory.name, written, streamed.output, rows=()), streamed
 
     def score(self, name: str, checkpoint: Checkpoint, content: str, *, rows: Sequence[int]) -> Score:
         """The score of a checkpoint of this content. rows: which ingredient it is, none for a soup."""

@@ -21,7 +21,7 @@ import torch
 
 from soupkit.checkpoint.hashing import content_hash
 from soupkit.checkpoint.tensors import write_tensors
-from soupkit.jsons import Json, JsonView
+from soupkit.jsons import Json
 from soupkit.manifest import Manifest
 from soupkit.merge.running import PowerEma
 from soupkit.recipe.parse import recipe_to_json
@@ -30,7 +30,7 @@ from soupkit.stages.outputs.described import describe_outputs
 from soupkit.stages.scoring.scoring import refresh_statistics
 from soupkit.task.epochs import num_batches
 from soupkit.task.task import Trainee
-from soupkit.task.weights import to_numpy
+from soupkit.task.weights import arrays_of_state
 from soupkit.train.averaging import Averaging
 
 METADATA_KEY = "soupkit.weights"
@@ -76,7 +76,7 @@ class Trajectory:
                 width = averaging.rule.sigma_rel
                 note = {"posthoc": {"sigma_rel": width, "gamma": averaging.rule.gamma, "step": step}}
                 name = f"sigma-{width:.4g}-update-{step:08d}"
-                self._snapshot("posthoc", name, _arrays(averaging.averaged_state()), note)
+                self._snapshot("posthoc", name, arrays_of_state(averaging.averaged_state())[0], note)
 
     def finish(self, measure: Measure) -> Json:
         """Write EMA and SWA, each with its scores, and name the snapshots; returns the averages' scores by
@@ -92,7 +92,7 @@ class Trajectory:
             refresh = self._refresh if averaging.buffers == "refresh" else None
             state = averaging.averaged_state(refresh=refresh)
             note = {"average": name, "updates": averaging.num_steps, "buffers": averaging.buffers}
-            metrics[name] = self._write(self.directory / name, _arrays(state), note, measure)
+            metrics[name] = self._write(self.directory / name, arrays_of_state(state)[0], note, measure)
         return metrics
 
     @property
@@ -135,11 +135,3 @@ class Trajectory:
             metrics=metrics or {},
             notes={**notes, **self._fitted, **self.chosen},
         )
-
-
-def _arrays(state: JsonView) -> dict[str, np.ndarray]:
-    """The tensors of a state, tied ones once, as a file holds them."""
-    once: dict[int, str] = {}
-    for name, tensor in state.items():
-        once.setdefault(id(tensor), name)
-    return {name: to_numpy(state[name]) for name in once.values() if isinstance(state[name], torch.Tensor)}
