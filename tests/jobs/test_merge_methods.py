@@ -156,6 +156,24 @@ def test_shards_and_dtype_of_the_output(models: list[Path], tmp_path: Path) -> N
     assert {slot.dtype for slot in Checkpoint(tmp_path / "out").slots.values()} == {"BF16", "I64"}
 
 
+def test_lines_needs_layers(save: Save, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    refs = [save(name, {"w": np.ones((2, 2), np.float32)}) for name in ("base", "a")]
+    words = [
+        "merge",
+        "ties",
+        refs[1],
+        "--base",
+        refs[0],
+        "--preset",
+        "lines:0.3,0.6",
+        "--out",
+        tmp_path / "o",
+    ]
+    assert call(*words) == 2
+    assert "no tensor's name has the number" in capsys.readouterr().err
+    assert not (tmp_path / "o").exists()
+
+
 def test_lines_lets_lambda_grow_with_depth(models: list[Path], tmp_path: Path) -> None:
     """λ_ℓ = α + β (ℓ − 1) / (L − 1) on the merged task vector, α outside the layers."""
     for name, more in (("plain", []), ("lines", ["--preset", "lines:0.3,0.6"])):

@@ -95,6 +95,11 @@ def open_merge(recipe: MethodRecipe, report: Report) -> MethodMerge:
         )
     references = inputs.names[:num]
     preset = settings_of(recipe.preset) if isinstance(recipe, BaseOptions) else ()
+    if preset and not Layers.of(inputs.ingredients.plan.slots).last:
+        raise RecipeError(
+            "--preset lines grows with the layers, and no tensor's name has the number of one",
+            hint="--lambda scales all tensors alike",
+        )
     settings = parse_settings((*preset, *recipe.set), known=method.parameters, references=references)
     numbers = numbers_of(method, defaults_of(recipe, method, num), settings, inputs.ingredients)
     return MethodMerge(method, inputs, statistics, numbers, recipe.seed if isinstance(recipe, Seeded) else 0)
