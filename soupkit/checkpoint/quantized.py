@@ -93,14 +93,12 @@ def refuse_quantized(sources: Sequence[Mapping[str, Array]]) -> None:
             fp8 = scales_of(slots_of(source))
             raise CompatibilityError(
                 f"{name_of(source, position)}: is quantized by {found.method} ({found.evidence}): its "
-                f"tensors are "
-                "codes, not weights",
+                "tensors are codes, not weights",
                 hint="merge by a method (slerp, ties, task-arithmetic, …), which reads such fp8 codes "
                 "as weights"
                 if fp8
-                else "dequantize it first, or use the checkpoint that it was made from; if its weights "
-                "are plain after "
-                "all, take the quantization out of its configuration",
+                else "dequantize it first, or use the checkpoint that it was made from; if its weights are "
+                "plain after all, take the quantization out of its configuration",
             )
 
 

@@ -100,8 +100,7 @@ def _agreed(
     if policy == "error":
         raise CompatibilityError(
             f"{name_of(source.tensors, source.position)}: integer tensor {name!r} differs between "
-            f"ingredients, and "
-            f"integers ({slot.dtype} {list(slot.shape)}) have no mean",
+            f"ingredients, and integers ({slot.dtype} {list(slot.shape)}) have no mean",
             hint="unless weights are packed in it, choose what becomes of it: --integers first, max or zero",
         )
     return np.maximum(result, values) if policy == "max" else result

@@ -102,9 +102,8 @@ class Repair(OutputOptions, WeightOptions, DataOptions, ModelOptions):
     soup: str = argument(help="a soup written by soupkit")
     kind: Literal["forward", "scale", "closed", "bn"] = option(
         "forward",
-        help="what is corrected: mean and variance as measured, the variance alone, both as predicted "
-        "from the "
-        "ingredients, or batch-norm statistics only",
+        help="what is corrected: mean and variance as measured, the variance alone, both as predicted from "
+        "the ingredients, or batch-norm statistics only",
     )
     num_batches: int = option(20, help="training batches to measure with")
     force: bool = option(False, help="keep the repaired weights even when their held-out loss is not lower")

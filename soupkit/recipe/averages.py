@@ -59,9 +59,8 @@ class AveragingOptions:
     posthoc_every: int = option(1, help="epochs between two snapshots of them")
     average_buffers: Literal["auto", "average", "copy", "refresh"] = option(
         "auto",
-        help="batch-norm statistics of an average: averaged too, the model's, or re-estimated on "
-        "training data; "
-        "auto: averaged with EMA, re-estimated with SWA",
+        help="batch-norm statistics of an average: averaged too, the model's, or re-estimated on training "
+        "data; auto: averaged with EMA, re-estimated with SWA",
     )
     average_device: Literal["model", "cpu"] = option(
         "model", help="where averages are kept: cpu spares a GPU's memory"
@@ -117,9 +116,8 @@ class TrajectoryOptions:
     )
     order: Literal["given", "number", "text"] = option(
         "given",
-        help="as given, what a glob or folder holds by its numbers (900 before 1000); all by the last "
-        "number in their "
-        "names; all as text",
+        help="as given, what a glob or folder holds by its numbers (900 before 1000); all by the last number "
+        "in their names; all as text",
     )
     bn: Literal["average", "refresh", "last"] = option(
         "average",

@@ -217,9 +217,8 @@ class Fge(OutputOptions, DescentOptions, DataOptions, ModelOptions):
     )
     schedule: Literal["fge", "snapshot", "swa"] = option(
         "fge",
-        help="fge: up and down, kept in the middle of a cycle; snapshot: cosine with restarts; swa: "
-        "straight down; "
-        "these are kept at the end of a cycle",
+        help="fge: up and down, kept in the middle of a cycle; snapshot: cosine with restarts; swa: straight "
+        "down; these are kept at the end of a cycle",
     )
     cycle: int = option(4, help="epochs per cycle; for fge an even number")
     lr_1: float = option(0.05, help="the most that the learning rate gets")

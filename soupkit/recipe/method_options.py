@@ -23,10 +23,9 @@ class TensorOptions:
 
     set: tuple[str, ...] = option(
         (),
-        help="options per tensor, 'PATTERN: {option: VALUE}' such as 'layers.*.mlp: {weight: [0.2, "
-        "0.8]}'; a list is a "
-        "gradient over the layers, {0: VALUE} speaks of the first checkpoint; repeat for more, later "
-        "ones win",
+        help="options per tensor, 'PATTERN: {option: VALUE}' such as 'layers.*.mlp: {weight: [0.2, 0.8]}'; a "
+        "list is a gradient over the layers, {0: VALUE} speaks of the first checkpoint; repeat for more, "
+        "later ones win",
     )
     embedding: Literal["error", "pad", "intersect"] = option(
         "error", help="vocabularies of different sizes: refuse, extend to the largest, or cut to the smallest"

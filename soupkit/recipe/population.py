@@ -23,11 +23,9 @@ class ExchangeOptions:
 
     method: Method = option(
         "papa",
-        help="papa pulls every member towards the mean; the others replace members after an epoch: "
-        "papa-all by the "
-        "mean, papa-2 by means of random pairs, pair-75 by ¾ + ¼ of pairs, many-half and many-75 by ½ "
-        "or ¾ of "
-        "themselves and the others, random by random weights, greedy by a greedy soup; none leaves "
+        help="papa pulls every member towards the mean; the others replace members after an epoch: papa-all "
+        "by the mean, papa-2 by means of random pairs, pair-75 by ¾ + ¼ of pairs, many-half and many-75 by ½ "
+        "or ¾ of themselves and the others, random by random weights, greedy by a greedy soup; none leaves "
         "them alone",
     )
     decay: float | None = option(
@@ -124,10 +122,9 @@ class TrainPopulation(
     )
     stem: Literal["native", "small"] = option(
         "native",
-        help="small: images are enlarged by the stride of the model's stem, so that its first stage "
-        "sees their own "
-        "resolution, as with a CIFAR stem, in an architecture that timm still loads; needs img_size in "
-        "--model",
+        help="small: images are enlarged by the stride of the model's stem, so that its first stage sees "
+        "their own resolution, as with a CIFAR stem, in an architecture that timm still loads; needs "
+        "img_size in --model",
     )
     ranks_per_member: int = option(
         0, help="ranks that share the batches of one member; 0: as many as there are"

@@ -13,8 +13,7 @@ from soupkit.recipe.parse import whole_number
 Metric = Literal["top1", "top5", "nll", "ece"]
 MISMATCH = (
     "configurations that give the same weights another meaning (heads, activation, order of classes or "
-    "tokens): "
-    "refuse, or go on with a warning"
+    "tokens): refuse, or go on with a warning"
 )
 BLOCKS = "which tensors share a coefficient: global (all), tensor (none), layer, or a number of parameters"
 
@@ -43,18 +42,16 @@ class WeightOptions:
 
     dtype: Literal["auto", "float64", "float32", "float16", "bfloat16"] = option(
         "auto",
-        help="dtype of the written floating tensors; auto keeps what the ingredients agree on, else "
-        "the wider",
+        help="dtype of the written floating tensors; auto keeps what the ingredients agree on, else the "
+        "wider",
     )
     max_shard_size: str = option("50GB", help="start a new shard when a file would grow beyond this")
     integers: Literal["auto", "first", "max", "zero", "error"] = option(
         "auto",
-        help="what becomes of integer and boolean tensors that differ (they are never averaged): auto "
-        "takes the "
-        "largest of counters (numbers and vectors, such as num_batches_tracked) and refuses tables and "
-        "bytes, which "
-        "may be codes; first, max (of booleans: any) and zero (the whole tensor) are for all; error "
-        "refuses all",
+        help="what becomes of integer and boolean tensors that differ (they are never averaged): auto takes "
+        "the largest of counters (numbers and vectors, such as num_batches_tracked) and refuses tables and "
+        "bytes, which may be codes; first, max (of booleans: any) and zero (the whole tensor) are for all; "
+        "error refuses all",
     )
     non_finite: Literal["error", "keep"] = option(
         "error", help="refuse a result with NaN or infinity, or keep it"
@@ -120,8 +117,7 @@ class ModelOptions(ClassOptions):
     model: str | None = option(
         None,
         help="timm:NAME[,key=value] or open_clip:NAME, when the checkpoint directory does not say "
-        "(config.json, "
-        "open_clip_config.json)",
+        "(config.json, open_clip_config.json)",
     )
     device: str = option("auto", help="auto, cpu, cuda or cuda:i")
     head: str | None = option(
@@ -174,9 +170,8 @@ class RememberOptions:
 
     cache: bool = option(
         True,
-        help="remember scores and predictions, and take those of earlier runs; see soupkit cache. "
-        "--no-cache where a "
-        "scorer depends on what is not seen: a server, files that it finds by itself",
+        help="remember scores and predictions, and take those of earlier runs; see soupkit cache. --no-cache "
+        "where a scorer depends on what is not seen: a server, files that it finds by itself",
     )
     fresh_scores: bool = option(False, help="compute every score anew, and remember it")
 

@@ -34,9 +34,8 @@ class MemoryOptions:
     )
     resident: Literal["auto", "float32", "bfloat16", "int8", "disk"] = option(
         "auto",
-        help="how the checkpoints' differences to the centre are kept; auto takes the most exact form "
-        "that fits; "
-        "disk keeps none and reads every checkpoint twice per step",
+        help="how the checkpoints' differences to the centre are kept; auto takes the most exact form that "
+        "fits; disk keeps none and reads every checkpoint twice per step",
     )
     pass_size: int = option(0, help="examples per forward and backward pass; 0: as many as memory allows")
 
@@ -53,9 +52,8 @@ class LearnOptions:
     )
     folds: int = option(
         0,
-        help="choose the number of epochs by cross-fitting: learn on all but one of this many folds, "
-        "score the fold "
-        "after each epoch, then learn on everything for the best number; 0 learns for all epochs",
+        help="choose the number of epochs by cross-fitting: learn on all but one of this many folds, score "
+        "the fold after each epoch, then learn on everything for the best number; 0 learns for all epochs",
     )
     patience: int = option(
         0, help="with --folds, end a fold after this many epochs without a better score; 0 does not"
@@ -82,9 +80,8 @@ class LearnedBatchNormOptions(BatchNormOptions):
     bn: Literal["average", "refresh", "keep", "batch"] = option(  # type: ignore[assignment]
         "refresh",
         help="batch-norm statistics while learning and in the soup: re-estimated on training data (as each "
-        "epoch begins, and at the end), the ingredients' mean, or the first ingredient's; batch: those "
-        "of each batch "
-        "while learning, as in training, and re-estimated in the soup",
+        "epoch begins, and at the end), the ingredients' mean, or the first ingredient's; batch: those of "
+        "each batch while learning, as in training, and re-estimated in the soup",
     )
 
 

@@ -100,8 +100,7 @@ def lines(caption: object, series: Mapping[str, Sequence[Point]], *, xlabel: str
     marks = [_line(points, horizontal, vertical, number) for number, points in enumerate(kept.values())]
     summary = "; ".join(
         f"{label}: from {points[0][1]:.4g} to {points[-1][1]:.4g}, lowest "
-        f"{min(y for _, y, _ in points):.4g}, "
-        f"highest {max(y for _, y, _ in points):.4g}"
+        f"{min(y for _, y, _ in points):.4g}, highest {max(y for _, y, _ in points):.4g}"
         for label, points in list(kept.items())[:NUM_COLORS]
     )
     return chart(

@@ -175,8 +175,7 @@ def _blocks(labels: Sequence[str], matrix: Sequence[Sequence[float]], mixture: J
         rows.append((name(label), strip(row, most=most, label=alt), mean, f"{low:.3g} … {high:.3g}"))
     caption = (
         f"Coefficients of {len(matrix)} checkpoints in {len(matrix[0])} blocks: blue above zero, orange "
-        f"below, "
-        f"full colour at {most:.3g}"
+        f"below, full colour at {most:.3g}"
     )
     columns = ("checkpoint", "block by block", "mean", "range")
     pieces = [table(caption, columns, rows)]

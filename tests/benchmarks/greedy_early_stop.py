@@ -56,11 +56,9 @@ def main() -> None:
         rejected = [step["num_evaluated"] for step in trials if not step["accepted"]]
         share = sum(rejected) / max(1, len(rejected)) / arguments.num_held_out
         print(
-            f"accept {accept}: picks {len(early['notes']['picks'])} of {len(trials) + 1}, the same: "
-            f"{same}; trials "
-            f"evaluated {early['notes']['share_of_trial_examples_evaluated']:.0%} of their images, "
-            f"rejected ones "
-            f"{share:.0%}; whole command {fewer:.2f} s against {seconds:.2f} s"
+            f"accept {accept}: picks {len(early['notes']['picks'])} of {len(trials) + 1}, the same: {same}; "
+            f"trials evaluated {early['notes']['share_of_trial_examples_evaluated']:.0%} of their images, "
+            f"rejected ones {share:.0%}; whole command {fewer:.2f} s against {seconds:.2f} s"
         )
 
 

@@ -148,8 +148,7 @@ def main() -> None:
             found = json.loads(done.stdout.splitlines()[-1])
             print(
                 f"{method + ', ' + str(num) + ' as ' + form:30} {found['peak'] / 1e9:8.2f} "
-                f"{found['plan'] / 1e9:8.2f} "
-                f"{found['load']:8.1f} {found['step']:8.2f} {found['pass']:12.2f}",
+                f"{found['plan'] / 1e9:8.2f} {found['load']:8.1f} {found['step']:8.2f} {found['pass']:12.2f}",
                 flush=True,
             )
     finally:

@@ -74,9 +74,8 @@ def check_meaning(
         if severe and mismatch == "error":
             raise CompatibilityError(
                 message,
-                hint="the same weights mean something else there, so a mean has no meaning: leave one "
-                "out, or make the "
-                "config.json agree if it is wrong; --mismatch warn goes on all the same",
+                hint="the same weights mean something else there, so a mean has no meaning: leave one out, "
+                "or make the config.json agree if it is wrong; --mismatch warn goes on all the same",
             )
         remarks.append(message + ("" if severe else "; what is written says what the first does"))
     return (*remarks, *_check_classes(configs, names, mismatch))
@@ -188,9 +187,8 @@ def _check_classes(configs: Sequence[Config], names: Sequence[str], mismatch: Mi
         if moved and mismatch == "error":
             raise CompatibilityError(
                 message,
-                hint="their classes are in another order, so their heads cannot be averaged: train "
-                "with one order "
-                "(id2label, label_names), or leave one out; --mismatch warn goes on all the same",
+                hint="their classes are in another order, so their heads cannot be averaged: train with one "
+                "order (id2label, label_names), or leave one out; --mismatch warn goes on all the same",
             )
         remarks.append(message)
     return remarks

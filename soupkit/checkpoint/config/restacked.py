@@ -215,12 +215,10 @@ class _Section:
 
     def _refuse(self, key: str, value: object) -> NoReturn:
         raise CompatibilityError(
-            f"config.json: {key} ({_short(value)}) may say something of each layer under {self.stack!r} "
-            f"that soupkit "
-            "does not know how to take along into a stack",
-            hint="take the layers in their places (0:N of one model), or stack without config.json and "
-            "write the "
-            "result's yourself",
+            f"config.json: {key} ({_short(value)}) may say something of each layer under {self.stack!r} that "
+            "soupkit does not know how to take along into a stack",
+            hint="take the layers in their places (0:N of one model), or stack without config.json and write "
+            "the result's yourself",
         )
 
 

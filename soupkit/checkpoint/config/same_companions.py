@@ -53,9 +53,8 @@ def _compare(first: Checkpoint, other: Checkpoint, mismatch: Mismatch) -> list[s
             if mismatch == "error":
                 raise CompatibilityError(
                     message,
-                    hint="rows of embeddings are merged by number, so the tokenizers must agree: give "
-                    "both models one "
-                    "tokenizer first; --mismatch warn goes on all the same",
+                    hint="rows of embeddings are merged by number, so the tokenizers must agree: give both "
+                    "models one tokenizer first; --mismatch warn goes on all the same",
                 )
             remarks.append(message)
     for name in sorted(_modules(first) & _modules(other)):
@@ -65,9 +64,8 @@ def _compare(first: Checkpoint, other: Checkpoint, mismatch: Mismatch) -> list[s
                 folder = name.rpartition("/")[0]
                 raise CompatibilityError(
                     message,
-                    hint="weights of further modules are copied, not merged: merge them apart (the "
-                    "same command on "
-                    f"REF/{folder}) and put the result in; --mismatch warn takes the first's",
+                    hint="weights of further modules are copied, not merged: merge them apart (the same "
+                    f"command on REF/{folder}) and put the result in; --mismatch warn takes the first's",
                 )
             remarks.append(message + ", whose are written")
     code = sorted(path.name for path in first.companions if path.suffix == ".py")

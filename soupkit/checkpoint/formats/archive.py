@@ -224,8 +224,7 @@ def _check_pickle_size(archive: Archive) -> None:
     if size > MAX_PICKLE_BYTES:
         raise CheckpointError(
             f"{archive.path}: its data.pkl, which names the tensors, has {size:,} bytes; "
-            f"{MAX_PICKLE_BYTES:,} are the "
-            "most that soupkit unpickles",
+            f"{MAX_PICKLE_BYTES:,} are the most that soupkit unpickles",
             hint="save the state dict alone, torch.save(model.state_dict(), PATH), in the program that "
             "wrote this file",
         )

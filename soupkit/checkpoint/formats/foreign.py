@@ -131,9 +131,8 @@ def sharded_hint(names: Collection[str], folder: Path) -> str | None:
         return "it is a torch.distributed.checkpoint without its .metadata: copy the whole folder"
     if _is_zero(names) or any(_is_zero(inside) for inside in _inside(folder)):
         return (
-            "it is a checkpoint of DeepSpeed ZeRO: python zero_to_fp32.py "
-            f"{shlex.quote(str(folder))} OUT with the script that lies in it, then soupkit convert OUT "
-            f"--out DIR"
+            f"it is a checkpoint of DeepSpeed ZeRO: python zero_to_fp32.py {shlex.quote(str(folder))} OUT "
+            "with the script that lies in it, then soupkit convert OUT --out DIR"
         )
     return None
 

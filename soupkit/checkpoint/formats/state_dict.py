@@ -201,9 +201,8 @@ def _without_inner(taken: StateDict, path: Path, prefer: Prefer, renamed: Sequen
         return replace(taken, notes=(*taken.notes, f"{said} ({options})"))
     if not inner.is_certain:
         raise CheckpointError(
-            f"{path}: holds {len(inner.targets)} pairs such as {_pair(inner)}, and names do not tell "
-            f"which is the "
-            "average: mmcv 1 swaps them before saving or not, by the priority of its hook",
+            f"{path}: holds {len(inner.targets)} pairs such as {_pair(inner)}, and names do not tell which "
+            "is the average: mmcv 1 swaps them before saving or not, by the priority of its hook",
             hint=f"leave --prefer out; --drop {inner.prefix} takes those under the model's own names",
         )
     return _chosen(taken, inner, prefer)

@@ -223,12 +223,10 @@ class Adapted(View):
         ties = self.base.ties
         if name in ties or name in ties.values() or self._is_tied(name):
             raise CompatibilityError(
-                f"{self.adapter.reference}: changes {name!r}, which {self.base.reference} ties to "
-                f"another tensor: head "
-                "and embedding share their numbers there, and the adapter is of one of them",
-                hint="untie them first: save the base with tie_word_embeddings false and both tensors, "
-                "and give that "
-                "as --base (a merge by peft changes both)",
+                f"{self.adapter.reference}: changes {name!r}, which {self.base.reference} ties to another "
+                "tensor: head and embedding share their numbers there, and the adapter is of one of them",
+                hint="untie them first: save the base with tie_word_embeddings false and both tensors, and "
+                "give that as --base (a merge by peft changes both)",
             )
         if name not in self.base.slots:
             raise CompatibilityError(

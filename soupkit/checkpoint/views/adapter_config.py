@@ -125,8 +125,7 @@ def _check_beginning(path: Path, config: JsonView) -> None:
     if RESIDUAL.fullmatch(beginning):
         raise CheckpointError(
             f"{path}: began as {beginning} (init_lora_weights), which takes a part out of the base's "
-            f"weights: its "
-            "factors are no change of the base as it is stored",
+            "weights: its factors are no change of the base as it is stored",
             hint="convert it to a plain LoRA (peft: save_pretrained with "
             "path_initial_model_for_weight_conversion), or " + MERGE,
         )

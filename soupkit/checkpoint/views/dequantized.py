@@ -89,8 +89,7 @@ class Dequantized(View):
         if scales.shape != expected:
             raise CheckpointError(
                 f"{self.reference}: {self._scales[name]!r} has shape {list(scales.shape)}, expected "
-                f"{list(expected)} "
-                f"for blocks of {height} × {width}",
+                f"{list(expected)} for blocks of {height} × {width}",
                 hint=f"its config.json should say the block size: {QUANTIZATION}.weight_block_size",
             )
         repeated: Array = np.repeat(scales, width, axis=1)[:, :columns]

@@ -74,9 +74,8 @@ def match_vocabularies(sources: Sequence[Source], policy: Policy) -> tuple[list[
         )
         raise CompatibilityError(
             f"{len(names)} tensors have different numbers of rows, for example {names[0]!r} ({shown})",
-            hint="if they are vocabularies that begin alike: --embedding pad extends all to the "
-            "largest, --embedding "
-            "intersect cuts all to the smallest; heads with different classes cannot be merged",
+            hint="if they are vocabularies that begin alike: --embedding pad extends all to the largest, "
+            "--embedding intersect cuts all to the smallest; heads with different classes cannot be merged",
         )
     chosen = sizes.index(max(sizes) if policy == "pad" else min(sizes))
     return [Resized(source, names, sizes[chosen], sources[chosen]) for source in sources], chosen

@@ -156,11 +156,9 @@ def _check_shapes(
         if mine != its:
             name = min(dict(mine.items() ^ its.items()))
             raise CompatibilityError(
-                f"layer {other} of {names[other_part]} has {_shown(its.get(name))} as "
-                f"{stack}.{other}{name}, layer "
-                f"{layer} of {names[part]} has {_shown(mine.get(name))}, and the configuration does not "
-                f"say why: in "
-                "the stack one of them would not be loaded",
+                f"layer {other} of {names[other_part]} has {_shown(its.get(name))} as {stack}.{other}{name}, "
+                f"layer {layer} of {names[part]} has {_shown(mine.get(name))}, and the configuration does "
+                "not say why: in the stack one of them would not be loaded",
                 hint="take each layer in its own place, or layers that are alike",
             )
 

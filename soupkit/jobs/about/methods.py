@@ -56,9 +56,8 @@ SOUPS = (
     ),
 )
 CAPTION = (
-    "data: what selects or weighs; statistics are files of yours. A chunk is 131,072 elements per "
-    "thread, a piece "
-    "32,768 per ingredient and thread. Each has its own soupkit merge METHOD --help"
+    "data: what selects or weighs; statistics are files of yours. A chunk is 131,072 elements per thread, a "
+    "piece 32,768 per ingredient and thread. Each has its own soupkit merge METHOD --help"
 )
 
 

@@ -207,8 +207,7 @@ def _why_other_bits(manifest: Manifest) -> str:
         [
             *(differing or ["versions and processor are the same here"]),
             "whatever a model's pass gives (refreshed batch-norm statistics, REPAIR) needs the same "
-            "versions, "
-            "processor family and --threads for the same bits",
+            "versions, processor family and --threads for the same bits",
         ]
     )
 

@@ -92,8 +92,7 @@ def _check_vocabulary(source: Checkpoint, models: list[Checkpoint], where: str) 
         if words is not None:
             raise CompatibilityError(
                 f"{where}: tokenizer_source: the vocabulary of {model.reference} is not that of "
-                f"{source.reference}: "
-                f"{words}",
+                f"{source.reference}: {words}",
                 hint="soupkit merges embeddings row by row; give them one vocabulary first: "
                 "mergekit-tokensurgeon",
             )

@@ -171,9 +171,8 @@ class _Writing:
         if rank_key(ours, self.better) > rank_key(last.value, self.better):
             self.report(
                 Warned(
-                    f"no average is better on held-out than the last checkpoint: {last.metric} "
-                    f"{ours:.4g} of {best}, "
-                    f"{last.value:.4g} of {self.ingredients.names[-1]}"
+                    f"no average is better on held-out than the last checkpoint: {last.metric} {ours:.4g} of "
+                    f"{best}, {last.value:.4g} of {self.ingredients.names[-1]}"
                 )
             )
 

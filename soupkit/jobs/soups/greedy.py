@@ -32,9 +32,8 @@ from soupkit.stages.scoring.scoring import SoupTask
 from soupkit.world import World
 
 ONLY_THE_BEST = (
-    "only the best model stayed: no other improved it. That is usual when the checkpoints do not start "
-    "from one common "
-    "ancestor, when their learning rates differ widely, or when held-out data are few"
+    "only the best model stayed: no other improved it. That is usual when the checkpoints do not start from "
+    "one common ancestor, when their learning rates differ widely, or when held-out data are few"
 )
 
 

@@ -104,9 +104,8 @@ def _refuse_features(config: JsonView, where: str) -> None:
         raise refuse(
             where,
             "soupkit does not know the key 'modules'",
-            hint="it merges all tensors of a model alike: write models:, with filters where a part is "
-            "to be merged "
-            "otherwise",
+            hint="it merges all tensors of a model alike: write models:, with filters where a part is to be "
+            "merged otherwise",
         )
     if config.get("chat_template") is not None:
         raise refuse(

@@ -249,8 +249,7 @@ class Parameters:
                         raise refuse(
                             each.where,
                             f"density {density.plain:g} and epsilon {half:g}: mergekit wants density ± "
-                            f"epsilon "
-                            "between 0 and 1",
+                            "epsilon between 0 and 1",
                         )
 
 

@@ -192,6 +192,5 @@ def _check_shapes(reference: str, slots: Mapping[str, Slot], view: Source) -> No
         if name in slots and slots[name].shape != slot.shape:
             raise CompatibilityError(
                 f"config_from {reference}: tensor {name!r} has shape {list(slots[name].shape)}, the "
-                f"checkpoints have "
-                f"{list(slot.shape)}: its configuration describes another model"
+                f"checkpoints have {list(slot.shape)}: its configuration describes another model"
             )

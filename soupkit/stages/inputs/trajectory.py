@@ -106,7 +106,7 @@ def _numbered(folder: Path) -> list[Path]:
         first = " and ".join(found[0].name for found in list(kinds.values())[:2])
         raise ReferenceError(
             f"{folder}: holds checkpoints of {len(kinds)} kinds, such as {first}",
-            hint=f"name those of the training by a pattern: "
+            hint="name those of the training by a pattern: "
             f"'{folder}/{_pattern(next(iter(kinds.values())))}'",
         )
     return next(iter(kinds.values()), [])

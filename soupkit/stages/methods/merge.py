@@ -63,7 +63,6 @@ def _warn_of_statistics(merge: MethodMerge, recipe: MethodRecipe, report: Report
         report(
             Warned(
                 f"{len(names)} batch-norm statistics are merged like weights, for example {names[0]}: "
-                f"re-estimate them "
-                f"with soupkit merge uniform {recipe.out} --bn refresh --data … --out …"
+                f"re-estimate them with soupkit merge uniform {recipe.out} --bn refresh --data … --out …"
             )
         )

@@ -32,9 +32,8 @@ def show_method_plan(merge: MethodMerge, recipe: Weighs, world: World, report: R
         "estimated_seconds": estimate_seconds(merge, recipe, world),
     }
     caption = (
-        "a piece is 32,768 elements per ingredient and thread; seconds are estimated from a few "
-        "tensors merged now; "
-        "what is not in the page cache, or is written, waits for the disk"
+        "a piece is 32,768 elements per ingredient and thread; seconds are estimated from a few tensors "
+        "merged now; what is not in the page cache, or is written, waits for the disk"
     )
     tell_plan(amounts(values), report, nothing="was written", caption=caption)
     return {"plan": values}
