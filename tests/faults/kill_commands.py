@@ -87,6 +87,9 @@ COMMANDS = {
     "ties": KillCommand(
         "merge ties {i}/plain1 {i}/plain2 --base {i}/plain0 --threads 1 --out {o}", models=False
     ),
+    "tsv-m": KillCommand(
+        "merge tsv-m {i}/plain1 {i}/plain2 --base {i}/plain0 --threads 1 --out {o}", models=False
+    ),
     "ema": KillCommand(f"merge ema {PLAIN} --threads 1 --out {{o}}", models=False),
     "ema-glob": KillCommand("merge ema {i}/plain[0-2] --threads 1 --out {o}", models=False),
     "mergekit": KillCommand("merge mergekit {i}/mergekit.yaml --threads 1 --out {o}", models=False),
@@ -134,6 +137,10 @@ COMMANDS = {
         keeps=("out/.soupkit-lock",),
     ),
     "convert": KillCommand("convert {i}/pickled.pt --threads 1 --out {o}", models=False),
+    "convert-dcp": KillCommand(
+        "convert {i}/plain0 --to dcp --threads 1 --out {o}", models=False, keeps=("out/.metadata",)
+    ),
+    "export": KillCommand("export {i}/classifier --to timm --threads 1 --out {o}", models=False),
     "run": KillCommand("run {i}/recipe.yaml --set out={o}", grows=True, models=False),
     "report": KillCommand("report {i}/plain-soup --out {o}", out="out.html", models=False),
     "extract-lora": KillCommand(
@@ -156,6 +163,8 @@ def make_inputs(folder: Path, commands: Iterable[KillCommand]) -> int:
     lines = [f"merge uniform {PLAIN} --threads 1 --out {{i}}/plain-soup"]
     if any("pickled" in each.command for each in commands):
         _pickle(folder / "pickled.pt")
+    if any("classifier" in each.command for each in commands):
+        lines += [_classifier(folder)]
     if any(each.models for each in commands):
         lines += [f"finetune --model {MODEL} DATA --epochs 1 --lr 3e-3 --threads 1 --out {{i}}/base"]
         lines += [
@@ -165,6 +174,18 @@ def make_inputs(folder: Path, commands: Iterable[KillCommand]) -> int:
         ]
         lines += ["merge uniform {i}/model0 {i}/model1 --threads 1 --out {i}/soup"]
     return next((code for line in lines if (code := run_command_line(_line(line, folder, folder)))), 0)
+
+
+def _classifier(folder: Path) -> str:
+    """Write a published CLIP fine-tune; returns the command that reads it."""
+    import published
+    import torch
+
+    name = published.know_architecture(folder / "architectures")
+    torch.save(published.Wrapper().state_dict(), folder / "published.pt")
+    return (
+        f"convert {{i}}/published.pt --model open_clip:{name} --head normalize=false --out {{i}}/classifier"
+    )
 
 
 def _weights(seed: int) -> dict[str, Any]:
